@@ -1,0 +1,10 @@
+//! The storage engine: volumes cut into 16 shards, each with a write-ahead log on local NVMe and an
+//! extent index, packed into immutable chunks in a backend whose image is always one epoch cut.
+//!
+//! State machines here are sans-IO: they take inputs and emit effects. Production drives them from
+//! the ring loop, tests from a seeded simulator. See `docs/ARCHITECTURE.md`.
+
+pub mod block;
+pub mod error;
+pub mod identity;
+pub mod volume;

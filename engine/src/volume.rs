@@ -1,0 +1,264 @@
+//! What a volume is called and how it is set up.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+
+use crate::block::BlockSize;
+use crate::error::{Error, Result};
+
+/// Longest volume name in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Largest volume in bytes (64 TiB), which keeps every block number far below its field's width.
+pub const SIZE_BYTES_MAX: u64 = 64 << 40;
+/// Bytes of which a volume's size is a multiple.
+pub const SIZE_GRAIN_BYTES: u64 = 512;
+
+const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// A valid volume name: UTF-8 of 1..=255 bytes, parts separated by `/`, none empty, `.` or `..`,
+/// no control characters, no `@` (which separates a snapshot).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// Checks `name`; the error says which rule it breaks.
+    pub fn parse(name: &str) -> Result<Self> {
+        let refuse = |why: &str| {
+            Err(Error::invalid(format!(
+                "volume name {:?} is refused: {why}",
+                Shortened(name)
+            )))
+        };
+        if name.is_empty() {
+            return refuse("it is empty");
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return refuse("it is longer than 255 bytes");
+        }
+        if name.contains('@') {
+            return refuse("'@' separates a snapshot from its volume");
+        }
+        if name.chars().any(char::is_control) {
+            return refuse("it has a control character");
+        }
+        for part in name.split('/') {
+            match part {
+                "" => return refuse("it has an empty part ('/' at an end, or two in a row)"),
+                "." | ".." => return refuse("'.' and '..' may not be parts of it"),
+                _ => {}
+            }
+        }
+        Ok(Self(name.to_owned()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name as one path component or object-key component, percent-encoded.
+    pub fn encoded(&self) -> String {
+        let text = utf8_percent_encode(&self.0, KEPT).to_string();
+        // A leading dot would make a hidden file.
+        text.strip_prefix('.')
+            .map_or(text.clone(), |rest| format!("%2E{rest}"))
+    }
+
+    /// Undoes [`VolumeName::encoded`].
+    pub fn decode(text: &str) -> Result<Self> {
+        let name = percent_decode_str(text)
+            .decode_utf8()
+            .map_err(|e| Error::invalid(format!("{text:?} does not decode to UTF-8: {e}")))?;
+        Self::parse(&name)
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
+}
+
+/// Quotes at most 64 characters of a text that may be huge.
+struct Shortened<'a>(&'a str);
+
+impl fmt::Debug for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(64) {
+            Some((cut, _)) => write!(f, "{:?}…", &self.0[..cut]),
+            None => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    /// From memory that outlives the process; FLUSH makes it survive power loss.
+    #[default]
+    Memory,
+    /// After it is durable in the WAL.
+    Durable,
+}
+
+/// What to do after a host crash took answered but unflushed writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLostCache {
+    /// Serve, and report the exposed window.
+    #[default]
+    Continue,
+    /// Serve for reading only.
+    ReadOnly,
+    /// Do not serve until the operator decides.
+    Refuse,
+}
+
+/// Settings of a volume, stored in its manifests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSettings {
+    /// Size in bytes, a multiple of [`SIZE_GRAIN_BYTES`].
+    pub size_bytes: u64,
+    /// Unit of routing, index, checksum and WAL record.
+    pub block_size_bytes: u32,
+    /// Most payload bytes of one chunk object (blocks only).
+    pub chunk_size_bytes: u32,
+    /// When writes are answered.
+    #[serde(default)]
+    pub ack: Ack,
+    /// What a lost cache means.
+    #[serde(default)]
+    pub on_lost_cache: OnLostCache,
+}
+
+impl VolumeSettings {
+    /// Settings for a volume of `size_bytes` with all defaults (4 KiB blocks, 4 MiB chunks).
+    pub fn with_size(size_bytes: u64) -> Self {
+        Self {
+            size_bytes,
+            block_size_bytes: 4096,
+            chunk_size_bytes: 4 << 20,
+            ack: Ack::default(),
+            on_lost_cache: OnLostCache::default(),
+        }
+    }
+
+    /// Checks every field and reports all problems at once.
+    pub fn validate(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        if self.size_bytes == 0 || !self.size_bytes.is_multiple_of(SIZE_GRAIN_BYTES) {
+            problems.push(format!(
+                "size {} is not a positive multiple of {SIZE_GRAIN_BYTES} bytes",
+                self.size_bytes
+            ));
+        }
+        if self.size_bytes > SIZE_BYTES_MAX {
+            problems.push(format!("size {} is above 64 TiB", self.size_bytes));
+        }
+        if BlockSize::new(self.block_size_bytes).is_none() {
+            problems.push(format!(
+                "block size {} is not a power of two from 4 KiB to 64 KiB",
+                self.block_size_bytes
+            ));
+        }
+        let chunk = self.chunk_size_bytes;
+        if !chunk.is_power_of_two() || !((1 << 20)..=(64 << 20)).contains(&chunk) {
+            problems.push(format!(
+                "chunk size {chunk} is not a power of two from 1 to 64 MiB"
+            ));
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::invalid(problems.join("; ")))
+        }
+    }
+
+    /// The block size; valid after [`VolumeSettings::validate`], else the default.
+    pub fn block_size(&self) -> BlockSize {
+        BlockSize::new(self.block_size_bytes).unwrap_or(BlockSize::MIN)
+    }
+
+    /// Block slots of a full chunk.
+    pub fn chunk_slots(&self) -> u32 {
+        self.chunk_size_bytes / self.block_size_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_through_their_encoding() {
+        for name in [
+            "vol0",
+            "tenant/volume",
+            "münchen",
+            ".hidden",
+            "a b%c",
+            "x/.y",
+            "a..b",
+        ] {
+            let name = VolumeName::parse(name).unwrap();
+            let encoded = name.encoded();
+            assert!(
+                !encoded.contains('/') && !encoded.starts_with('.'),
+                "{encoded}"
+            );
+            assert_eq!(VolumeName::decode(&encoded).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn bad_names_are_refused_with_the_reason() {
+        let long = "x".repeat(256);
+        for (name, why) in [
+            ("", "empty"),
+            ("/a", "empty part"),
+            ("a//b", "empty part"),
+            ("a/", "empty part"),
+            ("..", "'..'"),
+            ("a/../b", "'..'"),
+            ("a@s", "'@'"),
+            ("a\0b", "control"),
+            ("a\nb", "control"),
+            (long.as_str(), "255 bytes"),
+        ] {
+            let error = VolumeName::parse(name).unwrap_err().to_string();
+            assert!(error.contains(why), "{name:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn settings_report_all_problems_at_once() {
+        let bad = VolumeSettings {
+            block_size_bytes: 5000,
+            ..VolumeSettings::with_size(1000)
+        };
+        let text = bad.validate().unwrap_err().to_string();
+        assert!(
+            text.contains("size 1000") && text.contains("block size 5000"),
+            "{text}"
+        );
+    }
+}
