@@ -4,7 +4,10 @@
 //! State machines here are sans-IO: they take inputs and emit effects. Production drives them from
 //! the ring loop, tests from a seeded simulator. See `docs/ARCHITECTURE.md`.
 
+pub mod api;
 pub mod block;
 pub mod error;
 pub mod identity;
+pub mod size;
 pub mod volume;
+pub mod wal;

@@ -1,0 +1,3 @@
+//! The write-ahead log of one shard.
+
+pub mod place;
