@@ -1,0 +1,182 @@
+//! The plain settings that the rest of the daemon reads; every field is already checked.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use taipan_engine::volume::{VolumeName, VolumeSettings};
+
+/// Everything that `taipand` is told. Built by the `config` module, which reports all problems at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Data directory: WAL, local head records, lock, sockets and the default backend.
+    pub data_dir: PathBuf,
+    /// Directory (tmpfs) of the memory that outlives the process; `None`: a private one under
+    /// `/dev/shm`, or systemd's RuntimeDirectory, found at start.
+    pub runtime_dir: Option<PathBuf>,
+    /// Volumes that are created at start if they do not exist.
+    pub volumes: Vec<VolumeConfig>,
+    /// TCP addresses for NBD; may be empty.
+    pub listen: Vec<SocketAddr>,
+    /// Unix socket for NBD.
+    pub socket: PathBuf,
+    /// Unix socket of the control API.
+    pub control_socket: PathBuf,
+    /// Address of `/metrics` and `/healthz`; `None` switches the server off.
+    pub metrics: Option<SocketAddr>,
+    /// Backend URL (`mem:`, `dir:/path`).
+    pub backend: String,
+    /// Pack and commit everything before the daemon ends.
+    pub drain_on_stop: bool,
+    /// CPUs.
+    pub cores: Cores,
+    /// Write-ahead log.
+    pub wal: Wal,
+    /// Batch memory kept as a read cache.
+    pub cache: Cache,
+    /// When cuts are committed to the backend.
+    pub commit: Commit,
+    /// Bounds on what clients may use.
+    pub limits: Limits,
+    /// Log output.
+    pub log: Logging,
+}
+
+/// A volume that the configuration asks for. An existing volume keeps its own settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// Name.
+    pub name: VolumeName,
+    /// Settings, validated.
+    pub settings: VolumeSettings,
+}
+
+impl VolumeConfig {
+    /// What of an existing volume differs from the configuration, for a warning at start.
+    pub fn differences(&self, existing: &VolumeSettings) -> Vec<String> {
+        let mine = &self.settings;
+        let mut found = Vec::new();
+        let mut compare = |what: &str, configured: u64, real: u64| {
+            if configured != real {
+                found.push(format!(
+                    "{what} is {real} bytes, configured are {configured}"
+                ));
+            }
+        };
+        compare("size", mine.size_bytes, existing.size_bytes);
+        compare(
+            "block size",
+            mine.block_size_bytes.into(),
+            existing.block_size_bytes.into(),
+        );
+        compare(
+            "chunk size",
+            mine.chunk_size_bytes.into(),
+            existing.chunk_size_bytes.into(),
+        );
+        if mine.ack != existing.ack {
+            found.push(format!(
+                "ack is {:?}, configured is {:?}",
+                existing.ack, mine.ack
+            ));
+        }
+        if mine.on_lost_cache != existing.on_lost_cache {
+            found.push(format!(
+                "on_lost_cache is {:?}, configured is {:?}",
+                existing.on_lost_cache, mine.on_lost_cache
+            ));
+        }
+        found
+    }
+}
+
+/// CPUs of the data cores and of the uploader core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cores {
+    /// CPU of each data core, 1..=16 of them.
+    pub data: Vec<usize>,
+    /// CPU of the uploader, the control plane and the metrics server.
+    pub uploader: usize,
+    /// Pin threads to those CPUs; off by default on machines of one or two CPUs, where clients
+    /// need to run too.
+    pub pin: bool,
+    /// How long a data core polls before it sleeps; zero where CPUs are shared.
+    pub spin: Duration,
+}
+
+/// Write-ahead log settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wal {
+    /// Bytes of all WAL files together; `None`: 4 GiB or a tenth of the free disk,
+    /// whichever is less.
+    pub size_bytes: Option<u64>,
+    /// How writes are made durable.
+    pub sync: WalSync,
+    /// A batch is written at the latest so long after its first record.
+    pub flush_interval: Duration,
+    /// At most so many answered bytes (of all shards) may be undurable.
+    pub flush_size_bytes: u64,
+}
+
+/// How WAL writes are made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WalSync {
+    /// Decide from the device's cache attributes and a probe.
+    #[default]
+    Auto,
+    /// RWF_DSYNC per write.
+    Dsync,
+    /// Plain writes, then fdatasync.
+    Fdatasync,
+}
+
+/// Read cache settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Bytes of batch memory of all shards (write buffer and read cache in one); `None`: a tenth
+    /// of the machine's memory, bounded by the room in the runtime directory.
+    pub size_bytes: Option<u64>,
+}
+
+/// When cuts are committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// A cut at the latest so long after the first uncommitted write.
+    pub interval: Duration,
+    /// A cut as soon as so many bytes are uncommitted.
+    pub pending_bytes: u64,
+}
+
+/// Bounds on what clients may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections.
+    pub connections_max: u32,
+    /// A handshake must be finished within this time.
+    pub handshake_timeout: Duration,
+    /// TCP_USER_TIMEOUT: unacknowledged data closes a connection after this time.
+    pub tcp_user_timeout: Duration,
+    /// Payload bytes in flight of one connection.
+    pub request_bytes_per_connection: u64,
+    /// Requests in flight of one connection.
+    pub requests_per_connection: u32,
+}
+
+/// Log output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logging {
+    /// Filter in the syntax of `tracing` (`info`, `taipan_engine=debug,info`).
+    pub filter: String,
+    /// Form of the lines.
+    pub format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,39 @@
+//! The one seam between the control plane and the rest of the daemon.
+
+use taipan_engine::api::{Status, VolumeInfo, VolumePatch};
+use taipan_engine::error::Result;
+use taipan_engine::volume::{VolumeName, VolumeSettings};
+
+use crate::metrics::MetricsSnapshot;
+
+/// What the control plane asks of the running daemon. Calls may block (they run on threads of
+/// their own, never on a data core); each is safe to repeat.
+pub trait Appliance: Send + Sync {
+    /// Everything an operator may want to know now.
+    fn status(&self) -> Status;
+
+    /// All volumes, by name.
+    fn list(&self) -> Vec<VolumeInfo>;
+
+    /// One volume; `NotFound` if there is none of that name.
+    fn show(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Creates a volume, durably before it returns; `AlreadyExists` if the name is taken.
+    /// `settings` were validated.
+    fn create(&self, name: VolumeName, settings: VolumeSettings) -> Result<VolumeInfo>;
+
+    /// Grows a volume to `size_bytes`, durably before it returns; `Invalid` if it would shrink.
+    fn resize(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo>;
+
+    /// Changes settings of a volume, durably before it returns.
+    fn configure(&self, name: &VolumeName, patch: VolumePatch) -> Result<VolumeInfo>;
+
+    /// Deletes a volume; `Busy` while clients are connected.
+    fn delete(&self, name: &VolumeName) -> Result<()>;
+
+    /// Packs and commits everything answered before the call, then returns.
+    fn drain(&self) -> Result<()>;
+
+    /// All counters.
+    fn metrics(&self) -> MetricsSnapshot;
+}

@@ -1,0 +1,12 @@
+//! Counters of the daemon: written without contention by the cores, read by the metrics server.
+
+mod counters;
+mod latency;
+
+pub use counters::{
+    BackendCounters, BackendOp, BackendTotals, ConnectionCounters, ConnectionTotals, CoreCounters,
+    CoreTotals, LocalCount, Metrics, MetricsSnapshot, ParkCounters, ParkTotals, ReadCounters,
+    ReadTotals, RequestKind, SharedCount, UploaderCounters, UploaderTotals, VolumeCounters,
+    VolumeTotals, WalCounters, WalTotals,
+};
+pub use latency::{Latency, LatencyTotals, bound_nanos};

@@ -1,0 +1,546 @@
+//! The JSON of the control API: what the daemon answers and what it is asked, shared with the CLI.
+//!
+//! Answers may gain fields, so their readers ignore what they do not know; requests refuse unknown
+//! fields, so that a misspelt setting is never silently dropped. All sizes in answers are bytes as
+//! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+use crate::identity::VolumeId;
+use crate::size;
+use crate::volume::{Ack, OnLostCache, VolumeName, VolumeSettings};
+
+/// Path of the status resource.
+pub const STATUS_PATH: &str = "/v1/status";
+/// Path of the volume collection.
+pub const VOLUMES_PATH: &str = "/v1/volumes";
+/// Path of the drain action.
+pub const DRAIN_PATH: &str = "/v1/drain";
+/// Most bytes of a request body that the daemon reads.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Path of one volume; its name is percent-encoded, so that `/` stays inside.
+pub fn volume_path(name: &VolumeName) -> String {
+    format!("{VOLUMES_PATH}/{}", name.encoded())
+}
+
+/// Path of the resize action of one volume.
+pub fn resize_path(name: &VolumeName) -> String {
+    format!("{}/resize", volume_path(name))
+}
+
+/// Body of `POST /v1/volumes`. Omitted settings take the daemon's defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Name of the new volume.
+    pub name: VolumeName,
+    /// Size in bytes, a multiple of 512.
+    #[serde(alias = "size", deserialize_with = "size::number_or_text")]
+    pub size_bytes: u64,
+    /// Block size in bytes, 4 KiB to 64 KiB.
+    #[serde(
+        alias = "block_size",
+        default,
+        deserialize_with = "size::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub block_size_bytes: Option<u64>,
+    /// Chunk size in bytes, 1 MiB to 64 MiB.
+    #[serde(
+        alias = "chunk_size",
+        default,
+        deserialize_with = "size::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub chunk_size_bytes: Option<u64>,
+    /// When writes are answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Ack>,
+    /// What a lost cache means.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_lost_cache: Option<OnLostCache>,
+}
+
+impl CreateVolume {
+    /// The full settings, validated: every problem is in one error.
+    pub fn settings(&self) -> crate::error::Result<VolumeSettings> {
+        let defaults = VolumeSettings::with_size(self.size_bytes);
+        // A size above u32 cannot be valid; saturating keeps it invalid and in the message.
+        let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let settings = VolumeSettings {
+            size_bytes: self.size_bytes,
+            block_size_bytes: self
+                .block_size_bytes
+                .map_or(defaults.block_size_bytes, narrow),
+            chunk_size_bytes: self
+                .chunk_size_bytes
+                .map_or(defaults.chunk_size_bytes, narrow),
+            ack: self.ack.unwrap_or(defaults.ack),
+            on_lost_cache: self.on_lost_cache.unwrap_or(defaults.on_lost_cache),
+        };
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+/// Body of `POST /v1/volumes/{name}/resize`. Volumes only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// The new size in bytes, a multiple of 512.
+    #[serde(alias = "size", deserialize_with = "size::number_or_text")]
+    pub size_bytes: u64,
+}
+
+/// Body of `PATCH /v1/volumes/{name}`: the settings that change; the others stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumePatch {
+    /// When writes are answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Ack>,
+    /// What a lost cache means.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_lost_cache: Option<OnLostCache>,
+}
+
+impl VolumePatch {
+    /// `settings` with the changes of this patch.
+    pub fn apply(&self, settings: &VolumeSettings) -> VolumeSettings {
+        VolumeSettings {
+            ack: self.ack.unwrap_or(settings.ack),
+            on_lost_cache: self.on_lost_cache.unwrap_or(settings.on_lost_cache),
+            ..settings.clone()
+        }
+    }
+
+    /// True if nothing would change.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Answer of `GET /v1/volumes`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VolumeList {
+    /// All volumes, by name.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// Whether and how a volume is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Reads and writes are served.
+    #[default]
+    Online,
+    /// Reads only; the cause says why.
+    ReadOnly,
+    /// Served under its old generation because the backend could not be asked; fenced if it lost.
+    Unverified,
+    /// Not served; the cause says why.
+    Refused,
+    /// Another writer took the volume over; nothing more is acknowledged.
+    Fenced,
+    /// Being deleted.
+    Deleting,
+}
+
+/// Whether what was answered before the last start is still complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lineage {
+    /// Every answered write is present.
+    #[default]
+    Intact,
+    /// A host crash took the memory region: answered writes after the last FLUSH may be gone.
+    Broken,
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Name.
+    pub name: VolumeName,
+    /// Identity of this incarnation.
+    pub id: VolumeId,
+    /// Settings.
+    #[serde(flatten)]
+    pub settings: VolumeSettings,
+    /// Whether it is served.
+    pub state: VolumeState,
+    /// Why it is not `online`, or what else an operator must know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Whether answered writes may be missing.
+    pub lineage: Lineage,
+    /// Open NBD connections.
+    pub connections: u32,
+    /// Blocks that hold data (committed; neither zeros nor holes).
+    pub mapped_blocks: u64,
+    /// Bytes in the WAL that no committed manifest holds yet: lost with the local disk.
+    pub dirty_bytes: u64,
+    /// Epoch of the last committed cut.
+    pub committed_epoch: u64,
+    /// Number of the last committed manifest.
+    pub manifest: u64,
+    /// Writer generation.
+    pub generation: u64,
+    /// Chunk objects that hold live blocks.
+    pub chunks: u64,
+    /// Heap bytes of the extent index.
+    pub index_bytes: u64,
+    /// Seconds since the last commit; absent before the first one of this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_commit_age_seconds: Option<f64>,
+}
+
+/// What the daemon is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Recovering; not yet serving.
+    #[default]
+    Starting,
+    /// Serving.
+    Serving,
+    /// Packing everything.
+    Draining,
+    /// Answering what is in flight, then ending.
+    Stopping,
+}
+
+/// Answer of `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_seconds: f64,
+    /// What it is doing.
+    pub state: RunState,
+    /// Data directory.
+    pub data_dir: String,
+    /// Directory of the memory that outlives the process.
+    pub runtime_dir: String,
+    /// Where NBD is served (`127.0.0.1:10809`, `unix:/path`).
+    pub listeners: Vec<String>,
+    /// Open NBD connections.
+    pub connections: u32,
+    /// CPUs of the data cores, in order of core number.
+    pub data_cores: Vec<usize>,
+    /// CPU of the uploader core.
+    pub uploader_core: Option<usize>,
+    /// The current global epoch.
+    pub epoch: u64,
+    /// The write-ahead log as a whole.
+    pub wal: WalStatus,
+    /// The shards, by index.
+    pub shards: Vec<ShardStatus>,
+    /// The backend.
+    pub backend: BackendStatus,
+    /// Where memory may go.
+    pub memory: MemoryStatus,
+    /// What the last start recovered.
+    pub recovery: RecoveryStatus,
+    /// The volumes, by name.
+    pub volumes: Vec<VolumeInfo>,
+    /// What an operator should look at, most urgent first; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+/// The write-ahead log as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WalStatus {
+    /// Bytes of all WAL files.
+    pub total_bytes: u64,
+    /// Bytes that hold records not yet released.
+    pub used_bytes: u64,
+    /// Sync mode in use (`dsync` or `fdatasync`).
+    pub sync_mode: String,
+    /// Why that mode was chosen.
+    pub sync_reason: String,
+}
+
+/// One shard.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Index, 0..16.
+    pub shard: u8,
+    /// Number of the data core that owns it.
+    pub core: usize,
+    /// Bytes of its WAL file.
+    pub wal_total_bytes: u64,
+    /// Bytes of its WAL that hold records not yet released.
+    pub wal_used_bytes: u64,
+    /// Answered bytes that a power loss would take.
+    pub undurable_bytes: u64,
+    /// Bytes of its batch memory in use (write buffer and read cache).
+    pub resident_bytes: u64,
+    /// Last WAL batch that is durable with all before it.
+    pub durable_batch: u64,
+    /// Last WAL batch with content.
+    pub last_batch: u64,
+    /// Requests parked for want of memory or log space.
+    pub parked: u32,
+    /// Why the shard refuses writes; absent when it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// How the backend is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// The last operation succeeded, or none was needed yet.
+    #[default]
+    Healthy,
+    /// The last operation failed and is tried again.
+    Retrying,
+    /// It reports that it is full.
+    Full,
+}
+
+/// The backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// What it is (`dir:/path`).
+    pub url: String,
+    /// How it is doing.
+    pub state: BackendState,
+    /// The last error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// Seconds since the first failure in a row; absent when healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing_seconds: Option<f64>,
+}
+
+/// Where memory may go: the budget printed at start, and what is used of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Sum of all bounded parts.
+    pub budget_bytes: u64,
+    /// The bounded parts.
+    pub parts: Vec<MemoryPart>,
+    /// Extent indexes of all volumes: the one part that grows with mapped data.
+    pub index_bytes: u64,
+    /// Resident set of the process.
+    pub resident_bytes: u64,
+}
+
+/// One bounded use of memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPart {
+    /// What it is for.
+    pub name: String,
+    /// At most so many bytes.
+    pub bytes: u64,
+}
+
+/// What the last start recovered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// Seconds from start to serving.
+    pub seconds: f64,
+    /// WAL batches replayed.
+    pub batches: u64,
+    /// Records taken over.
+    pub records: u64,
+    /// Records found only in the memory that outlives the process.
+    pub region_records: u64,
+    /// True if the process before ended by a clean stop.
+    pub clean: bool,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ErrorDetail,
+}
+
+/// An error: a stable class and a text for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// Stable class on which programs decide.
+    pub kind: ErrorCode,
+    /// What was tried, on what, and what to do.
+    pub message: String,
+}
+
+/// Stable error classes of the control API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The name exists (409).
+    AlreadyExists,
+    /// In use: clients are connected (409).
+    Busy,
+    /// Stored bytes are damaged (500).
+    Corrupt,
+    /// Another writer owns the volume (409).
+    Fenced,
+    /// No space (507).
+    Full,
+    /// The request makes no sense (400).
+    Invalid,
+    /// A device or the operating system failed (500).
+    Io,
+    /// Not there (404).
+    NotFound,
+    /// The method does not exist for this path (405).
+    MethodNotAllowed,
+    /// The volume may only be read (409).
+    ReadOnly,
+    /// The body is larger than is read (413).
+    TooLarge,
+    /// May succeed when tried again (503).
+    Transient,
+    /// A class that this program does not know yet.
+    #[serde(other)]
+    Other,
+}
+
+impl ErrorCode {
+    /// The HTTP status code.
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::AlreadyExists | Self::Busy | Self::Fenced | Self::ReadOnly => 409,
+            Self::TooLarge => 413,
+            Self::Corrupt | Self::Io | Self::Other => 500,
+            Self::Transient => 503,
+            Self::Full => 507,
+        }
+    }
+}
+
+impl From<ErrorKind> for ErrorCode {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::AlreadyExists => Self::AlreadyExists,
+            ErrorKind::Busy => Self::Busy,
+            ErrorKind::Corrupt => Self::Corrupt,
+            ErrorKind::Fenced => Self::Fenced,
+            ErrorKind::Full => Self::Full,
+            ErrorKind::Invalid => Self::Invalid,
+            ErrorKind::Io => Self::Io,
+            ErrorKind::NotFound => Self::NotFound,
+            ErrorKind::ReadOnly => Self::ReadOnly,
+            ErrorKind::Transient => Self::Transient,
+        }
+    }
+}
+
+impl From<&Error> for ErrorBody {
+    fn from(error: &Error) -> Self {
+        Self {
+            error: ErrorDetail {
+                kind: error.kind().into(),
+                message: error.to_string(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn creation_takes_text_or_numbers_and_fills_defaults() {
+        let text = r#"{"name":"tenant/vol","size":"10GiB","block_size":65536,"ack":"durable"}"#;
+        let create: CreateVolume = serde_json::from_str(text).unwrap();
+        let settings = create.settings().unwrap();
+        assert_eq!(settings.size_bytes, 10 << 30);
+        assert_eq!(settings.block_size_bytes, 65536);
+        assert_eq!(settings.chunk_size_bytes, 4 << 20);
+        assert_eq!(settings.ack, Ack::Durable);
+        let again = serde_json::to_string(&create).unwrap();
+        assert_eq!(
+            serde_json::from_str::<CreateVolume>(&again).unwrap(),
+            create
+        );
+    }
+
+    #[test]
+    fn requests_refuse_unknown_fields_and_bad_names() {
+        for bad in [
+            r#"{"name":"a","size_bytes":512,"colour":1}"#,
+            r#"{"name":"a@b","size_bytes":512}"#,
+            r#"{"name":"a"}"#,
+            r#"{"name":"a","size_bytes":"10GB"}"#,
+        ] {
+            assert!(serde_json::from_str::<CreateVolume>(bad).is_err(), "{bad}");
+        }
+        assert!(serde_json::from_str::<VolumePatch>(r#"{"acc":"durable"}"#).is_err());
+    }
+
+    #[test]
+    fn a_block_size_above_32_bits_is_refused_not_truncated() {
+        let create = CreateVolume {
+            name: VolumeName::parse("a").unwrap(),
+            size_bytes: 512,
+            block_size_bytes: Some((1 << 32) + 4096),
+            chunk_size_bytes: None,
+            ack: None,
+            on_lost_cache: None,
+        };
+        assert!(create.settings().is_err());
+    }
+
+    #[test]
+    fn patches_change_only_what_they_name() {
+        let settings = VolumeSettings::with_size(1 << 20);
+        let patch: VolumePatch = serde_json::from_str(r#"{"ack":"durable"}"#).unwrap();
+        let patched = patch.apply(&settings);
+        assert_eq!(patched.ack, Ack::Durable);
+        assert_eq!(patched.on_lost_cache, settings.on_lost_cache);
+        assert!(!patch.is_empty() && VolumePatch::default().is_empty());
+    }
+
+    #[test]
+    fn unknown_error_classes_are_read_as_other() {
+        let text = r#"{"error":{"kind":"novel","message":"m"}}"#;
+        let body: ErrorBody = serde_json::from_str(text).unwrap();
+        assert_eq!(body.error.kind, ErrorCode::Other);
+    }
+
+    #[test]
+    fn paths_keep_slashes_inside_the_name() {
+        let name = VolumeName::parse("tenant/vol 1").unwrap();
+        assert_eq!(resize_path(&name), "/v1/volumes/tenant%2Fvol%201/resize");
+    }
+
+    #[test]
+    fn volume_info_round_trips_with_its_settings_flat() {
+        let info = VolumeInfo {
+            name: VolumeName::parse("v").unwrap(),
+            id: VolumeId(7),
+            settings: VolumeSettings::with_size(1 << 30),
+            state: VolumeState::Online,
+            cause: None,
+            lineage: Lineage::Intact,
+            connections: 1,
+            mapped_blocks: 2,
+            dirty_bytes: 3,
+            committed_epoch: 4,
+            manifest: 5,
+            generation: 6,
+            chunks: 7,
+            index_bytes: 8,
+            last_commit_age_seconds: None,
+        };
+        let json = serde_json::to_value(&info).unwrap();
+        assert_eq!(json["size_bytes"], 1 << 30);
+        assert_eq!(json["id"], "0000000000000007");
+        assert_eq!(serde_json::from_value::<VolumeInfo>(json).unwrap(), info);
+    }
+}
