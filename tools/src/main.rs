@@ -1,2 +1,43 @@
-//! Placeholder while the crate is laid out.
-fn main() {}
+//! `taipan`, the operator's command: volumes, copies in and out, decoding of files, status.
+
+mod cli;
+mod control;
+mod failure;
+mod output;
+mod status;
+mod table;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Outcome;
+use crate::output::{Form, note};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match cli.target.form() {
+                Form::Human => note(&format!("taipan: {failure}")),
+                Form::Json => note(&failure.to_json()),
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Outcome<()> {
+    let target = &cli.target;
+    match &cli.command {
+        Command::Volume(command) => volume::run(target, command),
+        Command::Import(_) => Ok(()),
+        Command::Export(_) => Ok(()),
+        Command::Inspect(_) => Ok(()),
+        Command::Status => status::run(target),
+        Command::Drain => status::drain(target),
+    }
+}

@@ -1,0 +1,335 @@
+//! The command line: what can be asked, and how values in it are read.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use taipan_engine::size::ByteSize;
+use taipan_engine::volume::{Ack, OnLostCache, VolumeName};
+
+use crate::output::Form;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
+4 refused in the present state (exists, in use, read-only, fenced), 5 no daemon answers, \
+6 stored data is damaged.";
+
+/// The operator's command of the Taipan storage appliance.
+#[derive(Debug, Parser)]
+#[command(name = "taipan", version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which appliance is meant, and the form of the output.
+#[derive(Args, Debug)]
+pub(crate) struct Target {
+    /// Data directory of the appliance, in which its sockets are.
+    #[arg(long, global = true, value_name = "DIR", default_value = "./taipan-data")]
+    pub(crate) data: PathBuf,
+    /// Control socket [default: DIR/control.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// NBD socket for import and export [default: DIR/nbd.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    nbd: Option<PathBuf>,
+    /// Print JSON (errors too, on standard error).
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Target {
+    /// Path of the control socket.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.control
+            .clone()
+            .unwrap_or_else(|| self.data.join("control.sock"))
+    }
+
+    /// Path of the NBD socket.
+    pub(crate) fn nbd_socket(&self) -> PathBuf {
+        self.nbd.clone().unwrap_or_else(|| self.data.join("nbd.sock"))
+    }
+
+    /// Form of the output.
+    pub(crate) fn form(&self) -> Form {
+        if self.json { Form::Json } else { Form::Human }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create, list, show, grow, set up and delete volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Copy a file or device (or standard input, `-`) into a volume.
+    Import(Import),
+    /// Copy a volume into a file or device (or to standard output, `-`).
+    Export(Export),
+    /// Decode a file of the appliance: WAL, chunk, manifest, index, head record, memory region.
+    Inspect(Inspect),
+    /// Show how the appliance is doing.
+    Status,
+    /// Pack everything that is in the WAL into the backend, and wait for it.
+    Drain,
+}
+
+/// What to do with volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Create a volume; it reads as zeros.
+    Create(Create),
+    /// List all volumes.
+    List,
+    /// Show one volume.
+    Show {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+    },
+    /// Grow a volume. Connected clients see the new size when they reconnect.
+    Resize(Resize),
+    /// Change settings of a volume.
+    Set(Set),
+    /// Delete a volume and all its data, for good. Refused while clients are connected.
+    Delete {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Arguments of `volume create`.
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    /// Name: up to 255 bytes of UTF-8; `/` separates parts, as in `tenant/volume`.
+    #[arg(value_parser = volume_name)]
+    pub(crate) name: VolumeName,
+    /// Size, such as 10GiB; a multiple of 512 bytes.
+    #[arg(long)]
+    pub(crate) size: ByteSize,
+    #[command(flatten)]
+    pub(crate) layout: Layout,
+    #[command(flatten)]
+    pub(crate) changeable: Changeable,
+}
+
+/// Settings that are fixed when a volume is created.
+#[derive(Args, Debug)]
+pub(crate) struct Layout {
+    /// Unit of checksums and packing: 4KiB (the default), 8KiB … 64KiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) block_size: Option<ByteSize>,
+    /// Most payload of one object in the backend: 1MiB … 64MiB, by default 4MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) chunk_size: Option<ByteSize>,
+}
+
+/// Settings that can be changed later.
+#[derive(Args, Debug)]
+pub(crate) struct Changeable {
+    /// When writes are answered: from memory that outlives the daemon (FLUSH makes them survive a
+    /// power cut), or when durable.
+    #[arg(long, value_name = "WHEN", value_parser = ack())]
+    pub(crate) ack: Option<Ack>,
+    /// What to do when a power cut took answered but unflushed writes.
+    #[arg(long, value_name = "ACTION", value_parser = on_lost_cache())]
+    pub(crate) on_lost_cache: Option<OnLostCache>,
+}
+
+/// Arguments of `volume resize`.
+#[derive(Args, Debug)]
+pub(crate) struct Resize {
+    /// Name of the volume.
+    #[arg(value_parser = volume_name)]
+    pub(crate) name: VolumeName,
+    /// New size, such as 20GiB; a multiple of 512 bytes, not below the present size.
+    #[arg(required_unless_present = "size")]
+    new_size: Option<ByteSize>,
+    /// The same as an option.
+    #[arg(long, conflicts_with = "new_size")]
+    size: Option<ByteSize>,
+}
+
+impl Resize {
+    /// The new size in bytes.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        // Clap has seen to it that one of the two is there.
+        self.new_size.or(self.size).unwrap_or_default().0
+    }
+}
+
+/// Arguments of `volume set`.
+#[derive(Args, Debug)]
+#[group(id = "settings")]
+pub(crate) struct Set {
+    /// Name of the volume.
+    #[arg(value_parser = volume_name)]
+    pub(crate) name: VolumeName,
+    #[command(flatten)]
+    pub(crate) changeable: Changeable,
+}
+
+/// Arguments of `import`.
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    /// File or block device to copy; `-` is standard input.
+    pub(crate) file: PathBuf,
+    /// Volume to copy into.
+    #[arg(value_parser = volume_name)]
+    pub(crate) volume: VolumeName,
+    /// Create the volume first, as large as the file (or `--size`).
+    #[arg(long)]
+    pub(crate) create: bool,
+    /// Size of the volume to create.
+    #[arg(long, requires = "create")]
+    pub(crate) size: Option<ByteSize>,
+    /// Zero the rest of a volume that is larger than the file; else the rest stays as it is.
+    #[arg(long)]
+    pub(crate) zero_rest: bool,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+pub(crate) struct Export {
+    /// Volume to copy.
+    #[arg(value_parser = volume_name)]
+    pub(crate) volume: VolumeName,
+    /// File or block device to write; `-` is standard output. A file appears under this name only
+    /// when it is complete.
+    pub(crate) file: PathBuf,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
+}
+
+/// How a copy runs.
+#[derive(Args, Debug)]
+pub(crate) struct Pace {
+    /// Requests in flight.
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) requests: u16,
+    /// No progress bar.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// File to decode; what it is shows in its first bytes.
+    pub(crate) path: PathBuf,
+    /// Show every record, extent and entry, not only the first few.
+    #[arg(long, short)]
+    pub(crate) all: bool,
+}
+
+/// Reads a volume name; the refusal says which rule it breaks.
+fn volume_name(text: &str) -> Result<VolumeName, taipan_engine::error::Error> {
+    VolumeName::parse(text)
+}
+
+/// Reads `memory` or `durable`.
+fn ack() -> impl TypedValueParser<Value = Ack> {
+    PossibleValuesParser::new(["memory", "durable"]).map(|text| match text.as_str() {
+        "durable" => Ack::Durable,
+        _ => Ack::Memory,
+    })
+}
+
+/// Reads `continue`, `read-only` (or `read_only`, as in JSON) or `refuse`.
+fn on_lost_cache() -> impl TypedValueParser<Value = OnLostCache> {
+    use clap::builder::PossibleValue;
+    PossibleValuesParser::new([
+        PossibleValue::new("continue"),
+        PossibleValue::new("read-only").alias("read_only"),
+        PossibleValue::new("refuse"),
+    ])
+    .map(|text| match text.as_str() {
+        "continue" => OnLostCache::Continue,
+        "refuse" => OnLostCache::Refuse,
+        _ => OnLostCache::ReadOnly,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, String> {
+        Cli::try_parse_from(line.split(' ')).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn creation_reads_sizes_and_settings() {
+        let line = "taipan volume create tenant/a --size 10GiB --block-size 64KiB \
+                    --ack durable --on-lost-cache read_only --json";
+        let cli = parse(line).unwrap();
+        assert_eq!(cli.target.form(), Form::Json);
+        let Command::Volume(VolumeCommand::Create(create)) = cli.command else {
+            panic!("not a creation");
+        };
+        assert_eq!(create.name.as_str(), "tenant/a");
+        assert_eq!(create.size, ByteSize(10 << 30));
+        assert_eq!(create.layout.block_size, Some(ByteSize(65536)));
+        assert_eq!(create.layout.chunk_size, None);
+        assert_eq!(create.changeable.ack, Some(Ack::Durable));
+        assert_eq!(
+            create.changeable.on_lost_cache,
+            Some(OnLostCache::ReadOnly)
+        );
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_the_reason() {
+        for (line, why) in [
+            ("taipan volume show a@b", "separates a snapshot"),
+            ("taipan volume show a//b", "empty part"),
+            ("taipan volume create a --size 10GB", "ambiguous"),
+            ("taipan volume create a", "--size"),
+            ("taipan volume resize a", "NEW_SIZE"),
+            ("taipan volume create a --size 1GiB --ack never", "durable"),
+            ("taipan import f v --size 1GiB", "--create"),
+            ("taipan export v f --requests 0", "1..=256"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn resize_takes_the_size_either_way() {
+        for line in ["taipan volume resize a 2GiB", "taipan volume resize a --size 2GiB"] {
+            let Command::Volume(VolumeCommand::Resize(resize)) = parse(line).unwrap().command
+            else {
+                panic!("not a resize");
+            };
+            assert_eq!(resize.size_bytes(), 2 << 30);
+        }
+    }
+
+    #[test]
+    fn sockets_are_in_the_data_directory_unless_named() {
+        let cli = parse("taipan --data /d --nbd /n status").unwrap();
+        assert_eq!(cli.target.control_socket(), PathBuf::from("/d/control.sock"));
+        assert_eq!(cli.target.nbd_socket(), PathBuf::from("/n"));
+    }
+}

@@ -1,0 +1,225 @@
+//! Client of the control API: HTTP/1.1 with JSON bodies over the daemon's unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use taipan_engine::api::{
+    CreateVolume, DRAIN_PATH, ErrorBody, ResizeVolume, STATUS_PATH, Status, VOLUMES_PATH,
+    VolumeInfo, VolumeList, VolumePatch, resize_path, volume_path,
+};
+use taipan_engine::volume::VolumeName;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use crate::failure::{Exit, Failure, Outcome, exit_of};
+
+/// Most bytes of an answer that are read: the status of some ten thousand volumes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// How long an ordinary answer may take. A creation waits for the backend, so this is generous.
+const ANSWER_SECONDS: u64 = 120;
+
+/// A client of one daemon. Every call opens its own connection.
+pub(crate) struct Control {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Control {
+    /// A client of the daemon behind `socket`; does not connect yet.
+    pub(crate) fn new(socket: PathBuf) -> Outcome<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::io("cannot start the I/O runtime", &e))?;
+        Ok(Self { socket, runtime })
+    }
+
+    /// How the appliance is doing.
+    pub(crate) fn status(&self) -> Outcome<Status> {
+        self.call("read the status", Method::GET, STATUS_PATH, None::<&()>)
+    }
+
+    /// All volumes.
+    pub(crate) fn volumes(&self) -> Outcome<VolumeList> {
+        self.call("list the volumes", Method::GET, VOLUMES_PATH, None::<&()>)
+    }
+
+    /// One volume.
+    pub(crate) fn volume(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
+        let what = format!("show volume \"{name}\"");
+        self.call(&what, Method::GET, &volume_path(name), None::<&()>)
+    }
+
+    /// Creates a volume.
+    pub(crate) fn create(&self, volume: &CreateVolume) -> Outcome<VolumeInfo> {
+        let what = format!("create volume \"{}\"", volume.name);
+        self.call(&what, Method::POST, VOLUMES_PATH, Some(volume))
+    }
+
+    /// Grows a volume.
+    pub(crate) fn resize(&self, name: &VolumeName, size_bytes: u64) -> Outcome<VolumeInfo> {
+        let what = format!("resize volume \"{name}\"");
+        let body = ResizeVolume { size_bytes };
+        self.call(&what, Method::POST, &resize_path(name), Some(&body))
+    }
+
+    /// Changes settings of a volume.
+    pub(crate) fn configure(&self, name: &VolumeName, patch: &VolumePatch) -> Outcome<VolumeInfo> {
+        let what = format!("change volume \"{name}\"");
+        self.call(&what, Method::PATCH, &volume_path(name), Some(patch))
+    }
+
+    /// Deletes a volume.
+    pub(crate) fn delete(&self, name: &VolumeName) -> Outcome<()> {
+        let what = format!("delete volume \"{name}\"");
+        let limit = Some(Duration::from_secs(ANSWER_SECONDS));
+        self.exchange(&what, Method::DELETE, &volume_path(name), Bytes::new(), limit)
+            .map(drop)
+    }
+
+    /// Packs everything into the backend; takes as long as that takes.
+    pub(crate) fn drain(&self) -> Outcome<()> {
+        self.exchange("drain", Method::POST, DRAIN_PATH, Bytes::new(), None)
+            .map(drop)
+    }
+
+    /// One request with an optional JSON body and a JSON answer.
+    fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        body: Option<&Q>,
+    ) -> Outcome<A> {
+        let body = match body.map(serde_json::to_vec).transpose() {
+            Ok(body) => Bytes::from(body.unwrap_or_default()),
+            Err(e) => return Err(self.failed(what, Exit::Failed, &e)),
+        };
+        let limit = Some(Duration::from_secs(ANSWER_SECONDS));
+        let answer = self.exchange(what, method, path, body, limit)?;
+        serde_json::from_slice(&answer).map_err(|e| {
+            let why = format!("the answer is not understood ({e}); are both of one version?");
+            self.failed(what, Exit::Failed, &why)
+        })
+    }
+
+    /// Sends one request and returns the body of its successful answer.
+    fn exchange(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Option<Duration>,
+    ) -> Outcome<Bytes> {
+        let exchange = self.exchange_unlimited(what, method, path, body);
+        self.runtime.block_on(async {
+            let Some(limit) = limit else {
+                return exchange.await;
+            };
+            let late = |_| {
+                let why = format!(
+                    "no answer within {} s; it may still take effect, see `taipan status`",
+                    limit.as_secs()
+                );
+                self.failed(what, Exit::Failed, &why)
+            };
+            tokio::time::timeout(limit, exchange).await.map_err(late)?
+        })
+    }
+
+    async fn exchange_unlimited(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Outcome<Bytes> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| unreachable(&format!("cannot {what}"), &self.socket, &e))?;
+        let broken = |e: hyper::Error| {
+            let why = format!("the connection broke ({e}); it may still take effect");
+            self.failed(what, Exit::Failed, &why)
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        // Ends by itself when the sender is dropped; its errors reach the sender too.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "taipan")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| self.failed(what, Exit::Failed, &e))?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|e| match e.downcast_ref::<LengthLimitError>() {
+                Some(_) => self.failed(what, Exit::Failed, &"the answer is above 64 MiB"),
+                None => self.failed(what, Exit::Failed, &format!("the answer broke off: {e}")),
+            })?
+            .to_bytes();
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(self.refused(what, status, &body))
+        }
+    }
+
+    /// The failure that an unsuccessful answer stands for.
+    fn refused(&self, what: &str, status: StatusCode, body: &[u8]) -> Failure {
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(body) => Failure::new(
+                exit_of(body.error.kind),
+                format!("cannot {what}: {}", body.error.message),
+            ),
+            Err(_) => {
+                let text = String::from_utf8_lossy(body);
+                let start: String = text.chars().take(200).collect();
+                let why = format!("HTTP status {status}, {start:?}");
+                self.failed(what, Exit::Failed, &why)
+            }
+        }
+    }
+
+    fn failed(&self, what: &str, exit: Exit, why: &dyn std::fmt::Display) -> Failure {
+        let socket = self.socket.display();
+        Failure::new(exit, format!("cannot {what} over {socket}: {why}"))
+    }
+}
+
+/// Why no daemon answers behind `socket`, with what to do about it.
+pub(crate) fn unreachable(what: &str, socket: &Path, error: &io::Error) -> Failure {
+    let why = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no such socket. Is taipand running with this data directory? \
+             Name the directory with --data"
+        }
+        io::ErrorKind::ConnectionRefused => {
+            "nobody listens on it: taipand has ended or was killed. Start it again"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "permission denied. Run this as the user who runs taipand, or as root"
+        }
+        io::ErrorKind::InvalidInput => {
+            "the path is too long for a unix socket (107 bytes). Use a relative path"
+        }
+        _ => return Failure::new(Exit::Unreachable, format!("{what}: {}: {error}", socket.display())),
+    };
+    Failure::new(
+        Exit::Unreachable,
+        format!("{what}: {}: {why}", socket.display()),
+    )
+}

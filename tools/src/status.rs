@@ -1,0 +1,171 @@
+//! `taipan status` and `taipan drain`.
+
+use taipan_engine::api::{BackendState, ShardStatus, Status, VolumeList};
+use taipan_engine::size::human;
+
+use crate::cli::Target;
+use crate::control::Control;
+use crate::failure::Outcome;
+use crate::output::{human_seconds, percent};
+use crate::table::{Align, Fields, Table};
+use crate::volume::{list, word};
+
+/// Shows how the appliance is doing.
+pub(crate) fn run(target: &Target) -> Outcome<()> {
+    let status = Control::new(target.control_socket())?.status()?;
+    target.form().print(&status, render)
+}
+
+/// Packs everything and waits for it.
+pub(crate) fn drain(target: &Target) -> Outcome<()> {
+    let control = Control::new(target.control_socket())?;
+    control.drain()?;
+    target
+        .form()
+        .print(&serde_json::json!({ "drained": true }), |_| {
+            "everything is packed into the backend\n".to_owned()
+        })
+}
+
+fn render(status: &Status) -> String {
+    let mut out = String::new();
+    for problem in &status.problems {
+        out.push_str(&format!("PROBLEM  {problem}\n"));
+    }
+    if !out.is_empty() {
+        out.push('\n');
+    }
+    out.push_str(&overview(status));
+    out.push('\n');
+    out.push_str(&shards(&status.shards));
+    out.push('\n');
+    let volumes = VolumeList {
+        volumes: status.volumes.clone(),
+    };
+    out.push_str(&list(&volumes));
+    out
+}
+
+fn overview(status: &Status) -> String {
+    let cores: Vec<String> = status.data_cores.iter().map(usize::to_string).collect();
+    let uploader = status
+        .uploader_core
+        .map_or("not pinned".to_owned(), |cpu| cpu.to_string());
+    let undurable = status.shards.iter().map(|s| s.undurable_bytes).sum();
+    let wal = &status.wal;
+    let mut fields = Fields::default();
+    fields
+        .add(
+            "taipand",
+            format!(
+                "{}, process {}, {} for {}",
+                status.version,
+                status.pid,
+                word(status.state),
+                human_seconds(status.uptime_seconds)
+            ),
+        )
+        .add("data", status.data_dir.as_str())
+        .add("runtime", status.runtime_dir.as_str())
+        .add("listeners", status.listeners.join("\n"))
+        .add("clients", status.connections.to_string())
+        .add(
+            "cpus",
+            format!("data {}, uploader {uploader}", cores.join(" ")),
+        )
+        .add(
+            "WAL",
+            format!(
+                "{} of {} used ({})",
+                human(wal.used_bytes),
+                human(wal.total_bytes),
+                percent(wal.used_bytes, wal.total_bytes)
+            ),
+        )
+        .add("WAL sync", format!("{} ({})", wal.sync_mode, wal.sync_reason))
+        .add("not durable", format!("{} answered", human(undurable)))
+        .add("epoch", status.epoch.to_string())
+        .add("backend", backend(status))
+        .add("memory", memory(status))
+        .add("recovery", recovery(status));
+    fields.render()
+}
+
+fn backend(status: &Status) -> String {
+    let backend = &status.backend;
+    let mut text = format!("{}, {}", backend.url, word(backend.state));
+    if let Some(seconds) = backend.failing_seconds {
+        text.push_str(&format!(" for {}", human_seconds(seconds)));
+    }
+    if let (false, Some(error)) = (
+        backend.state == BackendState::Healthy,
+        &backend.last_error,
+    ) {
+        text.push_str(&format!("\n{error}"));
+    }
+    text
+}
+
+fn memory(status: &Status) -> String {
+    let memory = &status.memory;
+    let mut text = format!(
+        "{} resident, budget {}, indexes {}",
+        human(memory.resident_bytes),
+        human(memory.budget_bytes),
+        human(memory.index_bytes)
+    );
+    for part in &memory.parts {
+        text.push_str(&format!("\n{:>10}  {}", human(part.bytes), part.name));
+    }
+    text
+}
+
+fn recovery(status: &Status) -> String {
+    let recovery = &status.recovery;
+    let end = if recovery.clean {
+        "clean stop before"
+    } else {
+        "no clean stop before"
+    };
+    format!(
+        "{}: {} batches, {} records ({} from memory only); {end}",
+        human_seconds(recovery.seconds),
+        recovery.batches,
+        recovery.records,
+        recovery.region_records
+    )
+}
+
+fn shards(shards: &[ShardStatus]) -> String {
+    let mut table = Table::new(&[
+        ("SHARD", Align::Right),
+        ("CORE", Align::Right),
+        ("WAL USED", Align::Right),
+        ("OF", Align::Right),
+        ("NOT DURABLE", Align::Right),
+        ("IN MEMORY", Align::Right),
+        ("BATCH", Align::Right),
+        ("DURABLE", Align::Right),
+        ("PARKED", Align::Right),
+        ("STATE", Align::Left),
+    ]);
+    for shard in shards {
+        let state = match &shard.failure {
+            None => "ok".to_owned(),
+            Some(cause) => format!("FAILED: {cause}"),
+        };
+        table.row([
+            shard.shard.to_string(),
+            shard.core.to_string(),
+            human(shard.wal_used_bytes),
+            human(shard.wal_total_bytes),
+            human(shard.undurable_bytes),
+            human(shard.resident_bytes),
+            shard.last_batch.to_string(),
+            shard.durable_batch.to_string(),
+            shard.parked.to_string(),
+            state,
+        ]);
+    }
+    table.render()
+}

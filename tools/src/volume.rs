@@ -1,0 +1,213 @@
+//! `taipan volume …`: create, list, show, resize, set, delete.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use taipan_engine::api::{CreateVolume, Lineage, VolumeInfo, VolumeList, VolumePatch};
+use taipan_engine::size::{exact, human};
+use taipan_engine::volume::{Ack, OnLostCache, VolumeName};
+
+use crate::cli::{Create, Set, Target, VolumeCommand};
+use crate::control::Control;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::output::{human_seconds, percent};
+use crate::table::{Align, Fields, Table};
+
+/// Runs one subcommand.
+pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
+    let control = Control::new(target.control_socket())?;
+    let form = target.form();
+    match command {
+        VolumeCommand::Create(create) => {
+            form.print(&control.create(&creation(create)?)?, created)
+        }
+        VolumeCommand::List => form.print(&control.volumes()?, list),
+        VolumeCommand::Show { name } => form.print(&control.volume(name)?, show),
+        VolumeCommand::Resize(resize) => {
+            form.print(&control.resize(&resize.name, resize.size_bytes())?, resized)
+        }
+        VolumeCommand::Set(set) => {
+            form.print(&control.configure(&set.name, &patch(set)?)?, show)
+        }
+        VolumeCommand::Delete { name, yes } => {
+            if !yes {
+                confirm_deletion(&control, name)?;
+            }
+            control.delete(name)?;
+            let answer = serde_json::json!({ "deleted": name });
+            form.print(&answer, |_| format!("volume \"{name}\" is deleted\n"))
+        }
+    }
+}
+
+/// The request to create a volume, checked here so that a mistake needs no daemon to be found.
+fn creation(create: &Create) -> Outcome<CreateVolume> {
+    let mut request = request(create.name.clone(), create.size.0);
+    request.block_size_bytes = create.layout.block_size.map(|s| s.0);
+    request.chunk_size_bytes = create.layout.chunk_size.map(|s| s.0);
+    request.ack = create.changeable.ack;
+    request.on_lost_cache = create.changeable.on_lost_cache;
+    request.settings().map_err(|e| {
+        let what = format!("volume \"{}\" cannot be created: {e}", create.name);
+        Failure::new(Exit::Usage, what)
+    })?;
+    Ok(request)
+}
+
+/// A request for a volume with default settings.
+pub(crate) fn request(name: VolumeName, size_bytes: u64) -> CreateVolume {
+    CreateVolume {
+        name,
+        size_bytes,
+        block_size_bytes: None,
+        chunk_size_bytes: None,
+        ack: None,
+        on_lost_cache: None,
+    }
+}
+
+fn patch(set: &Set) -> Outcome<VolumePatch> {
+    let patch = VolumePatch {
+        ack: set.changeable.ack,
+        on_lost_cache: set.changeable.on_lost_cache,
+    };
+    if patch.is_empty() {
+        let what = "nothing to change: give --ack or --on-lost-cache";
+        return Err(Failure::new(Exit::Usage, what));
+    }
+    Ok(patch)
+}
+
+/// Asks the person at the terminal. Scripts, whose input is no terminal, are taken at their word.
+fn confirm_deletion(control: &Control, name: &VolumeName) -> Outcome<()> {
+    if !io::stdin().is_terminal() {
+        return Ok(());
+    }
+    let volume = control.volume(name)?;
+    let size = human(volume.settings.size_bytes);
+    let mut err = io::stderr().lock();
+    let question = format!("Delete volume \"{name}\" ({size}) and all its data for good? [y/N] ");
+    let asked = err.write_all(question.as_bytes()).and_then(|()| err.flush());
+    let mut answer = String::new();
+    asked
+        .and_then(|()| io::stdin().lock().read_line(&mut answer))
+        .map_err(|e| Failure::io("cannot ask at the terminal (--yes does not ask)", &e))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Failed, "nothing was deleted")),
+    }
+}
+
+fn created(volume: &VolumeInfo) -> String {
+    let (name, size) = (&volume.name, exact(volume.settings.size_bytes));
+    format!("volume \"{name}\" of {size} is created (id {})\n", volume.id)
+}
+
+fn resized(volume: &VolumeInfo) -> String {
+    let size = exact(volume.settings.size_bytes);
+    let reconnect = match volume.connections {
+        0 => "",
+        _ => "; connected clients see it when they reconnect",
+    };
+    format!("volume \"{}\" now has {size}{reconnect}\n", volume.name)
+}
+
+/// The text of a variant as it stands in JSON.
+pub(crate) fn word(variant: impl serde::Serialize) -> String {
+    match serde_json::to_value(variant) {
+        Ok(serde_json::Value::String(text)) => text.replace('_', "-"),
+        _ => "?".to_owned(),
+    }
+}
+
+/// A table of volumes.
+pub(crate) fn list(list: &VolumeList) -> String {
+    if list.volumes.is_empty() {
+        return "no volumes; make one with `taipan volume create NAME --size 10GiB`\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("SIZE", Align::Right),
+        ("DATA", Align::Right),
+        ("IN WAL ONLY", Align::Right),
+        ("CLIENTS", Align::Right),
+        ("ACK", Align::Left),
+        ("STATE", Align::Left),
+    ]);
+    for volume in &list.volumes {
+        let state = match volume.lineage {
+            Lineage::Intact => word(volume.state),
+            Lineage::Broken => format!("{}, lineage broken", word(volume.state)),
+        };
+        table.row([
+            volume.name.to_string(),
+            human(volume.settings.size_bytes),
+            human(data_bytes(volume)),
+            human(volume.dirty_bytes),
+            volume.connections.to_string(),
+            word(volume.settings.ack),
+            state,
+        ]);
+    }
+    table.render()
+}
+
+fn data_bytes(volume: &VolumeInfo) -> u64 {
+    let block = u64::from(volume.settings.block_size_bytes);
+    volume.mapped_blocks.saturating_mul(block)
+}
+
+fn show(volume: &VolumeInfo) -> String {
+    let settings = &volume.settings;
+    let data = data_bytes(volume);
+    let ack = match settings.ack {
+        Ack::Memory => "memory (survives the daemon; FLUSH makes it survive a power cut)",
+        Ack::Durable => "durable (every answered write survives a power cut)",
+    };
+    let lost = match settings.on_lost_cache {
+        OnLostCache::Continue => "continue (serve, and report)",
+        OnLostCache::ReadOnly => "read-only",
+        OnLostCache::Refuse => "refuse (do not serve until the operator decides)",
+    };
+    let lineage = match volume.lineage {
+        Lineage::Intact => "intact",
+        Lineage::Broken => "BROKEN: a power cut took answered writes after the last FLUSH",
+    };
+    let share = percent(data, settings.size_bytes);
+    let mut fields = Fields::default();
+    fields
+        .add("name", volume.name.as_str())
+        .add("id", volume.id.to_string())
+        .add("size", sized(settings.size_bytes))
+        .add("state", word(volume.state))
+        .add_some("cause", volume.cause.as_deref())
+        .add("lineage", lineage)
+        .add("clients", volume.connections.to_string())
+        .add("block size", exact(u64::from(settings.block_size_bytes)))
+        .add("chunk size", exact(u64::from(settings.chunk_size_bytes)))
+        .add("ack", ack)
+        .add("on lost cache", lost)
+        .add("committed data", format!("{} ({share})", human(data)))
+        .add("in WAL only", human(volume.dirty_bytes))
+        .add("chunks", volume.chunks.to_string())
+        .add("index memory", human(volume.index_bytes))
+        .add("manifest", volume.manifest.to_string())
+        .add("epoch", volume.committed_epoch.to_string())
+        .add("generation", volume.generation.to_string())
+        .add_some(
+            "last commit",
+            volume
+                .last_commit_age_seconds
+                .map(|s| format!("{} ago", human_seconds(s))),
+        );
+    fields.render()
+}
+
+/// `10GiB (10737418240 bytes)`.
+fn sized(bytes: u64) -> String {
+    let text = exact(bytes);
+    if text.ends_with('B') {
+        format!("{text} ({bytes} bytes)")
+    } else {
+        format!("{} ({bytes} bytes)", human(bytes))
+    }
+}
