@@ -1,1 +1,51 @@
-//! Placeholder while the crate is laid out.
+//! The NBD wire protocol, both sides, sans-IO: handshake, requests, replies, limits, errnos.
+//!
+//! Nothing here reads, writes, waits or allocates per request. A driver owns the socket and feeds
+//! bytes in; what is to be sent comes out. The tables of the format are in
+//! `docs/internals/nbd.md`.
+//!
+//! * [`ServerHandshake`] and [`ClientHandshake`] take bytes in whatever pieces they arrive.
+//! * [`RequestHeader::parse`] reads 28 bytes, [`validate`] decides every errno of the protocol, and
+//!   [`simple_reply`] makes the 16 bytes of the answer.
+//!
+//! **Panic contract**: no input of the peer, in no order and of no length, makes a function of this
+//! crate panic or allocate more than its limits say. The fuzz target and its corpus hold it to that.
+//!
+//! ```
+//! use taipan_nbd::{ExportInfo, Op, RequestHeader, simple_reply, validate};
+//!
+//! let export = ExportInfo::new("vol0", 1 << 30);
+//! let wire = RequestHeader::read(7, 4096, 512).encode();
+//! let header = RequestHeader::parse(&wire).expect("a request we made");
+//! assert_eq!(validate(&header, &export), Ok(Op::Read { offset: 4096, len: 512 }));
+//! assert_eq!(simple_reply(None, header.cookie).len(), 16);
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod codec;
+mod errno;
+mod export;
+mod framer;
+pub mod fuzz;
+pub mod protocol;
+mod reply;
+mod request;
+mod server;
+mod validate;
+
+pub use client::{
+    ClientAdvance, ClientEnd, ClientError, ClientExport, ClientHandshake, Goal, ListedExport,
+};
+pub use errno::Errno;
+pub use export::{
+    BlockSizes, ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED,
+    PAYLOAD_BYTES_ADVERTISED, TransmissionFlags,
+};
+pub use reply::{SIMPLE_REPLY_BYTES, SimpleReply, simple_reply};
+pub use request::{BadMagic, REQUEST_BYTES, RequestHeader};
+pub use server::{
+    Advance, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
+};
+pub use validate::{Op, Refusal, validate};

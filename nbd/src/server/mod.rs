@@ -1,0 +1,327 @@
+//! The server's side of the handshake: bytes in, bytes and a decision out.
+
+mod answer;
+mod limits;
+
+use std::fmt;
+use std::mem;
+
+use crate::codec::{be_u32, be_u64};
+use crate::export::{ExportDirectory, ExportInfo};
+use crate::framer::Framer;
+use crate::protocol::{
+    CLIENT_FLAGS_BYTES, GREETING_BYTES, NBD_MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC,
+    STRING_BYTES_MAX, handshake_flag, option,
+};
+
+pub use limits::HandshakeLimits;
+
+/// One call of [`ServerHandshake::advance`] stops at the next option once it has put out this many
+/// bytes, so that a driver can send before it lets the client ask for more.
+const OUTPUT_PAUSE_BYTES: usize = 64 << 10;
+
+/// Every export that a LIST named allows this many further options: clients that list (`qemu-nbd
+/// -L`) ask for each export on the same connection.
+const OPTIONS_PER_LISTED_EXPORT: u32 = 4;
+
+/// The handshake of one connection, from the greeting to the transmission phase or the end.
+///
+/// Send [`greeting`](Self::greeting), then feed [`advance`](Self::advance) with what arrives. The
+/// deadline of the handshake is the driver's.
+#[derive(Debug)]
+pub struct ServerHandshake {
+    limits: HandshakeLimits,
+    stage: Stage,
+    framer: Framer,
+    client: ClientFlags,
+    /// Options seen, those being read included.
+    options: u32,
+    /// Most exports that one LIST has named.
+    listed_max: u32,
+}
+
+/// What the next bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    ClientFlags,
+    OptionHeader,
+    /// The data of an option that is looked at.
+    OptionData {
+        option: u32,
+        len: u32,
+    },
+    /// The data of an option that is answered without looking at its data.
+    Discard {
+        option: u32,
+        len: u32,
+        left: u32,
+    },
+    Ended,
+}
+
+/// The handshake flags that the client chose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ClientFlags {
+    fixed_newstyle: bool,
+    no_zeroes: bool,
+}
+
+/// How far a call came.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Advance {
+    /// Bytes of the input that are done with. Bytes behind them, if the handshake has not ended,
+    /// belong into the next call *after* the output was sent; at least one byte of a non-empty
+    /// input is consumed by every call.
+    pub consumed: usize,
+    /// Set when the handshake is over. Unconsumed input is then of the transmission phase.
+    pub end: Option<HandshakeEnd>,
+}
+
+/// How a handshake ends without an error.
+#[derive(Debug, PartialEq, Eq)]
+pub enum HandshakeEnd {
+    /// The client said goodbye: send the output, close, nothing to log.
+    Aborted,
+    /// Send the output, then requests follow.
+    Transmission(Selected),
+}
+
+/// What was agreed on for the transmission phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Selected {
+    /// The export's name as the client wrote it.
+    pub name: String,
+    /// The export as it was described to this client.
+    pub info: ExportInfo,
+}
+
+/// Why a connection is to be closed (after the output, if any, was sent).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// `advance` was called after the end.
+    AlreadyEnded,
+    /// An option does not start with the magic.
+    BadOptionMagic(u64),
+    /// EXPORT_NAME for an export with block sizes that this client did not ask for.
+    BlockSizeRequired(String),
+    /// EXPORT_NAME for an export that cannot be had; it has no way to refuse but closing.
+    ExportRefused(String),
+    /// The name in EXPORT_NAME is no name: too long, not UTF-8, or with NUL.
+    InvalidName,
+    /// A client without fixed newstyle may send EXPORT_NAME only.
+    NotFixedNewstyle(u32),
+    /// An option claims more data than anybody should throw away.
+    OptionTooLong {
+        /// The option.
+        option: u32,
+        /// The claimed length of its data in bytes.
+        len: u32,
+    },
+    /// The client negotiates without end.
+    TooManyOptions(u32),
+    /// Client flags that were not offered.
+    UnknownClientFlags(u32),
+}
+
+impl ServerHandshake {
+    /// A handshake that has not begun.
+    pub fn new(limits: HandshakeLimits) -> Self {
+        Self {
+            limits,
+            stage: Stage::ClientFlags,
+            framer: Framer::default(),
+            client: ClientFlags::default(),
+            options: 0,
+            listed_max: 0,
+        }
+    }
+
+    /// The bytes that the server sends first.
+    pub fn greeting(&self) -> [u8; GREETING_BYTES] {
+        let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+        let mut bytes = [0; GREETING_BYTES];
+        bytes[..8].copy_from_slice(&NBD_MAGIC.to_be_bytes());
+        bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
+        bytes[16..].copy_from_slice(&flags.to_be_bytes());
+        bytes
+    }
+
+    /// Takes in `input` and appends what is to be sent to `out`.
+    ///
+    /// One call appends at most 64 KiB and the answer to one option. After an error the connection
+    /// is over; `out` is still to be sent.
+    pub fn advance(
+        &mut self,
+        input: &[u8],
+        out: &mut Vec<u8>,
+        exports: &dyn ExportDirectory,
+    ) -> Result<Advance, HandshakeError> {
+        // The framer hands out slices of itself while `self` changes.
+        let mut framer = mem::take(&mut self.framer);
+        let result = self.run(&mut framer, input, out, exports);
+        self.framer = framer;
+        if !matches!(&result, Ok(Advance { end: None, .. })) {
+            self.stage = Stage::Ended;
+        }
+        result
+    }
+
+    fn run(
+        &mut self,
+        framer: &mut Framer,
+        input: &[u8],
+        out: &mut Vec<u8>,
+        exports: &dyn ExportDirectory,
+    ) -> Result<Advance, HandshakeError> {
+        let out_start = out.len();
+        let mut rest = input;
+        let mut end = None;
+        while end.is_none() {
+            match self.stage {
+                Stage::ClientFlags => {
+                    let Some(flags) = framer.take(&mut rest, CLIENT_FLAGS_BYTES) else {
+                        break;
+                    };
+                    self.client = ClientFlags::parse(be_u32(flags, 0))?;
+                    self.stage = Stage::OptionHeader;
+                }
+                Stage::OptionHeader => {
+                    if out.len() - out_start >= OUTPUT_PAUSE_BYTES {
+                        break;
+                    }
+                    let Some(header) = framer.take(&mut rest, OPTION_HEADER_BYTES) else {
+                        break;
+                    };
+                    self.stage = self.option_header(header)?;
+                }
+                Stage::OptionData { option, len } => {
+                    let Some(data) = framer.take(&mut rest, len as usize) else {
+                        break;
+                    };
+                    self.stage = Stage::OptionHeader;
+                    end = self.answer(option, data, out, exports)?;
+                }
+                Stage::Discard { option, len, left } => {
+                    let here = rest.len().min(left as usize);
+                    rest = &rest[here..];
+                    let left = left - here as u32;
+                    if left > 0 {
+                        self.stage = Stage::Discard { option, len, left };
+                        break;
+                    }
+                    self.stage = Stage::OptionHeader;
+                    end = self.answer_unread(option, len, out, exports);
+                }
+                Stage::Ended => return Err(HandshakeError::AlreadyEnded),
+            }
+        }
+        Ok(Advance {
+            consumed: input.len() - rest.len(),
+            end,
+        })
+    }
+
+    /// Decides from an option's header how its data is taken in.
+    fn option_header(&mut self, header: &[u8]) -> Result<Stage, HandshakeError> {
+        let magic = be_u64(header, 0);
+        let option = be_u32(header, 8);
+        let len = be_u32(header, 12);
+        if magic != OPTION_MAGIC {
+            return Err(HandshakeError::BadOptionMagic(magic));
+        }
+        self.options = self.options.saturating_add(1);
+        let allowance = self.listed_max.saturating_mul(OPTIONS_PER_LISTED_EXPORT);
+        if self.options > self.limits.options_max.saturating_add(allowance) {
+            return Err(HandshakeError::TooManyOptions(self.options));
+        }
+        if !self.client.fixed_newstyle && option != option::EXPORT_NAME {
+            return Err(HandshakeError::NotFixedNewstyle(option));
+        }
+        if option == option::EXPORT_NAME && len as usize > STRING_BYTES_MAX {
+            return Err(HandshakeError::InvalidName);
+        }
+        if len > self.limits.discard_bytes_max {
+            return Err(HandshakeError::OptionTooLong { option, len });
+        }
+        let looked_at = match option {
+            // Cannot be answered by an error, and is short.
+            option::EXPORT_NAME => true,
+            option::INFO | option::GO => len <= self.limits.option_bytes_max,
+            _ => false,
+        };
+        if looked_at {
+            Ok(Stage::OptionData { option, len })
+        } else {
+            Ok(Stage::Discard {
+                option,
+                len,
+                left: len,
+            })
+        }
+    }
+}
+
+impl ClientFlags {
+    /// Flags that were not offered end the connection.
+    fn parse(bits: u32) -> Result<Self, HandshakeError> {
+        let fixed_newstyle = u32::from(handshake_flag::FIXED_NEWSTYLE);
+        let no_zeroes = u32::from(handshake_flag::NO_ZEROES);
+        if bits & !(fixed_newstyle | no_zeroes) != 0 {
+            return Err(HandshakeError::UnknownClientFlags(bits));
+        }
+        Ok(Self {
+            fixed_newstyle: bits & fixed_newstyle != 0,
+            no_zeroes: bits & no_zeroes != 0,
+        })
+    }
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyEnded => f.write_str("the handshake had ended before"),
+            Self::BadOptionMagic(magic) => {
+                write!(
+                    f,
+                    "option starts with {magic:#018x}, not with IHAVEOPT: no NBD client"
+                )
+            }
+            Self::BlockSizeRequired(name) => write!(
+                f,
+                "EXPORT_NAME {name:?} cannot tell the block sizes that this export requires; \
+                 the client must use GO"
+            ),
+            Self::ExportRefused(name) => {
+                write!(
+                    f,
+                    "EXPORT_NAME {name:?} is no export that this client can have"
+                )
+            }
+            Self::InvalidName => write!(
+                f,
+                "EXPORT_NAME with a name that is not UTF-8 without NUL of at most \
+                 {STRING_BYTES_MAX} bytes"
+            ),
+            Self::NotFixedNewstyle(option) => {
+                write!(
+                    f,
+                    "option {option} from a client that did not choose fixed newstyle"
+                )
+            }
+            Self::OptionTooLong { option, len } => {
+                write!(f, "option {option} claims {len} bytes of data")
+            }
+            Self::TooManyOptions(count) => write!(f, "option number {count} of one handshake"),
+            Self::UnknownClientFlags(bits) => {
+                write!(f, "client flags {bits:#010x} were not all offered")
+            }
+        }
+    }
+}
+
+impl std::error::Error for HandshakeError {}
+
+#[cfg(test)]
+mod tests;

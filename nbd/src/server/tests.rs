@@ -1,0 +1,1 @@
+//! The handshake against every rule, one row or test each.
