@@ -5,9 +5,13 @@
 //! the ring loop, tests from a seeded simulator. See `docs/ARCHITECTURE.md`.
 
 pub mod api;
+pub mod backend;
 pub mod block;
+pub mod chunk;
 pub mod error;
 pub mod identity;
+pub mod manifest;
+pub mod object;
 pub mod size;
 pub mod volume;
 pub mod wal;
