@@ -27,7 +27,12 @@ pub(crate) struct Cli {
 #[derive(Args, Debug)]
 pub(crate) struct Target {
     /// Data directory of the appliance, in which its sockets are.
-    #[arg(long, global = true, value_name = "DIR", default_value = "./taipan-data")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "./taipan-data"
+    )]
     pub(crate) data: PathBuf,
     /// Control socket [default: DIR/control.sock].
     #[arg(long, global = true, value_name = "PATH")]
@@ -50,7 +55,9 @@ impl Target {
 
     /// Path of the NBD socket.
     pub(crate) fn nbd_socket(&self) -> PathBuf {
-        self.nbd.clone().unwrap_or_else(|| self.data.join("nbd.sock"))
+        self.nbd
+            .clone()
+            .unwrap_or_else(|| self.data.join("nbd.sock"))
     }
 
     /// Form of the output.
@@ -292,10 +299,7 @@ mod tests {
         assert_eq!(create.layout.block_size, Some(ByteSize(65536)));
         assert_eq!(create.layout.chunk_size, None);
         assert_eq!(create.changeable.ack, Some(Ack::Durable));
-        assert_eq!(
-            create.changeable.on_lost_cache,
-            Some(OnLostCache::ReadOnly)
-        );
+        assert_eq!(create.changeable.on_lost_cache, Some(OnLostCache::ReadOnly));
     }
 
     #[test]
@@ -317,7 +321,10 @@ mod tests {
 
     #[test]
     fn resize_takes_the_size_either_way() {
-        for line in ["taipan volume resize a 2GiB", "taipan volume resize a --size 2GiB"] {
+        for line in [
+            "taipan volume resize a 2GiB",
+            "taipan volume resize a --size 2GiB",
+        ] {
             let Command::Volume(VolumeCommand::Resize(resize)) = parse(line).unwrap().command
             else {
                 panic!("not a resize");
@@ -329,7 +336,10 @@ mod tests {
     #[test]
     fn sockets_are_in_the_data_directory_unless_named() {
         let cli = parse("taipan --data /d --nbd /n status").unwrap();
-        assert_eq!(cli.target.control_socket(), PathBuf::from("/d/control.sock"));
+        assert_eq!(
+            cli.target.control_socket(),
+            PathBuf::from("/d/control.sock")
+        );
         assert_eq!(cli.target.nbd_socket(), PathBuf::from("/n"));
     }
 }

@@ -80,8 +80,14 @@ impl Control {
     pub(crate) fn delete(&self, name: &VolumeName) -> Outcome<()> {
         let what = format!("delete volume \"{name}\"");
         let limit = Some(Duration::from_secs(ANSWER_SECONDS));
-        self.exchange(&what, Method::DELETE, &volume_path(name), Bytes::new(), limit)
-            .map(drop)
+        self.exchange(
+            &what,
+            Method::DELETE,
+            &volume_path(name),
+            Bytes::new(),
+            limit,
+        )
+        .map(drop)
     }
 
     /// Packs everything into the backend; takes as long as that takes.
@@ -216,7 +222,12 @@ pub(crate) fn unreachable(what: &str, socket: &Path, error: &io::Error) -> Failu
         io::ErrorKind::InvalidInput => {
             "the path is too long for a unix socket (107 bytes). Use a relative path"
         }
-        _ => return Failure::new(Exit::Unreachable, format!("{what}: {}: {error}", socket.display())),
+        _ => {
+            return Failure::new(
+                Exit::Unreachable,
+                format!("{what}: {}: {error}", socket.display()),
+            );
+        }
     };
     Failure::new(
         Exit::Unreachable,

@@ -106,10 +106,9 @@ pub(crate) fn exit_of(code: ErrorCode) -> Exit {
         ErrorCode::Invalid | ErrorCode::TooLarge => Exit::Usage,
         ErrorCode::NotFound => Exit::NotFound,
         ErrorCode::Corrupt => Exit::Damaged,
-        ErrorCode::AlreadyExists
-        | ErrorCode::Busy
-        | ErrorCode::Fenced
-        | ErrorCode::ReadOnly => Exit::Conflict,
+        ErrorCode::AlreadyExists | ErrorCode::Busy | ErrorCode::Fenced | ErrorCode::ReadOnly => {
+            Exit::Conflict
+        }
         _ => Exit::Failed,
     }
 }

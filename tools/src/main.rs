@@ -6,6 +6,7 @@ mod failure;
 mod output;
 mod status;
 mod table;
+mod transfer;
 mod volume;
 
 use std::process::ExitCode;
@@ -34,8 +35,8 @@ fn run(cli: &Cli) -> Outcome<()> {
     let target = &cli.target;
     match &cli.command {
         Command::Volume(command) => volume::run(target, command),
-        Command::Import(_) => Ok(()),
-        Command::Export(_) => Ok(()),
+        Command::Import(import) => transfer::import(target, import),
+        Command::Export(export) => transfer::export(target, export),
         Command::Inspect(_) => Ok(()),
         Command::Status => status::run(target),
         Command::Drain => status::drain(target),

@@ -82,7 +82,10 @@ fn overview(status: &Status) -> String {
                 percent(wal.used_bytes, wal.total_bytes)
             ),
         )
-        .add("WAL sync", format!("{} ({})", wal.sync_mode, wal.sync_reason))
+        .add(
+            "WAL sync",
+            format!("{} ({})", wal.sync_mode, wal.sync_reason),
+        )
         .add("not durable", format!("{} answered", human(undurable)))
         .add("epoch", status.epoch.to_string())
         .add("backend", backend(status))
@@ -97,10 +100,7 @@ fn backend(status: &Status) -> String {
     if let Some(seconds) = backend.failing_seconds {
         text.push_str(&format!(" for {}", human_seconds(seconds)));
     }
-    if let (false, Some(error)) = (
-        backend.state == BackendState::Healthy,
-        &backend.last_error,
-    ) {
+    if let (false, Some(error)) = (backend.state == BackendState::Healthy, &backend.last_error) {
         text.push_str(&format!("\n{error}"));
     }
     text

@@ -17,17 +17,13 @@ pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
     let control = Control::new(target.control_socket())?;
     let form = target.form();
     match command {
-        VolumeCommand::Create(create) => {
-            form.print(&control.create(&creation(create)?)?, created)
-        }
+        VolumeCommand::Create(create) => form.print(&control.create(&creation(create)?)?, created),
         VolumeCommand::List => form.print(&control.volumes()?, list),
         VolumeCommand::Show { name } => form.print(&control.volume(name)?, show),
         VolumeCommand::Resize(resize) => {
             form.print(&control.resize(&resize.name, resize.size_bytes())?, resized)
         }
-        VolumeCommand::Set(set) => {
-            form.print(&control.configure(&set.name, &patch(set)?)?, show)
-        }
+        VolumeCommand::Set(set) => form.print(&control.configure(&set.name, &patch(set)?)?, show),
         VolumeCommand::Delete { name, yes } => {
             if !yes {
                 confirm_deletion(&control, name)?;
@@ -86,7 +82,9 @@ fn confirm_deletion(control: &Control, name: &VolumeName) -> Outcome<()> {
     let size = human(volume.settings.size_bytes);
     let mut err = io::stderr().lock();
     let question = format!("Delete volume \"{name}\" ({size}) and all its data for good? [y/N] ");
-    let asked = err.write_all(question.as_bytes()).and_then(|()| err.flush());
+    let asked = err
+        .write_all(question.as_bytes())
+        .and_then(|()| err.flush());
     let mut answer = String::new();
     asked
         .and_then(|()| io::stdin().lock().read_line(&mut answer))
@@ -99,7 +97,10 @@ fn confirm_deletion(control: &Control, name: &VolumeName) -> Outcome<()> {
 
 fn created(volume: &VolumeInfo) -> String {
     let (name, size) = (&volume.name, exact(volume.settings.size_bytes));
-    format!("volume \"{name}\" of {size} is created (id {})\n", volume.id)
+    format!(
+        "volume \"{name}\" of {size} is created (id {})\n",
+        volume.id
+    )
 }
 
 fn resized(volume: &VolumeInfo) -> String {
