@@ -5,11 +5,13 @@
 //! the ring loop, tests from a seeded simulator. See `docs/ARCHITECTURE.md`.
 
 pub mod api;
+pub mod arena;
 pub mod backend;
 pub mod block;
 pub mod chunk;
 pub mod error;
 pub mod identity;
+pub mod index;
 pub mod manifest;
 pub mod object;
 pub mod size;
