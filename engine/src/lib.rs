@@ -14,6 +14,8 @@ pub mod identity;
 pub mod index;
 pub mod manifest;
 pub mod object;
+pub mod registry;
+pub mod pack;
 pub mod size;
 pub mod volume;
 pub mod wal;

@@ -1,0 +1,198 @@
+//! Which volumes a backend holds: names, creation, takeover for writing, settings, deletion.
+//!
+//! Every function is safe to repeat with the same arguments after an error: a request whose
+//! response was lost is recognised by its volume id or writer token. Rules and record formats:
+//! `docs/internals/manifest.md`.
+
+mod history;
+mod local;
+mod names;
+mod open;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{VolumeId, WriterToken};
+use crate::manifest::{Manifest, ManifestKind};
+use crate::volume::{VolumeName, VolumeSettings};
+
+pub use history::{Appended, History, append, read_head, read_history, read_manifest};
+pub use local::{Intent, LocalHead, LocalHeads, QuarantineRange, RecordFate};
+pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
+pub use open::{OpenedVolume, open_for_writing};
+
+/// Identity of a volume about to be created; repeating a creation with the same seed is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSeed {
+    /// The new volume's id.
+    pub id: VolumeId,
+    /// Token of the creator.
+    pub token: WriterToken,
+}
+
+impl VolumeSeed {
+    /// A seed never used before.
+    pub fn random() -> Result<Self> {
+        Ok(Self {
+            id: VolumeId(random_u64()?),
+            token: WriterToken(random_u64()?),
+        })
+    }
+}
+
+/// A random number from the operating system.
+pub fn random_u64() -> Result<u64> {
+    getrandom::u64().map_err(|e| Error::new(ErrorKind::Io, "reading random bytes").with_source(e))
+}
+
+/// Creates a volume: its first manifest, then its name. The volume exists once the name does.
+/// `AlreadyExists` if the name is another volume's.
+pub async fn create_volume(
+    backend: &dyn Backend,
+    seed: VolumeSeed,
+    name: &VolumeName,
+    settings: &VolumeSettings,
+) -> Result<Manifest> {
+    settings.validate()?;
+    let first = Manifest::first(seed.id, name.clone(), settings.clone(), seed.token);
+    let entry = match free_entry(backend, name, seed.id).await? {
+        Free::Bound => return read_manifest(backend, seed.id, first.number).await,
+        Free::At(number) => number,
+    };
+    match append(backend, &first).await? {
+        Appended::Ours(stored) if stored == first => {}
+        _ => {
+            let message = format!("volume id {} is in use; try again with another", seed.id);
+            return Err(Error::new(ErrorKind::AlreadyExists, message));
+        }
+    }
+    match names::bind(backend, name, entry, Some(seed.id)).await? {
+        bound if bound.volume == Some(seed.id) => Ok(first),
+        _ => {
+            // Nobody can have seen it: it never had a name. What is left behind harms nobody.
+            let _ = backend.delete(&first.object()).await;
+            Err(name_taken(name))
+        }
+    }
+}
+
+/// Changes settings (grows the volume) as the volume's writer. The caller owns `head`; no commit
+/// of its own may run at the same time. Returns the new head.
+pub async fn configure(
+    backend: &dyn Backend,
+    head: &Manifest,
+    settings: &VolumeSettings,
+) -> Result<Manifest> {
+    settings.validate()?;
+    if settings.size_bytes < head.settings.size_bytes {
+        return Err(Error::invalid(format!(
+            "a volume of {} bytes cannot shrink to {}",
+            head.settings.size_bytes, settings.size_bytes
+        ))
+        .with_volume(head.volume));
+    }
+    if settings.block_size_bytes != head.settings.block_size_bytes {
+        let message = "the block size of a volume cannot change";
+        return Err(Error::invalid(message).with_volume(head.volume));
+    }
+    let next = Manifest {
+        settings: settings.clone(),
+        ..head.successor(ManifestKind::Configured)
+    };
+    append_own(backend, &next).await
+}
+
+/// Grows a volume to `size_bytes`; see [`configure`].
+pub async fn grow(backend: &dyn Backend, head: &Manifest, size_bytes: u64) -> Result<Manifest> {
+    let settings = VolumeSettings {
+        size_bytes,
+        ..head.settings.clone()
+    };
+    configure(backend, head, &settings).await
+}
+
+/// Deletes a volume as its writer: tombstone first, then the name is free. To be repeated after an
+/// error, also with the tombstone as `head`. Returns the tombstone.
+pub async fn delete_volume(backend: &dyn Backend, head: &Manifest) -> Result<Manifest> {
+    let tombstone = match head.kind {
+        ManifestKind::Tombstone => head.clone(),
+        _ => append_own(backend, &head.successor(ManifestKind::Tombstone)).await?,
+    };
+    release_name(backend, &tombstone.name, tombstone.volume).await?;
+    Ok(tombstone)
+}
+
+/// Appends a manifest that must be stored exactly so.
+async fn append_own(backend: &dyn Backend, next: &Manifest) -> Result<Manifest> {
+    match append(backend, next).await? {
+        Appended::Ours(stored) if stored == *next => Ok(stored),
+        Appended::Ours(stored) => Err(Error::new(
+            ErrorKind::Transient,
+            format!(
+                "manifest {} was a commit of our own; try again",
+                stored.number
+            ),
+        )
+        .with_volume(next.volume)),
+        Appended::Foreign(other) => Err(fenced_by(&other)),
+    }
+}
+
+fn fenced_by(other: &Manifest) -> Error {
+    let message = format!(
+        "another writer (generation {}) wrote manifest {}; this one must stop",
+        other.generation, other.number
+    );
+    Error::new(ErrorKind::Fenced, message).with_volume(other.volume)
+}
+
+fn name_taken(name: &VolumeName) -> Error {
+    let message = format!("a volume named {:?} exists already", name.as_str());
+    Error::new(ErrorKind::AlreadyExists, message)
+}
+
+enum Free {
+    /// The name is this volume's already.
+    Bound,
+    /// This entry of the name's log is the next one.
+    At(u64),
+}
+
+/// Where `volume` can be entered under `name`; finishes a deletion that stopped half way.
+async fn free_entry(backend: &dyn Backend, name: &VolumeName, volume: VolumeId) -> Result<Free> {
+    let Some(entry) = names::latest(backend, name).await? else {
+        return Ok(Free::At(1));
+    };
+    let Some(holder) = entry.volume else {
+        return Ok(Free::At(entry.number + 1));
+    };
+    if holder == volume {
+        return Ok(Free::Bound);
+    }
+    match read_head(backend, holder, None).await {
+        Ok(head) if head.kind == ManifestKind::Tombstone => {}
+        Ok(_) => return Err(name_taken(name)),
+        Err(e) => return Err(e),
+    }
+    let released = names::bind(backend, name, entry.number + 1, None).await?;
+    match released.volume {
+        None => Ok(Free::At(released.number + 1)),
+        Some(_) => Err(name_taken(name)),
+    }
+}
+
+/// Enters that `name` is free, unless it is no longer `volume`'s.
+async fn release_name(backend: &dyn Backend, name: &VolumeName, volume: VolumeId) -> Result<()> {
+    match names::latest(backend, name).await? {
+        Some(entry) if entry.volume == Some(volume) => {
+            // Whatever takes that number instead ends our binding just as well.
+            names::bind(backend, name, entry.number + 1, None).await?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,317 @@
+//! The local head record of each volume: what this appliance last knew of the volume's image, and
+//! what it intended. Decides after a restart which WAL records still count.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
+use crate::manifest::Manifest;
+use crate::volume::{VolumeName, VolumeSettings};
+
+const SCHEMA: u32 = 1;
+/// Unresolved intents kept; an older one can only turn "replay" into "quarantine".
+const INTENTS_MAX: usize = 16;
+
+/// A takeover that was about to be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// The generation that it would open.
+    pub generation: Generation,
+    /// Its token.
+    pub token: WriterToken,
+    /// The head that it would follow.
+    pub predecessor: ManifestNum,
+    /// That head's CRC.
+    pub predecessor_crc: u32,
+}
+
+/// Epochs whose WAL records were found to be of a lost lineage: copied out, never merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuarantineRange {
+    /// Records up to here are in the image.
+    pub after: Epoch,
+    /// The last epoch stamped before the verdict.
+    pub through: Epoch,
+}
+
+/// What replay does with a WAL record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordFate {
+    /// It is in the image already.
+    Skip,
+    /// Another writer took the volume over before it was committed: copy it out and report it.
+    Quarantine,
+    /// It counts.
+    Replay,
+}
+
+/// The local head record of one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalHead {
+    schema: u32,
+    crc32c: u32,
+    /// The volume.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its settings.
+    pub settings: VolumeSettings,
+    /// Our last confirmed generation.
+    pub generation: Generation,
+    /// Its token.
+    pub token: WriterToken,
+    /// The last manifest known to be stored.
+    pub head: ManifestNum,
+    /// Its CRC.
+    pub head_crc: u32,
+    /// Records of ours up to this epoch are in the image.
+    pub committed_epoch: Epoch,
+    /// Closed in order: no answered write is outside the WAL and the image.
+    pub clean: bool,
+    /// Takeovers whose outcome is not known, oldest first.
+    pub intents: Vec<Intent>,
+    /// WAL records that must not be merged, until they were copied out.
+    pub quarantine: Option<QuarantineRange>,
+}
+
+impl LocalHead {
+    /// The record of a volume that this appliance never wrote before.
+    pub fn unknown(head: &Manifest) -> Self {
+        Self {
+            schema: SCHEMA,
+            crc32c: 0,
+            id: head.volume,
+            name: head.name.clone(),
+            settings: head.settings.clone(),
+            generation: Generation(0),
+            token: WriterToken(0),
+            head: ManifestNum(0),
+            head_crc: 0,
+            committed_epoch: Epoch(0),
+            clean: true,
+            intents: Vec::new(),
+            quarantine: None,
+        }
+    }
+
+    /// Whether `head` continues what this appliance wrote: its own writer's manifest, one that an
+    /// unresolved intent of ours made, or the one that such an intent meant to follow.
+    pub fn is_own(&self, head: &Manifest) -> bool {
+        let writer = (head.generation, head.token);
+        let by_writer = self.head.0 > 0 && writer == (self.generation, self.token);
+        by_writer
+            || self.intents.iter().any(|intent| {
+                writer == (intent.generation, intent.token)
+                    || (head.number == intent.predecessor && head.crc() == intent.predecessor_crc)
+            })
+    }
+
+    /// Prepares a takeover after `head`: judges the WAL and enters the intent. `stamped_through` is
+    /// the greatest epoch that this appliance ever stamped. Save before the takeover is tried.
+    pub fn intend(&mut self, head: &Manifest, token: WriterToken, stamped_through: Epoch) {
+        let never_opened = head.generation == Generation(0);
+        if !never_opened && !self.is_own(head) {
+            let after = self
+                .quarantine
+                .map_or(self.committed_epoch, |range| range.after);
+            self.quarantine = Some(QuarantineRange {
+                after,
+                through: stamped_through,
+            });
+            self.intents.clear();
+        }
+        // From here on epochs above `stamped_through` and the head's are used.
+        self.committed_epoch = head.epoch;
+        self.name = head.name.clone();
+        self.settings = head.settings.clone();
+        if self.intents.len() == INTENTS_MAX {
+            self.intents.remove(0);
+        }
+        self.intents.push(Intent {
+            generation: head.generation.next(),
+            token,
+            predecessor: head.number,
+            predecessor_crc: head.crc(),
+        });
+    }
+
+    /// Takes over a stored manifest of ours as the new head. Save before the WAL is released.
+    pub fn advance(&mut self, head: &Manifest) {
+        assert!(head.volume == self.id && head.number >= self.head);
+        self.generation = head.generation;
+        self.token = head.token;
+        self.head = head.number;
+        self.head_crc = head.crc();
+        self.committed_epoch = head.epoch;
+        self.name = head.name.clone();
+        self.settings = head.settings.clone();
+        self.intents.clear();
+    }
+
+    /// What replay does with a record of this volume that was stamped with `epoch`.
+    pub fn fate(&self, epoch: Epoch) -> RecordFate {
+        match self.quarantine {
+            Some(range) if epoch <= range.after => RecordFate::Skip,
+            Some(range) if epoch <= range.through => RecordFate::Quarantine,
+            _ if epoch <= self.committed_epoch => RecordFate::Skip,
+            _ => RecordFate::Replay,
+        }
+    }
+
+    /// The file's bytes, with the CRC.
+    pub fn encode(&self) -> Vec<u8> {
+        let sealed = Self {
+            crc32c: self.computed_crc(),
+            ..self.clone()
+        };
+        sealed.to_json()
+    }
+
+    /// Undoes [`LocalHead::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut head: Self = serde_json::from_slice(bytes)
+            .map_err(|e| Error::corrupt("a local head record does not parse").with_source(e))?;
+        if head.schema != SCHEMA || head.crc32c != head.computed_crc() {
+            let message = "a local head record fails its CRC or schema";
+            return Err(Error::corrupt(message).with_volume(head.id));
+        }
+        head.crc32c = 0;
+        Ok(head)
+    }
+
+    /// CRC32C of the file with the field itself zero.
+    fn computed_crc(&self) -> u32 {
+        let zeroed = Self {
+            crc32c: 0,
+            ..self.clone()
+        };
+        crc32c::crc32c(&zeroed.to_json())
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("a record is plain data");
+        json.push(b'\n');
+        json
+    }
+}
+
+/// The directory of local head records, `<data>/volumes`. One process at a time uses it.
+#[derive(Clone, Debug)]
+pub struct LocalHeads {
+    dir: PathBuf,
+}
+
+impl LocalHeads {
+    /// Opens the directory, creating it, and removes unfinished writes of a crash.
+    pub fn open(dir: &Path) -> Result<Self> {
+        match fs::create_dir(dir) {
+            Ok(()) => sync_dir(dir.parent().filter(|p| !p.as_os_str().is_empty()))?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io("creating the volumes' directory", e).with_path(dir)),
+        }
+        let heads = Self {
+            dir: dir.to_owned(),
+        };
+        for path in heads.files()?.iter().filter(|path| has_end(path, "tmp")) {
+            fs::remove_file(path).map_err(|e| Error::io("removing", e).with_path(path))?;
+        }
+        Ok(heads)
+    }
+
+    /// The record of a volume; `None` if there is none.
+    pub fn load(&self, id: VolumeId) -> Result<Option<LocalHead>> {
+        let path = self.path(id);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("reading", e).with_path(path)),
+        };
+        match LocalHead::decode(&bytes) {
+            Ok(head) if head.id == id => Ok(Some(head)),
+            Ok(_) => Err(Error::corrupt("the record is another volume's").with_path(path)),
+            Err(e) => Err(e.with_path(path)),
+        }
+    }
+
+    /// All records, in the order of their ids; each that cannot be read with its error.
+    pub fn load_all(&self) -> Result<Vec<(VolumeId, Result<LocalHead>)>> {
+        let mut ids: Vec<VolumeId> = self
+            .files()?
+            .iter()
+            .filter(|path| has_end(path, "json"))
+            .filter_map(|path| VolumeId::parse(path.file_stem()?.to_str()?))
+            .collect();
+        ids.sort_unstable();
+        let vanished = |id| {
+            let message = "the local head record vanished while it was read";
+            Error::new(ErrorKind::NotFound, message).with_volume(id)
+        };
+        let load = |id| match self.load(id) {
+            Ok(head) => head.ok_or_else(|| vanished(id)),
+            Err(e) => Err(e),
+        };
+        Ok(ids.into_iter().map(|id| (id, load(id))).collect())
+    }
+
+    /// Replaces a record atomically; durable when it returns.
+    pub fn save(&self, head: &LocalHead) -> Result<()> {
+        let path = self.path(head.id);
+        let temp = path.with_extension("tmp");
+        let written = write_synced(&temp, &head.encode()).and_then(|()| fs::rename(&temp, &path));
+        if let Err(e) = written {
+            // What is left of it is removed at the next opening, too.
+            let _ = fs::remove_file(&temp);
+            return Err(Error::io("saving the local head record", e).with_path(path));
+        }
+        sync_dir(Some(&self.dir))
+    }
+
+    /// Removes the record of a deleted volume; an absent one is fine.
+    pub fn remove(&self, id: VolumeId) -> Result<()> {
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(Some(&self.dir)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("removing", e).with_path(path)),
+        }
+    }
+
+    fn path(&self, id: VolumeId) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let failed = |e| Error::io("listing", e).with_path(&self.dir);
+        fs::read_dir(&self.dir)
+            .map_err(failed)?
+            .map(|entry| Ok(entry.map_err(failed)?.path()))
+            .collect()
+    }
+}
+
+fn has_end(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|end| end == extension)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn sync_dir(dir: Option<&Path>) -> Result<()> {
+    let dir = dir.unwrap_or(Path::new("."));
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::io("syncing directory", e).with_path(dir))
+}
+
+#[cfg(test)]
+mod tests;
