@@ -43,6 +43,11 @@ impl Framer {
         self.spent = true;
         Some(&self.held)
     }
+
+    /// Bytes of an unfinished message.
+    pub(crate) fn held_bytes(&self) -> usize {
+        if self.spent { 0 } else { self.held.len() }
+    }
 }
 
 #[cfg(test)]

@@ -221,3 +221,6 @@ fn check_payload(length: u32) -> Result<(), Errno> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -223,6 +223,11 @@ impl ServerHandshake {
         })
     }
 
+    /// Bytes of an unfinished message that are held.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.framer.held_bytes()
+    }
+
     /// Decides from an option's header how its data is taken in.
     fn option_header(&mut self, header: &[u8]) -> Result<Stage, HandshakeError> {
         let magic = be_u64(header, 0);
