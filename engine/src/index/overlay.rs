@@ -157,6 +157,16 @@ impl Overlay {
         self.put_zero(at..range.end, lsn);
     }
 
+    /// Takes over all that `other` knows; greatest LSN wins.
+    pub fn absorb(&mut self, other: &Self) {
+        for entry in &other.points {
+            self.insert_point(LocalBlock(u64::from(entry.local)), entry.point());
+        }
+        for (&start, zero) in &other.zeros {
+            self.insert_zero(start..zero.end, zero.lsn);
+        }
+    }
+
     /// What is known of `local`; `None` if no uncommitted record touched it.
     #[inline]
     pub fn lookup(&self, local: LocalBlock) -> Option<Hit> {

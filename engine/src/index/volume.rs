@@ -40,6 +40,8 @@ pub struct VolumeBase {
     shards: [ShardBase; SHARD_COUNT],
     chunks: Vec<Option<ChunkEntry>>,
     free: Vec<ChunkOrdinal>,
+    /// Chunks of which no block is named.
+    empty: BTreeSet<ChunkOrdinal>,
     /// Leaves and chunks changed since the last checkpoint.
     dirty_leaves: BTreeSet<(u8, LeafKey)>,
     dirty_chunks: BTreeSet<ChunkOrdinal>,
@@ -63,6 +65,16 @@ impl VolumeBase {
     /// Where the block is; `None` if it is not mapped and reads as zeros.
     pub fn lookup(&self, block: BlockNum) -> Option<ChunkLoc> {
         self.shards[block.shard().index()].lookup(block.local())
+    }
+
+    /// Whether any of these blocks might be mapped (asked at the grain of a leaf).
+    pub fn may_map(&self, start: BlockNum, count: u64) -> bool {
+        ShardId::all().any(|shard| {
+            let range = local_range(start, count, shard);
+            let (from, to) = leaf_range(&range);
+            let base = self.shard(shard);
+            !range.is_empty() && base.leaves_between(from, to).next().is_some()
+        })
     }
 
     /// The base of one shard; cloning it shares the leaves.
@@ -147,6 +159,7 @@ impl VolumeBase {
             ChunkOrdinal(self.chunks.len() as u32 - 1)
         });
         self.chunks[ordinal.0 as usize] = Some(entry);
+        self.empty.insert(ordinal);
         self.dirty_chunks.insert(ordinal);
         ordinal
     }
@@ -180,8 +193,7 @@ impl VolumeBase {
     fn leaves_of(&self, shard: usize, edits: &ShardEdits) -> BTreeSet<LeafKey> {
         let mut keys: BTreeSet<_> = edits.points.iter().map(|(key, _)| *key).collect();
         for zero in &edits.zeros {
-            let from = LeafKey((zero.start / LEAF_BLOCKS) as u32);
-            let to = LeafKey(zero.end.div_ceil(LEAF_BLOCKS) as u32);
+            let (from, to) = leaf_range(zero);
             keys.extend(
                 self.shards[shard]
                     .leaves_between(from, to)
@@ -205,15 +217,30 @@ impl VolumeBase {
             .map(|point| point.1)
             .collect();
         let zeros = zeros_within(&edits.zeros, key);
-        let chunks = &mut self.chunks;
         for (_, loc) in &points {
-            live_of(chunks, *loc, |live| live + 1);
+            self.note_named(*loc);
         }
+        let mut displaced = Vec::new();
         let old = self.shards[shard].leaf(key);
-        let leaf = Leaf::merged(old, &zeros, &points, scratch, &mut |loc| {
-            live_of(chunks, loc, |live| live - 1);
-        });
+        let leaf = Leaf::merged(old, &zeros, &points, scratch, &mut |loc| displaced.push(loc));
+        displaced.into_iter().for_each(|loc| self.note_displaced(loc));
         self.shards[shard].install([(key, leaf)]);
+    }
+
+    fn note_named(&mut self, loc: ChunkLoc) {
+        let entry = entry_of(&mut self.chunks, loc);
+        entry.live += 1;
+        if entry.live == 1 {
+            self.empty.remove(&loc.chunk);
+        }
+    }
+
+    fn note_displaced(&mut self, loc: ChunkLoc) {
+        let entry = entry_of(&mut self.chunks, loc);
+        entry.live -= 1;
+        if entry.live == 0 {
+            self.empty.insert(loc.chunk);
+        }
     }
 }
 
@@ -227,6 +254,13 @@ fn local_range(start: BlockNum, count: u64, shard: ShardId) -> Range<u64> {
         block_size: BlockSize::MIN,
     };
     span.local_range(shard)
+}
+
+/// The leaves that a shard-local range touches: first, and one beyond the last.
+fn leaf_range(range: &Range<u64>) -> (LeafKey, LeafKey) {
+    let from = LeafKey((range.start / LEAF_BLOCKS) as u32);
+    let to = LeafKey(range.end.div_ceil(LEAF_BLOCKS) as u32);
+    (from, to)
 }
 
 /// How many leading chunks touch no block twice, so that they can be applied as one.
@@ -294,9 +328,9 @@ fn zeros_within(zeros: &[Range<u64>], key: LeafKey) -> Vec<Range<u16>> {
         .collect()
 }
 
-fn live_of(chunks: &mut [Option<ChunkEntry>], loc: ChunkLoc, change: impl FnOnce(u32) -> u32) {
+fn entry_of(chunks: &mut [Option<ChunkEntry>], loc: ChunkLoc) -> &mut ChunkEntry {
     let entry = chunks[loc.chunk.0 as usize].as_mut();
     let entry = entry.expect("a mapped block names a chunk of the table");
     debug_assert!(loc.slot < entry.reference.slots);
-    entry.live = change(entry.live);
+    entry
 }
