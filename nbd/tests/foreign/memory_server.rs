@@ -6,8 +6,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use taipan_nbd::{
     Errno, ExportDirectory, ExportInfo, HandshakeEnd, HandshakeLimits, LookupError, Op,
@@ -18,6 +19,9 @@ use tempfile::TempDir;
 /// How much of each client's stream is kept.
 const RECORDED_BYTES_MAX: usize = 1 << 20;
 
+/// How long clients whose process has ended may take to leave.
+const LEAVING_TIME_MAX: Duration = Duration::from_secs(30);
+
 /// A running server; it serves until the process ends.
 pub(crate) struct MemoryServer {
     socket: PathBuf,
@@ -27,7 +31,15 @@ pub(crate) struct MemoryServer {
 
 struct Shared {
     volumes: BTreeMap<String, Volume>,
-    recorded: Mutex<Vec<Vec<u8>>>,
+    recordings: Mutex<Recordings>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct Recordings {
+    /// Connections that still go on.
+    open: usize,
+    streams: Vec<Vec<u8>>,
 }
 
 struct Volume {
@@ -47,7 +59,8 @@ impl MemoryServer {
         });
         let shared = Arc::new(Shared {
             volumes: volumes.collect(),
-            recorded: Mutex::default(),
+            recordings: Mutex::default(),
+            left: Condvar::new(),
         });
         let server = Self {
             socket,
@@ -58,6 +71,7 @@ impl MemoryServer {
             for stream in listener.incoming() {
                 let shared = Arc::clone(&shared);
                 let stream = stream.expect("a connection");
+                shared.recordings.lock().expect("no panic").open += 1;
                 thread::spawn(move || Connection::new(stream, shared).serve());
             }
         });
@@ -74,9 +88,22 @@ impl MemoryServer {
         format!("nbd+unix:///{name}?socket={}", self.socket())
     }
 
-    /// What clients that have left had sent, one stream each.
+    /// What each client had sent, once all have left.
     pub(crate) fn recorded(&self) -> Vec<Vec<u8>> {
-        self.shared.recorded.lock().expect("no panic").clone()
+        let recordings = self.shared.recordings.lock().expect("no panic");
+        let (recordings, waited) = self
+            .shared
+            .left
+            .wait_timeout_while(recordings, LEAVING_TIME_MAX, |recordings| {
+                recordings.open > 0
+            })
+            .expect("no panic");
+        assert!(
+            !waited.timed_out(),
+            "{} clients do not leave",
+            recordings.open
+        );
+        recordings.streams.clone()
     }
 }
 
@@ -128,7 +155,10 @@ impl Connection {
         let Self {
             recorded, shared, ..
         } = self;
-        shared.recorded.lock().expect("no panic").push(recorded);
+        let mut recordings = shared.recordings.lock().expect("no panic");
+        recordings.streams.push(recorded);
+        recordings.open -= 1;
+        shared.left.notify_all();
     }
 
     /// The canonical name of the export that was chosen, if any.
