@@ -3,6 +3,7 @@
 mod cli;
 mod control;
 mod failure;
+mod inspect;
 mod output;
 mod status;
 mod table;
@@ -37,7 +38,7 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Volume(command) => volume::run(target, command),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
-        Command::Inspect(_) => Ok(()),
+        Command::Inspect(inspect) => inspect::run(target, inspect),
         Command::Status => status::run(target),
         Command::Drain => status::drain(target),
     }
