@@ -1,7 +1,20 @@
 //! The effective configuration: defaults, then the file, then the flags, checked as a whole.
+//! Every key and its default is listed in `docs/operations/config.md`.
 
+mod cpus;
+mod document;
+mod flags;
+mod load;
+mod places;
+mod print;
 mod settings;
 
+pub use flags::{Cli, Command, Flags};
+pub use load::{Machine, Problems, load};
 pub use settings::{
-    Cache, Commit, Config, Cores, Limits, LogFormat, Logging, VolumeConfig, Wal, WalSync,
+    Cache, Commit, Config, Cores, DATA_CORES_MAX, Limits, LogFormat, Logging, MEMORY_BYTES_MIN,
+    VolumeConfig, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
 };
+
+#[cfg(test)]
+mod tests;

@@ -6,13 +6,24 @@ use std::time::Duration;
 
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
-/// Everything that `taipand` is told. Built by the `config` module, which reports all problems at once.
+/// Most data cores: one for each shard.
+pub const DATA_CORES_MAX: usize = 16;
+/// Least bytes of all WAL files together.
+pub const WAL_BYTES_MIN: u64 = 128 << 20;
+/// Most bytes of all WAL files together.
+pub const WAL_BYTES_MAX: u64 = 16 << 40;
+/// Default bytes of all WAL files together, where the disk has ten times as much free.
+pub const WAL_BYTES_DEFAULT: u64 = 4 << 30;
+/// Least bytes of batch memory of all shards together.
+pub const MEMORY_BYTES_MIN: u64 = 128 << 20;
+
+/// Everything that `taipand` is told. Built by [`super::load`], which reports all problems at once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Data directory: WAL, local head records, lock, sockets and the default backend.
     pub data_dir: PathBuf,
     /// Directory (tmpfs) of the memory that outlives the process; `None`: a private one under
-    /// `/dev/shm`, or systemd's RuntimeDirectory, found at start.
+    /// `/dev/shm`, or systemd's RuntimeDirectory; see [`crate::lock::DataDir::runtime_dir`].
     pub runtime_dir: Option<PathBuf>,
     /// Volumes that are created at start if they do not exist.
     pub volumes: Vec<VolumeConfig>,
@@ -108,7 +119,7 @@ pub struct Cores {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wal {
     /// Bytes of all WAL files together; `None`: 4 GiB or a tenth of the free disk,
-    /// whichever is less.
+    /// whichever is less; see [`Wal::bytes_on`].
     pub size_bytes: Option<u64>,
     /// How writes are made durable.
     pub sync: WalSync,
@@ -116,6 +127,17 @@ pub struct Wal {
     pub flush_interval: Duration,
     /// At most so many answered bytes (of all shards) may be undurable.
     pub flush_size_bytes: u64,
+}
+
+impl Wal {
+    /// Bytes of the WAL on a disk with so many bytes free: as configured, else 4 GiB or a tenth of
+    /// the free disk, in whole MiB per shard.
+    pub fn bytes_on(&self, free_bytes: u64) -> u64 {
+        let grain = 16 << 20;
+        let automatic = (free_bytes / 10).min(WAL_BYTES_DEFAULT);
+        let bytes = self.size_bytes.unwrap_or(automatic).max(WAL_BYTES_MIN);
+        bytes / grain * grain
+    }
 }
 
 /// How WAL writes are made durable.
@@ -158,6 +180,8 @@ pub struct Limits {
     pub tcp_user_timeout: Duration,
     /// Payload bytes in flight of one connection.
     pub request_bytes_per_connection: u64,
+    /// Payload bytes in flight of all connections together.
+    pub request_bytes_total: u64,
     /// Requests in flight of one connection.
     pub requests_per_connection: u32,
 }

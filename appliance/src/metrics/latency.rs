@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::counters::LocalCount;
 
-/// Buckets with an upper bound: 1 µs, 1.5 µs, 2 µs, 3 µs, 4 µs … 33.6 s. One more takes the rest.
-pub const BOUNDED_BUCKETS: usize = 51;
+/// Buckets with an upper bound: 1 µs, 1.5 µs, 2 µs, 3 µs … 33.6 s. One more takes the rest.
+const BOUNDED_BUCKETS: usize = 51;
 const HALF_MICRO_NANOS: u64 = 500;
 
 /// Upper bound of bucket `index` in nanoseconds, inclusive; `None` for the last, unbounded one.

@@ -2,6 +2,7 @@
 
 mod counters;
 mod latency;
+mod text;
 
 pub use counters::{
     BackendCounters, BackendOp, BackendTotals, ConnectionCounters, ConnectionTotals, CoreCounters,
@@ -10,3 +11,4 @@ pub use counters::{
     VolumeTotals, WalCounters, WalTotals,
 };
 pub use latency::{Latency, LatencyTotals, bound_nanos};
+pub use text::{CONTENT_TYPE, render};

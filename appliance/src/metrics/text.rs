@@ -1,0 +1,684 @@
+//! The counters and the status as OpenMetrics text. Names are listed in `docs/operations/api.md`.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use taipan_engine::api::{
+    BackendState, Lineage, RunState, ShardStatus, Status, VolumeInfo, VolumeState,
+};
+
+use super::counters::{BackendOp, CoreTotals, MetricsSnapshot, RequestKind, VolumeTotals};
+use super::latency::{LatencyTotals, bound_nanos};
+
+/// Content type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const NANOS_PER_SECOND: f64 = 1e9;
+
+/// The whole text.
+pub fn render(status: Status, snapshot: MetricsSnapshot) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("taipan");
+    registry.register_collector(Box::new(Scrape { status, snapshot }));
+    let mut out = String::new();
+    text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+#[derive(Debug)]
+struct Scrape {
+    status: Status,
+    snapshot: MetricsSnapshot,
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut families = Families { encoder };
+        encode_process(&mut families, &self.status)?;
+        encode_volumes(&mut families, &self.status.volumes)?;
+        encode_requests(&mut families, &self.snapshot)?;
+        encode_shards(&mut families, &self.status)?;
+        encode_cores(&mut families, &self.snapshot.cores)?;
+        encode_backend(&mut families, &self.status, &self.snapshot)?;
+        encode_uploader(&mut families, &self.snapshot)
+    }
+}
+
+/// One metric of a family: its labels and its value.
+type Row<'a, const N: usize, V> = ([(&'static str, &'a str); N], V);
+
+struct Families<'e> {
+    encoder: DescriptorEncoder<'e>,
+}
+
+impl Families<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        self.encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        self.encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, f64, f64>(&value, None)
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, totals: &LatencyTotals) -> fmt::Result {
+        let encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        encode_histogram(encoder, totals)
+    }
+
+    fn gauges<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = Row<'a, N, f64>>,
+    ) -> fmt::Result {
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in rows {
+            let labels = labels.as_slice();
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn counters<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = Row<'a, N, f64>>,
+    ) -> fmt::Result {
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in rows {
+            let labels = labels.as_slice();
+            family
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, f64, f64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn histograms<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = Row<'a, N, LatencyTotals>>,
+    ) -> fmt::Result {
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, totals) in rows {
+            let labels = labels.as_slice();
+            encode_histogram(family.encode_family(&labels)?, &totals)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_histogram(mut encoder: MetricEncoder<'_>, totals: &LatencyTotals) -> fmt::Result {
+    let buckets: Vec<(f64, u64)> = totals
+        .buckets
+        .iter()
+        .enumerate()
+        .map(|(index, &count)| {
+            let bound = bound_nanos(index).map_or(f64::INFINITY, |n| n as f64 / NANOS_PER_SECOND);
+            (bound, count)
+        })
+        .collect();
+    let sum = totals.sum_nanos as f64 / NANOS_PER_SECOND;
+    encoder.encode_histogram::<NoLabelSet>(sum, totals.count(), &buckets, None)
+}
+
+fn encode_process(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let version = [("version", status.version.as_str())];
+    out.gauges(
+        "build_info",
+        "Version of the daemon",
+        [(version, 1.0)].into_iter(),
+    )?;
+    out.gauge(
+        "uptime_seconds",
+        "Seconds since the start",
+        status.uptime_seconds,
+    )?;
+    let states = [
+        ("starting", RunState::Starting),
+        ("serving", RunState::Serving),
+        ("draining", RunState::Draining),
+        ("stopping", RunState::Stopping),
+    ];
+    let rows = states.map(|(name, state)| ([("state", name)], is(status.state == state)));
+    out.gauges("state", "1 for what the daemon is doing", rows.into_iter())?;
+    out.gauge(
+        "problems",
+        "Entries in the problem list of the status",
+        status.problems.len() as f64,
+    )?;
+    out.gauge("epoch", "The global epoch", status.epoch as f64)?;
+    out.gauge(
+        "recovery_seconds",
+        "From start to serving",
+        status.recovery.seconds,
+    )?;
+    let memory = &status.memory;
+    out.gauge(
+        "memory_resident_bytes",
+        "Resident set",
+        memory.resident_bytes as f64,
+    )?;
+    out.gauge(
+        "memory_index_bytes",
+        "Extent indexes",
+        memory.index_bytes as f64,
+    )?;
+    let parts = memory.parts.iter();
+    out.gauges(
+        "memory_budget_bytes",
+        "Limit of each bounded use of memory",
+        parts.map(|part| ([("part", part.name.as_str())], part.bytes as f64)),
+    )
+}
+
+fn is(true_or_not: bool) -> f64 {
+    f64::from(u8::from(true_or_not))
+}
+
+/// A gauge of a volume: name, help and value.
+type VolumeGauge = (&'static str, &'static str, fn(&VolumeInfo) -> f64);
+
+const VOLUME_GAUGES: [VolumeGauge; 10] = [
+    ("volume_size_bytes", "Size", |v| {
+        v.settings.size_bytes as f64
+    }),
+    (
+        "volume_mapped_bytes",
+        "Committed blocks that hold data",
+        |v| (v.mapped_blocks * u64::from(v.settings.block_size_bytes)) as f64,
+    ),
+    (
+        "volume_dirty_bytes",
+        "Bytes that no committed manifest holds",
+        |v| v.dirty_bytes as f64,
+    ),
+    ("volume_connections", "Open NBD connections", |v| {
+        f64::from(v.connections)
+    }),
+    (
+        "volume_committed_epoch",
+        "Epoch of the last committed cut",
+        |v| v.committed_epoch as f64,
+    ),
+    (
+        "volume_manifest",
+        "Number of the last committed manifest",
+        |v| v.manifest as f64,
+    ),
+    ("volume_generation", "Writer generation", |v| {
+        v.generation as f64
+    }),
+    (
+        "volume_chunks",
+        "Chunk objects that hold live blocks",
+        |v| v.chunks as f64,
+    ),
+    ("volume_index_bytes", "Memory of the extent index", |v| {
+        v.index_bytes as f64
+    }),
+    (
+        "volume_lineage_broken",
+        "1 if answered writes may have been lost",
+        |v| is(v.lineage == Lineage::Broken),
+    ),
+];
+
+fn encode_volumes(out: &mut Families<'_>, volumes: &[VolumeInfo]) -> fmt::Result {
+    for (name, help, value) in VOLUME_GAUGES {
+        let rows = volumes.iter();
+        out.gauges(
+            name,
+            help,
+            rows.map(|v| ([("volume", v.name.as_str())], value(v))),
+        )?;
+    }
+    let aged = volumes.iter().filter_map(|v| {
+        let age = v.last_commit_age_seconds?;
+        Some(([("volume", v.name.as_str())], age))
+    });
+    out.gauges(
+        "volume_commit_age_seconds",
+        "Seconds since the last commit",
+        aged,
+    )?;
+    let states = [
+        ("online", VolumeState::Online),
+        ("read_only", VolumeState::ReadOnly),
+        ("unverified", VolumeState::Unverified),
+        ("refused", VolumeState::Refused),
+        ("fenced", VolumeState::Fenced),
+        ("deleting", VolumeState::Deleting),
+    ];
+    let rows = volumes.iter().flat_map(|v| {
+        states.iter().map(|&(name, state)| {
+            (
+                [("volume", v.name.as_str()), ("state", name)],
+                is(v.state == state),
+            )
+        })
+    });
+    out.gauges("volume_state", "1 for the state of the volume", rows)
+}
+
+/// A counter of a volume by request kind: name, help and values.
+type VolumeCounter = (&'static str, &'static str, fn(&VolumeTotals) -> &[u64]);
+
+fn encode_requests(out: &mut Families<'_>, snapshot: &MetricsSnapshot) -> fmt::Result {
+    let families: [VolumeCounter; 3] = [
+        ("requests", "Requests answered, errors included", |t| {
+            &t.requests
+        }),
+        ("request_bytes", "Bytes of requests that succeeded", |t| {
+            &t.bytes
+        }),
+        ("request_errors", "Requests answered with an error", |t| {
+            &t.errors
+        }),
+    ];
+    for (name, help, values) in families {
+        let rows = snapshot.volumes.iter().flat_map(|(volume, totals)| {
+            RequestKind::ALL.into_iter().map(move |kind| {
+                let labels = [("volume", volume.as_str()), ("kind", kind.name())];
+                (labels, values(totals)[kind as usize] as f64)
+            })
+        });
+        out.counters(name, help, rows)?;
+    }
+    let rows = RequestKind::ALL.into_iter().map(|kind| {
+        let of_cores = snapshot
+            .cores
+            .iter()
+            .map(|core| &core.latency[kind as usize]);
+        ([("kind", kind.name())], sum(of_cores))
+    });
+    let help = "From the whole request received to its reply handed to the socket";
+    out.histograms("request_latency_seconds", help, rows)
+}
+
+fn sum<'a>(of_cores: impl Iterator<Item = &'a LatencyTotals>) -> LatencyTotals {
+    let mut totals = LatencyTotals::default();
+    of_cores.for_each(|core| totals.add(core));
+    totals
+}
+
+/// A gauge of a shard: name, help and value.
+type ShardGauge = (&'static str, &'static str, fn(&ShardStatus) -> f64);
+
+fn encode_shards(out: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let names: Vec<String> = status.shards.iter().map(|s| s.shard.to_string()).collect();
+    let gauges: [ShardGauge; 6] = [
+        ("wal_size_bytes", "Size of the shard's WAL file", |s| {
+            s.wal_total_bytes as f64
+        }),
+        ("wal_used_bytes", "Bytes not yet released", |s| {
+            s.wal_used_bytes as f64
+        }),
+        (
+            "wal_undurable_bytes",
+            "Answered bytes that a power loss would take",
+            |s| s.undurable_bytes as f64,
+        ),
+        ("batch_resident_bytes", "Batch memory in use", |s| {
+            s.resident_bytes as f64
+        }),
+        ("parked_requests", "Requests waiting for room now", |s| {
+            f64::from(s.parked)
+        }),
+        ("shard_failed", "1 if the shard refuses writes", |s| {
+            is(s.failure.is_some())
+        }),
+    ];
+    for (name, help, value) in gauges {
+        let rows = status.shards.iter().zip(&names);
+        out.gauges(
+            name,
+            help,
+            rows.map(|(s, n)| ([("shard", n.as_str())], value(s))),
+        )?;
+    }
+    let mode = [("mode", status.wal.sync_mode.as_str())];
+    out.gauges(
+        "wal_sync_info",
+        "How WAL writes are made durable",
+        [(mode, 1.0)].into_iter(),
+    )
+}
+
+/// A counter of a data core: name, help and value.
+type CoreCounter = (&'static str, &'static str, fn(&CoreTotals) -> u64);
+
+const CORE_COUNTERS: [CoreCounter; 12] = [
+    ("wal_writes", "Batch writes completed", |c| c.wal.writes),
+    ("wal_write_bytes", "Bytes of those writes", |c| {
+        c.wal.write_bytes
+    }),
+    ("wal_barriers", "Flush barriers completed", |c| {
+        c.wal.barriers
+    }),
+    ("wal_errors", "Writes and barriers that failed", |c| {
+        c.wal.errors
+    }),
+    (
+        "wal_rewrites",
+        "Batches written again after an error",
+        |c| c.wal.rewrites,
+    ),
+    (
+        "wal_released_segments",
+        "Segments released after a commit",
+        |c| c.wal.released_segments,
+    ),
+    (
+        "crc_mismatches",
+        "Blocks whose checksum did not match",
+        |c| c.reads.crc_mismatches,
+    ),
+    ("connections_accepted", "Connections accepted", |c| {
+        c.connections.accepted
+    }),
+    ("connections_closed", "Connections closed", |c| {
+        c.connections.closed
+    }),
+    (
+        "connections_refused",
+        "Connections refused at the limit",
+        |c| c.connections.refused,
+    ),
+    (
+        "handshake_failures",
+        "Connections closed in the handshake",
+        |c| c.connections.handshake_failures,
+    ),
+    (
+        "protocol_errors",
+        "Connections closed for an invalid request",
+        |c| c.connections.protocol_errors,
+    ),
+];
+
+/// A label's value and the counter that goes with it.
+type Labelled = (&'static str, fn(&CoreTotals) -> u64);
+
+const READ_SOURCES: [Labelled; 4] = [
+    ("memory", |c| c.reads.memory_blocks),
+    ("wal", |c| c.reads.wal_blocks),
+    ("chunk", |c| c.reads.chunk_blocks),
+    ("hole", |c| c.reads.hole_blocks),
+];
+
+const PARK_REASONS: [Labelled; 3] = [
+    ("memory", |c| c.parks.memory),
+    ("log", |c| c.parks.log),
+    ("connection", |c| c.parks.connection),
+];
+
+fn encode_cores(out: &mut Families<'_>, cores: &[CoreTotals]) -> fmt::Result {
+    let names: Vec<String> = (0..cores.len()).map(|core| core.to_string()).collect();
+    for (name, help, value) in CORE_COUNTERS {
+        let rows = cores.iter().zip(&names);
+        out.counters(
+            name,
+            help,
+            rows.map(|(c, n)| ([("core", n.as_str())], value(c) as f64)),
+        )?;
+    }
+    let total = |value: fn(&CoreTotals) -> u64| cores.iter().map(value).sum::<u64>() as f64;
+    let rows = READ_SOURCES
+        .into_iter()
+        .map(|(source, value)| ([("source", source)], total(value)));
+    out.counters("read_blocks", "Blocks read, by where they were found", rows)?;
+    let rows = PARK_REASONS
+        .into_iter()
+        .map(|(why, value)| ([("reason", why)], total(value)));
+    out.counters("parked", "Requests that had to wait for room", rows)?;
+    let waited = total(|c| c.parks.waited_nanos) / NANOS_PER_SECOND;
+    out.counter(
+        "parked_seconds",
+        "Time that requests waited for room",
+        waited,
+    )?;
+    let latencies = [
+        ("wal_write_latency_seconds", "Time of a batch write", {
+            sum(cores.iter().map(|core| &core.wal_write_latency))
+        }),
+        ("wal_barrier_latency_seconds", "Time of a flush barrier", {
+            sum(cores.iter().map(|core| &core.wal_barrier_latency))
+        }),
+    ];
+    for (name, help, totals) in latencies {
+        out.histogram(name, help, &totals)?;
+    }
+    Ok(())
+}
+
+fn encode_backend(
+    out: &mut Families<'_>,
+    status: &Status,
+    snapshot: &MetricsSnapshot,
+) -> fmt::Result {
+    let states = [
+        ("healthy", BackendState::Healthy),
+        ("retrying", BackendState::Retrying),
+        ("full", BackendState::Full),
+    ];
+    let backend = &status.backend;
+    let rows = states.map(|(name, state)| ([("state", name)], is(backend.state == state)));
+    out.gauges(
+        "backend_state",
+        "1 for the state of the backend",
+        rows.into_iter(),
+    )?;
+    let failing = backend.failing_seconds.unwrap_or(0.0);
+    out.gauge(
+        "backend_failing_seconds",
+        "Seconds since the first failure in a row",
+        failing,
+    )?;
+
+    let totals = &snapshot.backend;
+    let families: [(&str, &str, &[u64], f64); 4] = [
+        (
+            "backend_operations",
+            "Operations, failed ones included",
+            &totals.operations,
+            1.0,
+        ),
+        (
+            "backend_errors",
+            "Operations that failed",
+            &totals.errors,
+            1.0,
+        ),
+        ("backend_bytes", "Payload bytes moved", &totals.bytes, 1.0),
+        (
+            "backend_seconds",
+            "Time spent in operations",
+            &totals.nanos,
+            NANOS_PER_SECOND,
+        ),
+    ];
+    for (name, help, values, unit) in families {
+        let rows = BackendOp::ALL.into_iter();
+        let rows = rows.map(|op| {
+            (
+                [("operation", op.name())],
+                values[op as usize] as f64 / unit,
+            )
+        });
+        out.counters(name, help, rows)?;
+    }
+    Ok(())
+}
+
+fn encode_uploader(out: &mut Families<'_>, snapshot: &MetricsSnapshot) -> fmt::Result {
+    let totals = &snapshot.uploader;
+    let counters = [
+        ("cuts", "Epoch cuts taken", totals.cuts as f64),
+        ("commits", "Manifests committed", totals.commits as f64),
+        (
+            "commit_failures",
+            "Attempts to commit that failed",
+            totals.commit_failures as f64,
+        ),
+        (
+            "chunks_stored",
+            "Chunk objects stored",
+            totals.chunks as f64,
+        ),
+        (
+            "packed_blocks",
+            "Blocks packed",
+            totals.packed_blocks as f64,
+        ),
+        (
+            "superseded_blocks",
+            "Blocks with a newer version in their cut",
+            { totals.superseded_blocks as f64 },
+        ),
+        ("commit_seconds", "Time from cut to commit, summed", {
+            totals.commit_nanos as f64 / NANOS_PER_SECOND
+        }),
+    ];
+    for (name, help, value) in counters {
+        out.counter(name, help, value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use taipan_engine::api::{MemoryPart, MemoryStatus};
+    use taipan_engine::identity::VolumeId;
+    use taipan_engine::volume::{VolumeName, VolumeSettings};
+
+    use super::super::{Metrics, VolumeCounters};
+    use super::*;
+
+    fn volume(name: &str) -> VolumeInfo {
+        VolumeInfo {
+            name: VolumeName::parse(name).unwrap(),
+            id: VolumeId(1),
+            settings: VolumeSettings::with_size(10 << 30),
+            state: VolumeState::ReadOnly,
+            cause: None,
+            lineage: Lineage::Broken,
+            connections: 2,
+            mapped_blocks: 3,
+            dirty_bytes: 4,
+            committed_epoch: 5,
+            manifest: 6,
+            generation: 7,
+            chunks: 8,
+            index_bytes: 9,
+            last_commit_age_seconds: Some(1.5),
+        }
+    }
+
+    fn text() -> String {
+        let metrics = Metrics::new(2);
+        let name = VolumeName::parse("a\"b").unwrap();
+        let of_volume: &VolumeCounters = &metrics.volume(1, &name);
+        of_volume.succeeded(RequestKind::Write, 4096);
+        of_volume.failed(RequestKind::Write);
+        for core in 0..2 {
+            metrics
+                .core(core)
+                .answered(RequestKind::Write, Duration::from_micros(3));
+        }
+        metrics.core(1).wal.writes.add(11);
+        metrics.core(0).reads.crc_mismatches.add(1);
+        metrics.uploader().commits.add(12);
+        metrics
+            .backend()
+            .done(BackendOp::Put, None, Duration::from_secs(2));
+        let status = Status {
+            version: "1.2.3".to_owned(),
+            state: RunState::Serving,
+            shards: vec![ShardStatus {
+                shard: 9,
+                failure: Some("EIO".to_owned()),
+                wal_used_bytes: 77,
+                ..ShardStatus::default()
+            }],
+            volumes: vec![volume("a\"b")],
+            memory: MemoryStatus {
+                parts: vec![MemoryPart {
+                    name: "packing".to_owned(),
+                    bytes: 5,
+                }],
+                ..MemoryStatus::default()
+            },
+            ..Status::default()
+        };
+        render(status, metrics.snapshot()).unwrap()
+    }
+
+    #[test]
+    fn the_text_holds_every_kind_of_value_with_its_labels() {
+        let text = text();
+        for line in [
+            r#"taipan_build_info{version="1.2.3"} 1.0"#,
+            r#"taipan_state{state="serving"} 1.0"#,
+            r#"taipan_volume_mapped_bytes{volume="a\"b"} 12288.0"#,
+            r#"taipan_volume_lineage_broken{volume="a\"b"} 1.0"#,
+            r#"taipan_volume_state{volume="a\"b",state="read_only"} 1.0"#,
+            r#"taipan_requests_total{volume="a\"b",kind="write"} 2.0"#,
+            r#"taipan_request_bytes_total{volume="a\"b",kind="write"} 4096.0"#,
+            r#"taipan_request_errors_total{volume="a\"b",kind="write"} 1.0"#,
+            r#"taipan_request_latency_seconds_count{kind="write"} 2"#,
+            r#"taipan_request_latency_seconds_bucket{le="0.000002",kind="write"} 0"#,
+            r#"taipan_request_latency_seconds_bucket{le="0.000003",kind="write"} 2"#,
+            r#"taipan_request_latency_seconds_bucket{le="+Inf",kind="write"} 2"#,
+            r#"taipan_shard_failed{shard="9"} 1.0"#,
+            r#"taipan_wal_used_bytes{shard="9"} 77.0"#,
+            r#"taipan_wal_writes_total{core="1"} 11.0"#,
+            r#"taipan_crc_mismatches_total{core="0"} 1.0"#,
+            r#"taipan_commits_total 12.0"#,
+            r#"taipan_backend_errors_total{operation="put"} 1.0"#,
+            r#"taipan_backend_seconds_total{operation="put"} 2.0"#,
+            r#"taipan_memory_budget_bytes{part="packing"} 5.0"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "missing {line} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn every_family_is_described_once_and_listed_in_the_documentation() {
+        let listed = include_str!("../../../docs/operations/api.md");
+        let text = text();
+        let mut names: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+            .collect();
+        for name in &names {
+            assert!(
+                listed.contains(&format!("`{name}`")),
+                "{name} is not listed"
+            );
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
