@@ -9,6 +9,7 @@ pub mod arena;
 pub mod backend;
 pub mod block;
 pub mod chunk;
+pub mod commit;
 pub mod error;
 pub mod identity;
 pub mod index;

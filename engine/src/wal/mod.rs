@@ -1,3 +1,25 @@
-//! The write-ahead log of one shard.
+//! The write-ahead log of one shard: batches in shared memory, written to one file per shard, and
+//! replayed after a crash. Formats: `docs/internals/wal.md`; rules: `docs/internals/recovery.md`.
 
+mod batch;
+pub mod config;
+pub mod format;
+mod log;
+pub mod media;
+mod pages;
 pub mod place;
+mod places;
+pub mod record;
+pub mod region;
+pub mod replay;
+mod segments;
+mod write;
+
+pub use config::{BootId, LogConfig, LogIdentity, WalId};
+pub use log::{LogStats, ShardLog, Shortage};
+pub use media::ReadMedia;
+pub use place::Place;
+pub use places::{Location, PlaceMap};
+pub use record::{Content, MarkKind, Record, RecordHead};
+pub use replay::{Damage, Recovered, RegionRecord, recover_shard};
+pub use write::{BarrierMark, Health, WalWrite};
