@@ -1,2 +1,60 @@
-//! Placeholder while the crate is laid out.
-fn main() {}
+//! `taipan-bench`: loads NBD exports and files, measures latency and throughput, verifies content.
+
+mod cli;
+mod connection;
+mod file_target;
+mod job;
+mod ledger;
+mod nbd_target;
+mod progress;
+mod random;
+mod report;
+mod run;
+mod stamp;
+mod tally;
+mod target;
+mod uri;
+mod workload;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::cli::{Cli, Command, RunArgs};
+use crate::report::Verdict;
+
+/// Exit code for a wrong command line, as clap uses it.
+const USAGE: u8 = 2;
+const FAILED: u8 = 1;
+const CORRUPT: u8 = 3;
+
+fn main() -> ExitCode {
+    let Command::Run(args) = Cli::parse().command;
+    if let Err(error) = args.validate() {
+        eprintln!("error: {error:#}");
+        return ExitCode::from(USAGE);
+    }
+    match run(&args) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Failed) => ExitCode::from(FAILED),
+        Ok(Verdict::Corrupt) => ExitCode::from(CORRUPT),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(args: &RunArgs) -> Result<Verdict> {
+    let report = run::run(args)?;
+    if args.json {
+        println!("{}", report.json()?);
+    } else {
+        print!("{}", report.table());
+    }
+    for complaint in report.complaints() {
+        eprintln!("error: {complaint}");
+    }
+    Ok(report.verdict())
+}

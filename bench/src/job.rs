@@ -1,0 +1,255 @@
+//! The load loop of one job: keeps requests in flight, times their answers, checks their content.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::ledger::{JobState, Ledger};
+use crate::random::SplitMix64;
+use crate::tally::{Live, Tally};
+use crate::target::{Answer, Target};
+use crate::workload::{Kind, Op};
+
+/// Longest wait for answers before the loop looks at its clock and the stop flag.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Bytes at the front of every unverified write that differ from write to write.
+const SCRAMBLED_BYTES: usize = 16;
+
+/// When to stop and how fast to go.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace<'a> {
+    /// Start of the measurement.
+    pub(crate) start: Instant,
+    /// No request is sent after this.
+    pub(crate) deadline: Option<Instant>,
+    /// Requests per second of this job; latencies then count from the moment a request was due.
+    pub(crate) rate: Option<f64>,
+    /// A request unanswered for so long ends the run.
+    pub(crate) reply_timeout: Duration,
+    /// Set by the first job that fails; the others end as well.
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// How a job ended.
+pub(crate) struct Ending {
+    /// Requests sent and those of them without an answer.
+    pub(crate) state: JobState,
+    /// The first error.
+    pub(crate) error: Option<String>,
+}
+
+/// What writes hold and reads must return.
+pub(crate) enum Content {
+    /// Anything; reads are not looked at.
+    Any,
+    /// Stamped blocks.
+    Verified(Ledger),
+}
+
+struct InFlight {
+    op: Op,
+    since: Instant,
+}
+
+/// A job under way.
+struct Job<'a, T> {
+    target: &'a mut T,
+    content: &'a mut Content,
+    tally: &'a mut Tally,
+    in_flight: Vec<Option<InFlight>>,
+    free: Vec<usize>,
+    state: JobState,
+    error: Option<String>,
+}
+
+/// Runs `source` against `target` with `depth` requests in flight.
+pub(crate) fn drive<T: Target>(
+    target: &mut T,
+    source: impl Iterator<Item = Op>,
+    depth: usize,
+    content: &mut Content,
+    (tally, live): (&mut Tally, &Live),
+    pace: Pace<'_>,
+) -> Ending {
+    if matches!(content, Content::Any) {
+        for slot in 0..depth {
+            SplitMix64::of(&[slot as u64]).fill(target.buffer(slot));
+        }
+    }
+    let job = Job {
+        target,
+        content,
+        tally,
+        in_flight: (0..depth).map(|_| None).collect(),
+        free: (0..depth).rev().collect(),
+        state: JobState::default(),
+        error: None,
+    };
+    job.run(source, live, pace)
+}
+
+impl<T: Target> Job<'_, T> {
+    fn run(mut self, mut source: impl Iterator<Item = Op>, live: &Live, pace: Pace<'_>) -> Ending {
+        if let Err(error) = self.turns(&mut source, live, pace) {
+            self.fail(format!("{error:#}"));
+        }
+        if self.error.is_some() {
+            pace.stop.store(true, Ordering::Relaxed);
+        }
+        for InFlight { op, .. } in self.in_flight.into_iter().flatten() {
+            self.state.unanswered.push(op.sequence);
+            if let (Content::Verified(ledger), Kind::Write) = (&mut *self.content, op.kind) {
+                ledger.unanswered(&op);
+            }
+        }
+        self.state.unanswered.sort_unstable();
+        Ending {
+            state: self.state,
+            error: self.error,
+        }
+    }
+
+    fn turns(
+        &mut self,
+        source: &mut impl Iterator<Item = Op>,
+        live: &Live,
+        pace: Pace<'_>,
+    ) -> Result<()> {
+        let mut answers: Vec<Answer> = Vec::with_capacity(self.in_flight.len());
+        let mut held: Option<Op> = None;
+        let mut ending = false;
+        let mut now = Instant::now();
+        loop {
+            ending |= pace.deadline.is_some_and(|d| now >= d)
+                || self.error.is_some()
+                || pace.stop.load(Ordering::Relaxed);
+            let mut patience = PATIENCE;
+            while !ending && let Some(&slot) = self.free.last() {
+                let due = self.due(pace, now);
+                if due > now {
+                    patience = patience.min(due - now);
+                    break;
+                }
+                let Some(op) = held.take().or_else(|| source.next()) else {
+                    ending = true;
+                    break;
+                };
+                if self.conflicts(&op) {
+                    held = Some(op);
+                    break;
+                }
+                self.submit(slot, op, due)?;
+            }
+            if ending && self.free.len() == self.in_flight.len() {
+                return self.target.finish();
+            }
+            self.target.turn(patience, &mut answers)?;
+            now = Instant::now();
+            if answers.is_empty() {
+                self.look_for_overdue(now, pace.reply_timeout)?;
+            }
+            for answer in answers.drain(..) {
+                self.answered(&answer, now);
+            }
+            live.show(self.tally);
+        }
+    }
+
+    /// When the next request is to be sent.
+    fn due(&self, pace: Pace<'_>, now: Instant) -> Instant {
+        match pace.rate {
+            Some(rate) => pace.start + Duration::from_secs_f64(self.state.issued as f64 / rate),
+            None => now,
+        }
+    }
+
+    /// Verified requests that overlap are not in flight together: their order would be open.
+    fn conflicts(&self, op: &Op) -> bool {
+        matches!(self.content, Content::Verified(_))
+            && self
+                .in_flight
+                .iter()
+                .flatten()
+                .any(|other| other.op.overlaps(op))
+    }
+
+    fn submit(&mut self, slot: usize, op: Op, since: Instant) -> Result<()> {
+        if op.kind == Kind::Write {
+            let payload = &mut self.target.buffer(slot)[..op.len as usize];
+            match self.content {
+                Content::Verified(ledger) => ledger.stamp(&op, payload),
+                Content::Any => scramble(&op, payload),
+            }
+        }
+        self.target.submit(slot, &op)?;
+        self.free.pop();
+        self.in_flight[slot] = Some(InFlight { op, since });
+        self.state.issued += 1;
+        Ok(())
+    }
+
+    fn answered(&mut self, answer: &Answer, now: Instant) {
+        let slot = answer.slot;
+        let InFlight { op, since } = self.in_flight[slot].take().expect("only busy slots answer");
+        self.free.push(slot);
+        if let Err(refused) = &answer.outcome {
+            self.state.unanswered.push(op.sequence);
+            if let (Content::Verified(ledger), Kind::Write) = (&mut *self.content, op.kind) {
+                ledger.unanswered(&op);
+            }
+            self.fail(format!("{}: {refused}", describe(&op)));
+            return;
+        }
+        self.tally
+            .record(op.kind, op.len, now.saturating_duration_since(since));
+        if let Content::Verified(ledger) = self.content {
+            match op.kind {
+                Kind::Read => ledger.check(&op, &self.target.buffer(slot)[..op.len as usize]),
+                Kind::Write => ledger.answered(&op),
+                Kind::Trim | Kind::Flush => {}
+            }
+        }
+    }
+
+    fn look_for_overdue(&self, now: Instant, timeout: Duration) -> Result<()> {
+        let oldest = self.in_flight.iter().flatten().min_by_key(|f| f.since);
+        if let Some(InFlight { op, since }) = oldest
+            && now.saturating_duration_since(*since) > timeout
+        {
+            anyhow::bail!(
+                "{}: no answer for {} s",
+                describe(op),
+                timeout.as_secs_f64()
+            );
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: String) {
+        self.error.get_or_insert(error);
+    }
+}
+
+fn describe(op: &Op) -> String {
+    match op.kind {
+        Kind::Flush => "FLUSH".to_owned(),
+        kind => {
+            let name = kind.name().to_uppercase();
+            format!("{name} of {} bytes at byte {}", op.len, op.offset)
+        }
+    }
+}
+
+/// Makes no two writes equal, at next to no cost.
+fn scramble(op: &Op, payload: &mut [u8]) {
+    let mut mark = [0; SCRAMBLED_BYTES];
+    mark[..8].copy_from_slice(&op.offset.to_le_bytes());
+    mark[8..].copy_from_slice(
+        &u64::from(op.sequence)
+            .wrapping_mul(0x9e37_79b9)
+            .to_le_bytes(),
+    );
+    let len = payload.len().min(SCRAMBLED_BYTES);
+    payload[..len].copy_from_slice(&mark[..len]);
+}

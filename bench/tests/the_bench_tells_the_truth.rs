@@ -1,0 +1,288 @@
+//! `taipan-bench run` against a server that counts, and that loses, damages and refuses on demand.
+
+mod memory_server;
+
+use std::process::{Command, Output};
+use std::sync::atomic::Ordering;
+
+use memory_server::{Fault, MemoryServer};
+use serde_json::Value;
+use taipan_nbd::Errno;
+
+const MIB: usize = 1 << 20;
+
+fn bench(target: &str, options: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_taipan-bench"))
+        .arg("run")
+        .arg(target)
+        .args(options.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn assert_fails(output: &Output, code: i32, words: &str) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{words:?} is not in: {text}");
+}
+
+#[test]
+fn every_answered_request_is_counted_once() {
+    let server = MemoryServer::start(4 * MIB, |_| {});
+    let output = bench(
+        &server.uri(),
+        "--rw randrw --rwmixread 25 --bs 4k-16k --iodepth 8 --numjobs 2 --fsync 5 --json",
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&output);
+    let seen = &server.seen;
+    for (kind, counter) in [
+        ("read", &seen.reads),
+        ("write", &seen.writes),
+        ("flush", &seen.flushes),
+    ] {
+        let kinds = report["kinds"].as_array().unwrap();
+        let row = kinds.iter().find(|k| k["kind"] == kind).unwrap();
+        assert_eq!(row["requests"], counter.load(Ordering::SeqCst), "{kind}");
+    }
+    assert_eq!(report["requests"], seen.requests.load(Ordering::SeqCst));
+    let bytes: u64 = [0, 1]
+        .iter()
+        .map(|&i| report["kinds"][i]["bytes"].as_u64().unwrap())
+        .sum();
+    assert!(
+        (4 * MIB as u64..4 * MIB as u64 + 2 * 16384).contains(&bytes),
+        "{bytes}"
+    );
+    assert!(report["kinds"][0]["latency_us"]["p99"].as_f64().unwrap() > 0.0);
+    assert!(report["iops"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn fua_and_trim_reach_the_server() {
+    let server = MemoryServer::start(MIB, |_| {});
+    let run = |options| assert!(bench(&server.uri(), options).status.success());
+    run("--rw write --bs 64k --fua");
+    run("--rw trim --bs 256k");
+    let seen = &server.seen;
+    assert_eq!(seen.fua_writes.load(Ordering::SeqCst), 16);
+    assert_eq!(seen.trims.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn written_blocks_are_verified_in_the_run_and_by_a_later_run_with_the_same_seed() {
+    let server = MemoryServer::start(4 * MIB, |_| {});
+    let run = "--rw randrw --bs 512-64k --iodepth 16 --numjobs 2 --seed 9 --verify crc32c --json";
+    let output = bench(&server.uri(), run);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&output);
+    assert!(report["verify"]["blocks_checked"].as_u64().unwrap() > 1000);
+    assert_eq!(report["verify"]["blocks_bad"], 0);
+    let writes = server.seen.writes.load(Ordering::SeqCst);
+
+    let later = bench(&server.uri(), &format!("{run} --verify-only"));
+    assert!(later.status.success(), "{}", stderr(&later));
+    assert!(json(&later)["verify"]["blocks_checked"].as_u64().unwrap() > 1000);
+    assert_eq!(
+        server.seen.writes.load(Ordering::SeqCst),
+        writes,
+        "nothing is written"
+    );
+
+    let other = bench(
+        &server.uri(),
+        &format!("{} --verify-only", run.replace('9', "8")),
+    );
+    assert_fails(&other, 3, "expected write");
+    server.edit(|disk| disk[100_000] ^= 1);
+    let damaged = bench(&server.uri(), &format!("{run} --verify-only"));
+    assert_fails(&damaged, 3, "CRC32C fails");
+    assert_eq!(json(&damaged)["ok"], false);
+}
+
+#[test]
+fn a_lost_a_damaged_and_a_misplaced_write_are_found() {
+    for (fault, words) in [
+        (Fault::LoseWrite(31), "expected write 31, found only zeros"),
+        (
+            Fault::FlipBit(31),
+            "expected write 31, found a stamp whose CRC32C fails",
+        ),
+        (Fault::Misplace(31), "expected write 31, found only zeros"),
+    ] {
+        let server = MemoryServer::start(MIB, |_| {});
+        server.inject(fault);
+        let output = bench(
+            &server.uri(),
+            "--rw write --bs 8k --iodepth 4 --verify crc32c",
+        );
+        assert_fails(&output, 3, words);
+    }
+}
+
+#[test]
+fn an_older_version_of_a_block_is_found() {
+    let server = MemoryServer::start(MIB, |_| {});
+    let run = "--rw randwrite --bs 4k --runtime 0.3 --size 64k --seed 2 --verify crc32c";
+    assert!(bench(&server.uri(), run).status.success());
+    let mut first = Vec::new();
+    server.edit(|disk| first = disk[..4096].to_vec());
+    let state = tempfile::NamedTempFile::new().unwrap();
+    let path = state.path().display();
+    assert!(
+        bench(&server.uri(), &format!("{run} --state {path}"))
+            .status
+            .success()
+    );
+    let check = format!("--verify-only --state {path}");
+    assert!(bench(&server.uri(), &check).status.success());
+    let mut last = Vec::new();
+    server.edit(|disk| {
+        last = disk[..4096].to_vec();
+        // The write number decides; both runs start alike, so take one that surely differs.
+        if first == last {
+            first = disk[4096..8192].to_vec();
+        }
+        disk[..4096].copy_from_slice(&first);
+    });
+    let output = bench(&server.uri(), &check);
+    assert_fails(&output, 3, "block at byte 0: expected write");
+}
+
+#[test]
+fn after_a_closed_connection_every_answered_write_is_demanded_and_no_other() {
+    for stored in [false, true] {
+        let server = MemoryServer::start(MIB, |_| {});
+        server.inject(Fault::Close { at: 500, stored });
+        let state = tempfile::NamedTempFile::new().unwrap();
+        let path = state.path().display();
+        let run = "--rw randwrite --bs 4k --iodepth 16 --runtime 20 --fsync 7 --verify crc32c";
+        let output = bench(&server.uri(), &format!("{run} --state {path}"));
+        assert_fails(&output, 1, "the server closed the connection");
+        server.inject(Fault::None);
+        let check = format!("--verify-only --state {path}");
+        let output = bench(&server.uri(), &check);
+        assert!(output.status.success(), "{}", stderr(&output));
+        server.edit(|disk| disk.fill(0));
+        assert_fails(&bench(&server.uri(), &check), 3, "found only zeros");
+    }
+}
+
+#[test]
+fn refusals_end_the_run_with_a_clear_text() {
+    let server = MemoryServer::start(MIB, |_| {});
+    server.inject(Fault::Refuse(9, Errno::NoSpc));
+    let output = bench(&server.uri(), "--rw write --bs 4k --iodepth 4 --json");
+    assert_fails(
+        &output,
+        1,
+        "WRITE of 4096 bytes at byte 36864: the server answered ENOSPC",
+    );
+    let report = json(&output);
+    assert_eq!(report["ok"], false);
+    let answered = report["requests"].as_u64().unwrap();
+    let seen = server.seen.requests.load(Ordering::SeqCst);
+    assert_eq!(answered, seen - 1, "a refused request is not counted");
+}
+
+#[test]
+fn a_server_that_falls_silent_or_talks_nonsense_ends_the_run() {
+    let server = MemoryServer::start(MIB, |_| {});
+    server.inject(Fault::Silence(3));
+    let output = bench(&server.uri(), "--rw read --bs 4k --timeout 0.3");
+    assert_fails(
+        &output,
+        1,
+        "READ of 4096 bytes at byte 12288: no answer for 0.3 s",
+    );
+    server.inject(Fault::WrongCookie(3));
+    let output = bench(&server.uri(), "--rw write --bs 4k");
+    assert_fails(
+        &output,
+        1,
+        "answered request 0xdead, which is not in flight",
+    );
+}
+
+#[test]
+fn what_the_export_cannot_do_is_refused_before_the_run() {
+    use taipan_nbd::TransmissionFlags as Flags;
+
+    let read_only = MemoryServer::start(MIB, |info| info.read_only = true);
+    let output = bench(&read_only.uri(), "--rw randwrite --bs 4k");
+    assert_fails(&output, 1, "the export is read-only");
+    let poor = MemoryServer::start(MIB, |info| {
+        info.features = Flags::NONE;
+        info.min_block = 4096;
+        info.max_payload = MIB as u32;
+    });
+    for (options, words) in [
+        ("--rw trim", "no TRIM"),
+        ("--rw write --fsync 1", "no FLUSH"),
+        ("--rw write --fua", "no FUA"),
+        ("--rw write --numjobs 2 --verify crc32c", "CAN_MULTI_CONN"),
+        ("--rw read --bs 512", "multiples of 4096"),
+        ("--rw read --offset 100", "multiples of 4096"),
+        ("--rw read --bs 2MiB", "too small"),
+        ("--rw read --size 2MiB", "ends behind"),
+        ("--rw read --offset 2MiB", "lies behind"),
+    ] {
+        assert_fails(&bench(&poor.uri(), options), 1, words);
+    }
+    let missing = poor.uri().replace("vol0", "vol1");
+    assert_fails(&bench(&missing, "--rw read"), 1, "no such export");
+    assert_fails(
+        &bench("nbd+unix:///x?socket=/nonexistent", "--rw read"),
+        1,
+        "connecting to",
+    );
+    assert_fails(&bench("nbd+unix:///x", "--rw read"), 2, "?socket=PATH");
+    assert_fails(
+        &bench("nbd://h/x", "--rw read --ioengine file"),
+        2,
+        "needs a path",
+    );
+}
+
+#[test]
+fn the_rate_is_kept() {
+    let server = MemoryServer::start(MIB, |_| {});
+    let output = bench(
+        &server.uri(),
+        "--rw randread --rate 200 --runtime 1 --iodepth 4 --json",
+    );
+    let requests = json(&output)["requests"].as_u64().unwrap();
+    assert!(
+        (1..=201).contains(&requests),
+        "{requests} requests at 200 a second"
+    );
+}
+
+#[test]
+fn a_file_is_laid_out_loaded_and_verified() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("disk");
+    let path = path.to_str().unwrap();
+    let run = "--ioengine file --rw randwrite --bs 4k --iodepth 8 --size 1MiB --verify crc32c";
+    let output = bench(path, &format!("{run} --fsync 16 --json"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(json(&output)["kinds"][0]["requests"], 256);
+    assert_eq!(std::fs::metadata(path).unwrap().len(), MIB as u64);
+    let check = format!("{run} --fsync 16 --verify-only");
+    assert!(bench(path, &check).status.success());
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[5000] ^= 1;
+    bytes.iter_mut().step_by(4096).for_each(|byte| *byte ^= 1);
+    std::fs::write(path, bytes).unwrap();
+    assert_fails(&bench(path, &check), 3, "expected write");
+    assert_fails(&bench(path, "--rw trim"), 1, "not supported");
+}
