@@ -66,6 +66,8 @@ pub struct Probe {
 /// A store of immutable objects. Any method may fail with a result that is unknown to the caller
 /// (the effect may have happened, or may still happen); every caller must be safe under that.
 ///
+/// No key may be another one's folder (`a` beside `a/b`): a directory cannot hold both.
+///
 /// Kinds of error: `Transient` and `Io` may pass, `Full` waits for room, `NotFound`, `Corrupt`
 /// (fewer bytes than asked for), `Invalid`.
 pub trait Backend: Send + Sync {

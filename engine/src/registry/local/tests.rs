@@ -1,1 +1,218 @@
-//! Tests.
+//! Tests of the local head record: golden bytes, damage, and what replay may do with records.
+
+use super::*;
+
+const ID: VolumeId = VolumeId(0xAB);
+
+fn manifest(number: u64, generation: u64, token: u64, epoch: u64) -> Manifest {
+    let name = VolumeName::parse("v").unwrap();
+    let first = Manifest::first(
+        ID,
+        name,
+        VolumeSettings::with_size(1 << 20),
+        WriterToken(token),
+    );
+    Manifest {
+        number: ManifestNum(number),
+        generation: Generation(generation),
+        epoch: Epoch(epoch),
+        ..first
+    }
+}
+
+#[test]
+fn golden_bytes() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.intend(&manifest(1, 0, 7, 0), WriterToken(8), Epoch(3));
+    let crc = manifest(1, 0, 7, 0).crc();
+    let text = String::from_utf8(local.encode()).unwrap();
+    let file_crc = text.split("\"crc32c\": ").nth(1).unwrap();
+    let file_crc = file_crc.split(',').next().unwrap();
+    let expected = format!(
+        r#"{{
+  "schema": 1,
+  "crc32c": {file_crc},
+  "id": "00000000000000ab",
+  "name": "v",
+  "settings": {{
+    "size_bytes": 1048576,
+    "block_size_bytes": 4096,
+    "chunk_size_bytes": 4194304,
+    "ack": "memory",
+    "on_lost_cache": "continue"
+  }},
+  "generation": 0,
+  "token": 0,
+  "head": 0,
+  "head_crc": 0,
+  "committed_epoch": 0,
+  "clean": true,
+  "intents": [
+    {{
+      "generation": 1,
+      "token": 8,
+      "predecessor": 1,
+      "predecessor_crc": {crc}
+    }}
+  ],
+  "quarantine": null
+}}
+"#
+    );
+    assert_eq!(text, expected);
+    let zeroed = text.replace(&format!("\"crc32c\": {file_crc},"), "\"crc32c\": 0,");
+    assert_eq!(file_crc, crc32c::crc32c(zeroed.as_bytes()).to_string());
+    assert_eq!(LocalHead::decode(text.as_bytes()).unwrap(), local);
+}
+
+#[test]
+fn any_changed_value_is_noticed() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    let text = String::from_utf8(local.encode()).unwrap();
+    for (from, to) in [
+        ("\"head\": 5", "\"head\": 6"),
+        ("\"committed_epoch\": 30", "\"committed_epoch\": 31"),
+        ("\"schema\": 1", "\"schema\": 2"),
+        ("\"clean\": true", "\"clean\": false"),
+        ("\"clean\": true", "\"more\": 1, \"clean\": true"),
+    ] {
+        let bad = text.replace(from, to);
+        assert_ne!(bad, text);
+        let error = LocalHead::decode(bad.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{to}");
+    }
+    for len in 0..text.len() - 1 {
+        assert!(LocalHead::decode(&text.as_bytes()[..len]).is_err());
+    }
+}
+
+#[test]
+fn records_are_saved_loaded_and_removed() {
+    let data = tempfile::tempdir().unwrap();
+    let dir = data.path().join("volumes");
+    let heads = LocalHeads::open(&dir).unwrap();
+    assert!(heads.load(ID).unwrap().is_none());
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    heads.save(&local).unwrap();
+    local.advance(&manifest(2, 1, 9, 4));
+    heads.save(&local).unwrap();
+    assert_eq!(heads.load(ID).unwrap(), Some(local.clone()));
+
+    // A crash left half a record; another record is damaged, another is under a wrong name.
+    fs::write(dir.join("00000000000000ab.tmp"), b"{").unwrap();
+    fs::write(dir.join("0000000000000001.json"), b"{").unwrap();
+    fs::write(dir.join("0000000000000002.json"), local.encode()).unwrap();
+    fs::write(dir.join("notes.txt"), b"").unwrap();
+    let heads = LocalHeads::open(&dir).unwrap();
+    assert!(!dir.join("00000000000000ab.tmp").exists());
+    let all = heads.load_all().unwrap();
+    let kinds: Vec<_> = all
+        .iter()
+        .map(|(id, head)| (id.0, head.as_ref().err().map(Error::kind)))
+        .collect();
+    let corrupt = Some(ErrorKind::Corrupt);
+    assert_eq!(kinds, [(1, corrupt), (2, corrupt), (0xAB, None)]);
+
+    heads.remove(ID).unwrap();
+    heads.remove(ID).unwrap();
+    assert!(heads.load(ID).unwrap().is_none());
+}
+
+#[test]
+fn a_save_that_fails_keeps_the_old_record() {
+    let data = tempfile::tempdir().unwrap();
+    let heads = LocalHeads::open(data.path()).unwrap();
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    heads.save(&local).unwrap();
+    // A directory in place of the temporary file makes the write fail.
+    fs::create_dir(data.path().join("00000000000000ab.tmp")).unwrap();
+    local.clean = false;
+    assert!(heads.save(&local).is_err());
+    assert!(heads.load(ID).unwrap().unwrap().clean);
+}
+
+#[test]
+fn the_own_lineage_is_replayed() {
+    // Opened as generation 1, committed up to epoch 30, and the process died.
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    // The head may be ahead of the record: the commit at 6 was stored, the record was not.
+    let head = manifest(6, 1, 8, 40);
+    assert!(local.is_own(&head));
+    local.intend(&head, WriterToken(9), Epoch(50));
+    assert_eq!(local.fate(Epoch(40)), RecordFate::Skip);
+    assert_eq!(local.fate(Epoch(41)), RecordFate::Replay);
+    // The takeover's response was lost and the process died: either outcome is our own.
+    assert!(local.is_own(&manifest(7, 2, 9, 40)));
+    assert!(local.is_own(&head));
+    // So is the outcome of the attempt before the last, if it lands late.
+    local.intend(&head, WriterToken(10), Epoch(50));
+    assert!(local.is_own(&manifest(7, 2, 9, 40)));
+    assert!(local.is_own(&manifest(7, 2, 10, 40)));
+    assert!(!local.is_own(&manifest(7, 2, 11, 40)));
+    assert_eq!(local.fate(Epoch(41)), RecordFate::Replay);
+}
+
+#[test]
+fn a_lost_lineage_is_quarantined_however_often_the_verdict_is_interrupted() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    // Another writer took over; its epochs are unrelated to ours (here: far above).
+    let foreign = manifest(6, 2, 99, 1000);
+    for _ in 0..3 {
+        // Each time: intent saved, takeover not reached, process dies, starts again.
+        local.intend(&foreign, WriterToken(9), Epoch(50));
+        assert_eq!(local.fate(Epoch(30)), RecordFate::Skip);
+        assert_eq!(local.fate(Epoch(31)), RecordFate::Quarantine);
+        assert_eq!(local.fate(Epoch(50)), RecordFate::Quarantine);
+    }
+    local.advance(&manifest(7, 3, 9, 1000));
+    assert_eq!(local.fate(Epoch(31)), RecordFate::Quarantine);
+    // New records are stamped above both.
+    assert_eq!(local.fate(Epoch(1001)), RecordFate::Replay);
+    // Copied out: nothing of them is left.
+    local.quarantine = None;
+    assert_eq!(local.fate(Epoch(1001)), RecordFate::Replay);
+    assert_eq!(local.fate(Epoch(31)), RecordFate::Skip);
+}
+
+#[test]
+fn a_second_loss_before_the_copy_widens_the_range() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    local.intend(&manifest(6, 2, 99, 35), WriterToken(9), Epoch(50));
+    local.advance(&manifest(7, 3, 9, 35));
+    local.intend(&manifest(9, 4, 98, 60), WriterToken(10), Epoch(80));
+    assert_eq!(local.fate(Epoch(30)), RecordFate::Skip);
+    assert_eq!(local.fate(Epoch(31)), RecordFate::Quarantine);
+    assert_eq!(local.fate(Epoch(70)), RecordFate::Quarantine);
+    assert_eq!(local.fate(Epoch(81)), RecordFate::Replay);
+}
+
+#[test]
+fn without_a_record_nothing_is_merged_into_a_volume_that_others_wrote() {
+    let head = manifest(6, 2, 99, 20);
+    let mut local = LocalHead::unknown(&head);
+    assert!(!local.is_own(&head));
+    local.intend(&head, WriterToken(9), Epoch(50));
+    assert_eq!(local.fate(Epoch(10)), RecordFate::Quarantine);
+    assert_eq!(local.fate(Epoch(51)), RecordFate::Replay);
+    // Nobody ever opened this one, so there can be no records of it.
+    let fresh = manifest(1, 0, 7, 0);
+    let mut local = LocalHead::unknown(&fresh);
+    local.intend(&fresh, WriterToken(9), Epoch(50));
+    assert_eq!(local.quarantine, None);
+}
+
+#[test]
+fn intents_are_bounded() {
+    let head = manifest(5, 1, 8, 30);
+    let mut local = LocalHead::unknown(&head);
+    local.advance(&head);
+    for token in 0..100 {
+        local.intend(&head, WriterToken(token), Epoch(50));
+    }
+    assert_eq!(local.intents.len(), INTENTS_MAX);
+    assert!(local.is_own(&manifest(6, 2, 99, 30)));
+}
