@@ -20,3 +20,7 @@ pub mod pack;
 pub mod size;
 pub mod volume;
 pub mod wal;
+pub mod core;
+pub mod failpoint;
+pub mod ring;
+pub mod shard;

@@ -7,9 +7,11 @@
 pub mod base;
 pub mod leaf;
 pub mod overlay;
+pub mod part;
+pub mod rebuild;
 pub mod volume;
 
 pub use base::{LeafChanges, ShardBase};
 pub use leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 pub use overlay::{Hit, Overlay, Point, Winners};
-pub use volume::{AddedChunk, ChunkEntry, VolumeBase, VolumeChanges};
+pub use volume::{AddedChunk, Applied, ChunkEntry, PartItems, VolumeBase, VolumeChanges};

@@ -1,6 +1,8 @@
 //! The committed index of a whole volume, as the uploader keeps it: leaves of all shards, the table
 //! of chunks, how many blocks of each chunk are still named, and what a checkpoint must write.
 
+mod checkpoint;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -8,6 +10,8 @@ use super::base::{LeafChanges, ShardBase};
 use super::leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId, Span};
 use crate::chunk::{ChunkRef, DataRun, ZeroRun};
+
+pub use checkpoint::PartItems;
 
 /// A chunk that the volume names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +35,17 @@ pub struct AddedChunk {
     pub zeros: Vec<ZeroRun>,
 }
 
-/// What applying chunks changed, per shard: for the shards' own bases.
+/// Changed leaves of all shards.
 pub type VolumeChanges = [LeafChanges; SHARD_COUNT];
+
+/// What applying chunks did.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// Changed leaves, for the shards' own bases.
+    pub leaves: VolumeChanges,
+    /// Ordinals that the chunks got, in their order.
+    pub ordinals: Vec<ChunkOrdinal>,
+}
 
 /// The committed index of one volume.
 #[derive(Clone, Default)]
@@ -43,7 +56,7 @@ pub struct VolumeBase {
     /// Chunks of which no block is named.
     empty: BTreeSet<ChunkOrdinal>,
     /// Leaves and chunks changed since the last checkpoint.
-    dirty_leaves: BTreeSet<(u8, LeafKey)>,
+    dirty_leaves: BTreeSet<(ShardId, LeafKey)>,
     dirty_chunks: BTreeSet<ChunkOrdinal>,
 }
 
@@ -107,19 +120,21 @@ impl VolumeBase {
     }
 
     /// Applies chunks in their order (a later one wins) and tells what changed for the shards.
-    pub fn apply(&mut self, added: &[AddedChunk]) -> VolumeChanges {
+    pub fn apply(&mut self, added: &[AddedChunk]) -> Applied {
         let mut touched: [BTreeSet<LeafKey>; SHARD_COUNT] = Default::default();
+        let mut ordinals = Vec::with_capacity(added.len());
         let mut rest = added;
         while !rest.is_empty() {
-            let batch = disjoint_prefix(rest);
-            self.apply_disjoint(&rest[..batch], &mut touched);
-            rest = &rest[batch..];
+            let (batch, later) = rest.split_at(disjoint_prefix(rest));
+            self.apply_disjoint(batch, &mut ordinals, &mut touched);
+            rest = later;
         }
-        std::array::from_fn(|shard| {
+        let leaves = std::array::from_fn(|shard| {
             let keys = touched[shard].iter();
             keys.map(|&key| (key, self.shards[shard].leaf(key).cloned()))
                 .collect()
-        })
+        });
+        Applied { leaves, ordinals }
     }
 
     /// Chunks of which no block is named any more and that no rebuild needs: they may be condemned.
@@ -168,34 +183,36 @@ impl VolumeBase {
     fn apply_disjoint(
         &mut self,
         added: &[AddedChunk],
+        ordinals: &mut Vec<ChunkOrdinal>,
         touched: &mut [BTreeSet<LeafKey>; SHARD_COUNT],
     ) {
         let mut edits: [ShardEdits; SHARD_COUNT] = Default::default();
         for chunk in added {
             let ordinal = self.add_chunk(chunk.reference);
+            ordinals.push(ordinal);
             split_chunk(chunk, ordinal, &mut edits);
         }
         let mut scratch = Vec::new();
-        for (shard, edits) in edits.iter_mut().enumerate() {
+        for (shard, edits) in ShardId::all().zip(&mut edits) {
             edits.zeros.sort_unstable_by_key(|zero| zero.start);
             edits
                 .points
                 .sort_unstable_by_key(|(key, (index, _))| (*key, *index));
             for key in self.leaves_of(shard, edits) {
                 self.edit_leaf(shard, key, edits, &mut scratch);
-                touched[shard].insert(key);
-                self.dirty_leaves.insert((shard as u8, key));
+                touched[shard.index()].insert(key);
+                self.dirty_leaves.insert((shard, key));
             }
         }
     }
 
     /// Leaves that the edits change: those with points, and existing ones under zeros.
-    fn leaves_of(&self, shard: usize, edits: &ShardEdits) -> BTreeSet<LeafKey> {
+    fn leaves_of(&self, shard: ShardId, edits: &ShardEdits) -> BTreeSet<LeafKey> {
         let mut keys: BTreeSet<_> = edits.points.iter().map(|(key, _)| *key).collect();
         for zero in &edits.zeros {
             let (from, to) = leaf_range(zero);
             keys.extend(
-                self.shards[shard]
+                self.shards[shard.index()]
                     .leaves_between(from, to)
                     .map(|(key, _)| key),
             );
@@ -205,7 +222,7 @@ impl VolumeBase {
 
     fn edit_leaf(
         &mut self,
-        shard: usize,
+        shard: ShardId,
         key: LeafKey,
         edits: &ShardEdits,
         scratch: &mut Vec<LeafEntry>,
@@ -221,10 +238,14 @@ impl VolumeBase {
             self.note_named(*loc);
         }
         let mut displaced = Vec::new();
-        let old = self.shards[shard].leaf(key);
-        let leaf = Leaf::merged(old, &zeros, &points, scratch, &mut |loc| displaced.push(loc));
-        displaced.into_iter().for_each(|loc| self.note_displaced(loc));
-        self.shards[shard].install([(key, leaf)]);
+        let old = self.shard(shard).leaf(key);
+        let leaf = Leaf::merged(old, &zeros, &points, scratch, &mut |loc| {
+            displaced.push(loc)
+        });
+        displaced
+            .into_iter()
+            .for_each(|loc| self.note_displaced(loc));
+        self.shards[shard.index()].install([(key, leaf)]);
     }
 
     fn note_named(&mut self, loc: ChunkLoc) {

@@ -1,0 +1,12 @@
+//! The commit protocol: when to cut ([`Coordinator`]), and how the cut of one volume becomes chunks,
+//! a manifest and new leaves ([`VolumeCommit`]). Both are sans-IO; `docs/internals/commit.md`.
+
+mod coordinator;
+mod outcome;
+mod random;
+mod volume;
+
+pub use coordinator::{Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume};
+pub use outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
+pub use random::Random;
+pub use volume::{CommitConfig, VolumeCommit};

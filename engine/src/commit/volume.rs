@@ -1,0 +1,589 @@
+//! One volume's commits: chunks, index checkpoint, manifest, local head record, publication.
+
+mod checkpoint;
+mod garbage;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
+use super::random::Random;
+use crate::backend::Put;
+use crate::block::BlockSize;
+use crate::chunk::{ChunkRef, ChunkSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Epoch, Generation, VolumeId};
+use crate::index::rebuild::{Rebuilt, SinceCheckpoint};
+use crate::index::{VolumeBase, VolumeChanges};
+use crate::manifest::{CheckpointRef, LIST_MAX, Manifest, ManifestKind};
+use crate::object::{ChunkKey, IndexKey};
+use crate::pack::{ChunkJob, PackPlan};
+
+use checkpoint::Checkpoint;
+use garbage::{Condemnation, Garbage};
+
+/// How a [`VolumeCommit`] works.
+#[derive(Clone, Debug)]
+pub struct CommitConfig {
+    /// Chunks built and put at a time; bounds the memory to so many chunks.
+    pub chunks_in_flight: usize,
+    /// First wait after a failure; doubles with each further one.
+    pub backoff_min_ms: u64,
+    /// Longest wait after a failure.
+    pub backoff_max_ms: u64,
+    /// Commits after which an index checkpoint is worth considering.
+    pub checkpoint_commits: u32,
+    /// Chunks after which a checkpoint is made however large it is, because a rebuild reads each.
+    pub checkpoint_chunks: u32,
+    /// About how many bytes one index part takes.
+    pub part_bytes: usize,
+}
+
+impl Default for CommitConfig {
+    fn default() -> Self {
+        Self {
+            chunks_in_flight: 2,
+            backoff_min_ms: 100,
+            backoff_max_ms: 15_000,
+            checkpoint_commits: 32,
+            checkpoint_chunks: 1024,
+            part_bytes: 8 << 20,
+        }
+    }
+}
+
+/// The commits of one open volume, one cut after the other.
+///
+/// Drive it: [`start`](Self::start) a cut when [`is_idle`](Self::is_idle); do each
+/// [`next_effect`](Self::next_effect) and report it to [`handle`](Self::handle); ask again after
+/// each event and at [`next_wake_ms`](Self::next_wake_ms). Every failure is tried again without
+/// end, because what was acknowledged must reach the bucket; only another writer ends it.
+pub struct VolumeCommit {
+    config: CommitConfig,
+    random: Random,
+    /// The last committed manifest.
+    head: Manifest,
+    /// Objects named so far in this generation.
+    sequence: u64,
+    base: VolumeBase,
+    /// Parts of the last checkpoint, oldest first.
+    parts: Vec<CheckpointRef>,
+    since_checkpoint: SinceCheckpoint,
+    garbage: Garbage,
+    phase: Phase,
+    retry: Retry,
+}
+
+/// Failures in a row, and when to try again.
+#[derive(Default)]
+struct Retry {
+    failures: u32,
+    last: Option<(ErrorKind, String)>,
+    at_ms: u64,
+    /// An effect was held back until then.
+    held: bool,
+}
+
+enum Phase {
+    Idle,
+    Chunks(Chunks),
+    /// Index parts are stored.
+    Index(Staged, Checkpoint, Ask),
+    /// The manifest is to be put (or, after `Exists`, read).
+    Manifest(Sealed, ManifestStep, Ask),
+    /// The manifest is committed; the local head record is to be saved.
+    Head(Publication, Ask),
+    Publish(Option<Publication>),
+    Fenced {
+        by: Generation,
+        told: bool,
+    },
+}
+
+/// Whether the one effect of a phase is out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Due,
+    Out,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ManifestStep {
+    Put,
+    Get,
+}
+
+/// Chunks being stored.
+struct Chunks {
+    plan: Arc<PackPlan>,
+    specs: Vec<ChunkSpec>,
+    due: VecDeque<usize>,
+    in_flight: usize,
+    stored: Vec<Option<ChunkRef>>,
+}
+
+/// All chunks are stored and applied to the base.
+struct Staged {
+    manifest: Box<Manifest>,
+    leaves: VolumeChanges,
+    garbage_chunks: Condemnation,
+}
+
+/// The manifest is final; retries put the same bytes.
+struct Sealed {
+    staged: Staged,
+    body: Bytes,
+    checkpoint_parts: Option<Vec<CheckpointRef>>,
+}
+
+impl VolumeCommit {
+    /// The commits that follow `head`, whose index was rebuilt as `rebuilt`. The caller has fenced
+    /// earlier writers: `head` carries its own generation and token.
+    pub fn new(head: Manifest, rebuilt: Rebuilt, config: CommitConfig, random: Random) -> Self {
+        Self {
+            config,
+            random,
+            head,
+            sequence: 0,
+            base: rebuilt.base,
+            parts: rebuilt.parts,
+            since_checkpoint: rebuilt.since_checkpoint,
+            garbage: Garbage::new(rebuilt.condemned),
+            phase: Phase::Idle,
+            retry: Retry::default(),
+        }
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> VolumeId {
+        self.head.volume
+    }
+
+    /// The last committed manifest.
+    pub fn head(&self) -> &Manifest {
+        &self.head
+    }
+
+    /// The committed index (during a commit, with its blocks once all its chunks are stored).
+    pub fn base(&self) -> &VolumeBase {
+        &self.base
+    }
+
+    /// Whether a cut may be started.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Generation of the writer that took the volume over.
+    pub fn fenced_by(&self) -> Option<Generation> {
+        match self.phase {
+            Phase::Fenced { by, .. } => Some(by),
+            _ => None,
+        }
+    }
+
+    /// Takes over a manifest that the same writer committed otherwise (settings changed).
+    ///
+    /// # Panics
+    /// While a commit is under way, or if `head` does not follow the present one.
+    pub fn adopt_head(&mut self, head: Manifest) {
+        assert!(self.is_idle(), "the head changed under a commit");
+        let follows = head.check_follows(&self.head).is_ok();
+        assert!(follows && head.same_writer(&self.head) && head.added.is_empty());
+        self.head = head;
+    }
+
+    /// Begins to commit a cut.
+    ///
+    /// # Panics
+    /// Unless idle, or if the cut is not newer than the last one.
+    pub fn start(&mut self, mut plan: PackPlan) {
+        assert!(self.is_idle(), "one cut at a time");
+        assert!(
+            plan.epoch() > self.head.epoch,
+            "a cut is newer than the one before"
+        );
+        plan.drop_idle_zeros(&self.base);
+        let chunks = plan.chunks();
+        assert!(chunks <= LIST_MAX, "a cut of {chunks} chunks");
+        let specs = (0..chunks).map(|_| self.chunk_spec(plan.epoch())).collect();
+        self.phase = Phase::Chunks(Chunks {
+            plan: Arc::new(plan),
+            specs,
+            due: (0..chunks).collect(),
+            in_flight: 0,
+            stored: vec![None; chunks],
+        });
+        self.retry = Retry::default();
+        self.advance();
+    }
+
+    /// What to do next; `None` while waiting for an event or for [`next_wake_ms`](Self::next_wake_ms).
+    pub fn next_effect(&mut self, now_ms: u64) -> Option<Effect> {
+        if let Phase::Fenced { by, told } = &mut self.phase {
+            let by = *by;
+            return (!std::mem::replace(told, true)).then_some(Effect::Fenced { by });
+        }
+        self.retry.held = now_ms < self.retry.at_ms;
+        if self.retry.held {
+            return None;
+        }
+        let volume = self.head.volume;
+        match &mut self.phase {
+            Phase::Idle => self.garbage.next_delete(self.head.number),
+            Phase::Chunks(chunks) => chunks.next_job(&self.config).map(Effect::PutChunk),
+            Phase::Index(staged, checkpoint, ask) => ask.once().then(|| {
+                let (key, body) = checkpoint.body(&self.base, staged.manifest.number);
+                Effect::PutIndex { key, body }
+            }),
+            Phase::Manifest(sealed, step, ask) => ask.once().then(|| {
+                let key = sealed.staged.manifest.object();
+                match step {
+                    ManifestStep::Put => Effect::PutManifest {
+                        key,
+                        body: sealed.body.clone(),
+                    },
+                    ManifestStep::Get => Effect::GetManifest { key },
+                }
+            }),
+            Phase::Head(publication, ask) => ask.once().then(|| {
+                Effect::SaveHead(HeadUpdate {
+                    volume,
+                    head: publication.head,
+                    committed_epoch: publication.epoch,
+                })
+            }),
+            Phase::Publish(publication) => publication.take().map(Effect::Publish),
+            Phase::Fenced { .. } => None,
+        }
+    }
+
+    /// When to ask for an effect again although no event came.
+    pub fn next_wake_ms(&self) -> Option<u64> {
+        self.retry.held.then_some(self.retry.at_ms)
+    }
+
+    /// Takes the outcome of an effect.
+    ///
+    /// # Panics
+    /// On the answer to an effect that is not out: the driver mixed something up.
+    pub fn handle(&mut self, event: Event, now_ms: u64) {
+        let failure = match event {
+            Event::ChunkPut { index, result } => self.chunk_put(index, result),
+            Event::IndexPut(result) => self.index_put(result),
+            Event::ManifestPut(result) => self.manifest_put(result),
+            Event::ManifestGot(result) => self.manifest_got(result),
+            Event::HeadSaved(result) => self.head_saved(result),
+            Event::Published => self.published(),
+            Event::Deleted(result) => self.garbage.deleted(result, &mut self.base),
+        };
+        match failure {
+            Ok(()) => {
+                self.retry.failures = 0;
+                self.retry.last = None;
+            }
+            Err(error) => self.note_failure(&error, now_ms),
+        }
+        self.advance();
+    }
+
+    /// How it fares.
+    pub fn status(&self) -> CommitStatus {
+        let (phase, epoch) = match &self.phase {
+            Phase::Idle => ("idle", None),
+            Phase::Chunks(chunks) => ("chunks", Some(chunks.plan.epoch())),
+            Phase::Index(staged, ..) => ("index", Some(staged.manifest.epoch)),
+            Phase::Manifest(sealed, ..) => ("manifest", Some(sealed.staged.manifest.epoch)),
+            Phase::Head(publication, _) => ("head", Some(publication.epoch)),
+            Phase::Publish(_) => ("publish", Some(self.head.epoch)),
+            Phase::Fenced { .. } => ("fenced", None),
+        };
+        let (chunks, chunks_stored) = match &self.phase {
+            Phase::Chunks(chunks) => (chunks.stored.len(), chunks.stored.iter().flatten().count()),
+            Phase::Index(staged, ..) => (staged.manifest.added.len(), staged.manifest.added.len()),
+            _ => (0, 0),
+        };
+        CommitStatus {
+            phase,
+            epoch,
+            chunks,
+            chunks_stored,
+            failures: self.retry.failures,
+            last_failure: self.retry.last.clone(),
+            retry_at_ms: self.next_wake_ms(),
+            fenced_by: self.fenced_by(),
+        }
+    }
+
+    fn note_failure(&mut self, error: &Error, now_ms: u64) {
+        let doublings = self.retry.failures.min(32);
+        let wait = self.config.backoff_min_ms.saturating_mul(1 << doublings);
+        let wait = self.random.jittered(wait.min(self.config.backoff_max_ms));
+        self.retry = Retry {
+            failures: self.retry.failures.saturating_add(1),
+            last: Some((error.kind(), error.to_string())),
+            at_ms: now_ms.saturating_add(wait),
+            held: true,
+        };
+    }
+
+    fn chunk_spec(&mut self, epoch: Epoch) -> ChunkSpec {
+        let (sequence, random) = self.next_name();
+        ChunkSpec {
+            key: ChunkKey {
+                volume: self.head.volume,
+                generation: self.head.generation,
+                sequence,
+                random,
+            },
+            block_size: self.block_size(),
+            epoch,
+            salt: self.random.salt(),
+        }
+    }
+
+    fn index_key(&mut self) -> IndexKey {
+        let (sequence, random) = self.next_name();
+        IndexKey {
+            volume: self.head.volume,
+            generation: self.head.generation,
+            sequence,
+            random,
+        }
+    }
+
+    fn next_name(&mut self) -> (u64, u64) {
+        self.sequence += 1;
+        (self.sequence, self.random.next_u64())
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.head.settings.block_size()
+    }
+
+    fn chunk_put(&mut self, index: usize, result: Result<ChunkRef>) -> Result<()> {
+        let Phase::Chunks(chunks) = &mut self.phase else {
+            panic!("a chunk was put outside of the chunks phase");
+        };
+        chunks.finished(index, result)
+    }
+
+    fn index_put(&mut self, result: Result<()>) -> Result<()> {
+        let Phase::Index(_, checkpoint, ask) = &mut self.phase else {
+            panic!("an index part was put outside of the index phase");
+        };
+        ask.answered();
+        result.map(|()| checkpoint.stored())
+    }
+
+    fn manifest_put(&mut self, result: Result<Put>) -> Result<()> {
+        let Phase::Manifest(_, step, ask) = &mut self.phase else {
+            panic!("a manifest was put outside of the manifest phase");
+        };
+        assert!(*step == ManifestStep::Put);
+        ask.answered();
+        match result? {
+            Put::Created => self.committed(),
+            Put::Exists => *step = ManifestStep::Get,
+        }
+        Ok(())
+    }
+
+    /// Somebody's manifest has our number: ours, of an attempt whose response was lost, or another
+    /// writer's.
+    fn manifest_got(&mut self, result: Result<Bytes>) -> Result<()> {
+        let Phase::Manifest(sealed, step, ask) = &mut self.phase else {
+            panic!("a manifest was read outside of the manifest phase");
+        };
+        assert!(*step == ManifestStep::Get);
+        ask.answered();
+        let found = match result {
+            // Deleted in between, or the store is not consistent: the put decides again.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                *step = ManifestStep::Put;
+                return Err(error);
+            }
+            found => found?,
+        };
+        if found == sealed.body {
+            self.committed();
+            return Ok(());
+        }
+        let found = Manifest::decode(&found)?;
+        let ours = &sealed.staged.manifest;
+        if found.volume != ours.volume || found.number != ours.number {
+            return Err(Error::corrupt(format!(
+                "{} holds another manifest",
+                ours.object()
+            )));
+        }
+        // Our token with other content is a copy of our data directory at work: another writer.
+        self.phase = Phase::Fenced {
+            by: found.generation,
+            told: false,
+        };
+        Ok(())
+    }
+
+    fn head_saved(&mut self, result: Result<()>) -> Result<()> {
+        let Phase::Head(_, ask) = &mut self.phase else {
+            panic!("a head record was saved outside of the head phase");
+        };
+        ask.answered();
+        result?;
+        let Phase::Head(publication, _) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            unreachable!("looked at above");
+        };
+        self.phase = Phase::Publish(Some(publication));
+        Ok(())
+    }
+
+    fn published(&mut self) -> Result<()> {
+        assert!(
+            matches!(self.phase, Phase::Publish(None)),
+            "nothing was published"
+        );
+        self.phase = Phase::Idle;
+        Ok(())
+    }
+
+    /// Moves on from phases that are complete.
+    fn advance(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Chunks(chunks) if chunks.is_complete() => self.stage(chunks),
+            Phase::Index(staged, checkpoint, _) if checkpoint.is_complete() => {
+                self.seal(staged, Some(checkpoint));
+            }
+            other => self.phase = other,
+        }
+    }
+
+    /// All chunks are stored: applies them to the base and drafts the manifest.
+    fn stage(&mut self, chunks: Chunks) {
+        let added: Vec<ChunkRef> = chunks.stored.into_iter().flatten().collect();
+        let applied: Vec<_> = added
+            .iter()
+            .enumerate()
+            .map(|(i, reference)| chunks.plan.added(i, *reference))
+            .collect();
+        let leaves = self.base.apply(&applied).leaves;
+        let mut manifest = Box::new(self.head.successor(ManifestKind::Commit));
+        manifest.epoch = chunks.plan.epoch();
+        self.since_checkpoint.note(&added);
+        manifest.added = added;
+        let garbage_chunks = self.garbage.condemn(&mut self.base, &mut manifest);
+        let staged = Staged {
+            manifest,
+            leaves,
+            garbage_chunks,
+        };
+        match self.checkpoint_due() {
+            Some(full) => {
+                let checkpoint = self.begin_checkpoint(full, &staged);
+                self.phase = Phase::Index(staged, checkpoint, Ask::Due);
+            }
+            None => self.seal(staged, None),
+        }
+    }
+
+    /// Makes the manifest final.
+    fn seal(&mut self, mut staged: Staged, checkpoint: Option<Checkpoint>) {
+        let checkpoint_parts = checkpoint.map(|checkpoint| {
+            staged.manifest.condemned.extend(checkpoint.replaced());
+            checkpoint.into_parts()
+        });
+        let root = checkpoint_parts.as_ref().and_then(|parts| parts.last());
+        staged.manifest.checkpoint = root.copied();
+        let body = staged.manifest.encode();
+        let sealed = Sealed {
+            staged,
+            body,
+            checkpoint_parts,
+        };
+        self.phase = Phase::Manifest(sealed, ManifestStep::Put, Ask::Due);
+    }
+
+    /// The manifest is in the bucket: from here on the cut is committed.
+    fn committed(&mut self) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Idle);
+        let Phase::Manifest(sealed, ..) = phase else {
+            unreachable!("only called in the manifest phase");
+        };
+        let Staged {
+            manifest,
+            leaves,
+            garbage_chunks,
+        } = sealed.staged;
+        if let Some(parts) = sealed.checkpoint_parts {
+            self.parts = parts;
+            self.base.checkpoint_committed();
+            self.since_checkpoint = SinceCheckpoint::default();
+        }
+        self.garbage.committed(&manifest, garbage_chunks);
+        let publication = Publication {
+            volume: manifest.volume,
+            epoch: manifest.epoch,
+            leaves,
+            head: manifest.number,
+            chunks: manifest.added.len(),
+            chunk_bytes: manifest.added.iter().map(|chunk| chunk.bytes).sum(),
+        };
+        self.head = *manifest;
+        self.phase = Phase::Head(publication, Ask::Due);
+    }
+}
+
+impl Chunks {
+    fn next_job(&mut self, config: &CommitConfig) -> Option<ChunkJob> {
+        if self.in_flight >= config.chunks_in_flight.max(1) {
+            return None;
+        }
+        let index = self.due.pop_front()?;
+        self.in_flight += 1;
+        Some(ChunkJob {
+            index,
+            spec: self.specs[index],
+            plan: Arc::clone(&self.plan),
+        })
+    }
+
+    fn finished(&mut self, index: usize, result: Result<ChunkRef>) -> Result<()> {
+        assert!(self.stored[index].is_none() && self.in_flight > 0);
+        self.in_flight -= 1;
+        match result {
+            Ok(reference) => {
+                assert_eq!(
+                    reference.key, self.specs[index].key,
+                    "another chunk was stored"
+                );
+                self.stored[index] = Some(reference);
+                Ok(())
+            }
+            Err(error) => {
+                self.due.push_front(index);
+                Err(error)
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.stored.iter().all(Option::is_some)
+    }
+}
+
+impl Ask {
+    /// Whether the effect is due; marks it as out.
+    fn once(&mut self) -> bool {
+        std::mem::replace(self, Self::Out) == Self::Due
+    }
+
+    fn answered(&mut self) {
+        assert!(*self == Self::Out, "an answer to nothing");
+        *self = Self::Due;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! When a commit also checkpoints the index, and the parts of that checkpoint.
+
+use bytes::Bytes;
+
+use super::{Staged, VolumeCommit};
+use crate::identity::ManifestNum;
+use crate::index::part::{RootPart, part_ref};
+use crate::index::{PartItems, VolumeBase};
+use crate::manifest::CheckpointRef;
+use crate::object::{IndexKey, SealedRef};
+
+/// A checkpoint may take one byte for so many bytes packed since the last one.
+const DATA_PER_INDEX: u64 = 8;
+/// Parts after which a checkpoint is written in full again.
+const PARTS_MAX: usize = 64;
+/// Bytes up to which old parts are never worth rewriting.
+const SMALL_BYTES: u64 = 1 << 20;
+
+/// A checkpoint being stored, part by part; the last part is its root.
+pub(super) struct Checkpoint {
+    keys: Vec<IndexKey>,
+    items: Vec<PartItems>,
+    /// Earlier parts that stay in force.
+    kept: Vec<CheckpointRef>,
+    /// Earlier parts that this checkpoint replaces.
+    replaced: Vec<CheckpointRef>,
+    condemned: Vec<SealedRef>,
+    stored: Vec<CheckpointRef>,
+    /// The part that is out or due, so that a retry puts the same bytes.
+    current: Option<Bytes>,
+}
+
+impl VolumeCommit {
+    /// Whether the commit being staged makes a checkpoint, and whether a full one.
+    pub(super) fn checkpoint_due(&self) -> Option<bool> {
+        let since = &self.since_checkpoint;
+        let too_many = since.chunks >= self.config.checkpoint_chunks;
+        if since.commits < self.config.checkpoint_commits && !too_many {
+            return None;
+        }
+        let dirty = self.base.dirty_bytes();
+        if dirty > since.bytes / DATA_PER_INDEX && !too_many {
+            return None;
+        }
+        let old: u64 = self.parts.iter().map(|part| part.bytes).sum();
+        let bloated = || old + dirty > 2 * self.base.full_bytes() + SMALL_BYTES;
+        Some(self.parts.is_empty() || self.parts.len() >= PARTS_MAX || bloated())
+    }
+
+    pub(super) fn begin_checkpoint(&mut self, full: bool, staged: &Staged) -> Checkpoint {
+        let items = self.base.checkpoint_plan(full, self.config.part_bytes);
+        let keys = items.iter().map(|_| self.index_key()).collect();
+        let (kept, replaced) = match full {
+            true => (Vec::new(), self.parts.clone()),
+            false => (self.parts.clone(), Vec::new()),
+        };
+        let mut condemned: Vec<_> = self.garbage.pending_after(&staged.manifest).collect();
+        condemned.extend(replaced.iter().map(|part| SealedRef::Index(part.key)));
+        Checkpoint {
+            keys,
+            items,
+            kept,
+            replaced,
+            condemned,
+            stored: Vec::new(),
+            current: None,
+        }
+    }
+}
+
+impl Checkpoint {
+    /// The part to be stored now; a retry gets the same bytes.
+    pub(super) fn body(&mut self, base: &VolumeBase, manifest: ManifestNum) -> (IndexKey, Bytes) {
+        let at = self.stored.len();
+        let key = self.keys[at];
+        let body = self.current.get_or_insert_with(|| {
+            let root = (at + 1 == self.items.len()).then(|| RootPart {
+                parts: self.kept.iter().chain(&self.stored).copied().collect(),
+                condemned: std::mem::take(&mut self.condemned),
+            });
+            base.checkpoint_part(key, manifest, &self.items[at], root)
+                .encode()
+        });
+        (key, body.clone())
+    }
+
+    /// The current part is in the bucket.
+    pub(super) fn stored(&mut self) {
+        let body = self.current.take().expect("a part was out");
+        let key = self.keys[self.stored.len()];
+        self.stored.push(part_ref(key, &body));
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.stored.len() == self.items.len()
+    }
+
+    /// Objects that nothing names once the checkpoint is committed.
+    pub(super) fn replaced(&self) -> impl Iterator<Item = SealedRef> {
+        self.replaced.iter().map(|part| SealedRef::Index(part.key))
+    }
+
+    /// All parts in force, oldest first, the root last.
+    pub(super) fn into_parts(self) -> Vec<CheckpointRef> {
+        let mut parts = self.kept;
+        parts.extend(self.stored);
+        parts
+    }
+}

@@ -1,0 +1,112 @@
+//! Objects that nothing names any more: condemned by a manifest, deleted one commit later, noted as
+//! dropped in the manifest after that.
+
+use std::collections::BTreeMap;
+
+use crate::commit::outcome::Effect;
+use crate::error::Result;
+use crate::identity::ManifestNum;
+use crate::index::{ChunkOrdinal, VolumeBase};
+use crate::manifest::Manifest;
+use crate::object::SealedRef;
+
+/// Most chunks condemned, or objects noted as dropped, by one manifest; the rest waits.
+const PER_MANIFEST: usize = 1 << 16;
+/// Most objects of one delete.
+const PER_DELETE: usize = 256;
+
+/// What waits to be deleted or to be noted as deleted.
+pub(super) struct Garbage {
+    /// Condemned by a committed manifest, not yet deleted.
+    condemned: BTreeMap<SealedRef, Condemned>,
+    /// Deleted; the next manifest says so.
+    dropped: Vec<SealedRef>,
+    deleting: Option<Vec<SealedRef>>,
+}
+
+#[derive(Clone, Copy)]
+struct Condemned {
+    by: ManifestNum,
+    /// Ordinal to be recycled once no reader can hold it.
+    ordinal: Option<ChunkOrdinal>,
+}
+
+/// The chunks that the manifest being staged condemns.
+pub(super) type Condemnation = Vec<(SealedRef, ChunkOrdinal)>;
+
+impl Garbage {
+    pub(super) fn new(condemned: BTreeMap<SealedRef, ManifestNum>) -> Self {
+        let entry = |(object, by)| (object, Condemned { by, ordinal: None });
+        Self {
+            condemned: condemned.into_iter().map(entry).collect(),
+            dropped: Vec::new(),
+            deleting: None,
+        }
+    }
+
+    /// Condemns chunks without live blocks in the draft `manifest`, and notes what was deleted.
+    pub(super) fn condemn(&self, base: &mut VolumeBase, manifest: &mut Manifest) -> Condemnation {
+        let condemned: Condemnation = base
+            .condemnable()
+            .take(PER_MANIFEST)
+            .map(|(ordinal, entry)| (SealedRef::Chunk(entry.reference.key), ordinal))
+            .collect();
+        for (object, ordinal) in &condemned {
+            base.condemn(*ordinal);
+            manifest.condemned.push(*object);
+        }
+        let noted = self.dropped.iter().take(PER_MANIFEST);
+        manifest.dropped.extend(noted);
+        condemned
+    }
+
+    /// What is condemned and not dropped once the draft `manifest` is committed.
+    pub(super) fn pending_after(&self, manifest: &Manifest) -> impl Iterator<Item = SealedRef> {
+        let dropped_later = self.dropped.iter().skip(manifest.dropped.len());
+        let earlier = self.condemned.keys().chain(dropped_later).copied();
+        earlier.chain(manifest.condemned.iter().copied())
+    }
+
+    /// The manifest is committed.
+    pub(super) fn committed(&mut self, manifest: &Manifest, chunks: Condemnation) {
+        // Deletes that ended since the draft were appended behind those that it notes.
+        self.dropped.drain(..manifest.dropped.len());
+        let ordinals: BTreeMap<_, _> = chunks.into_iter().collect();
+        for object in &manifest.condemned {
+            let condemned = Condemned {
+                by: manifest.number,
+                ordinal: ordinals.get(object).copied(),
+            };
+            self.condemned.insert(*object, condemned);
+        }
+    }
+
+    /// Deletes what an earlier manifest than `head` condemned: readers that still held its places
+    /// have had a commit's time, and find newer ones when they look again.
+    pub(super) fn next_delete(&mut self, head: ManifestNum) -> Option<Effect> {
+        if self.deleting.is_some() {
+            return None;
+        }
+        let ripe = self.condemned.iter().filter(|(_, c)| c.by < head);
+        let objects: Vec<_> = ripe.map(|(object, _)| *object).take(PER_DELETE).collect();
+        if objects.is_empty() {
+            return None;
+        }
+        self.deleting = Some(objects.clone());
+        Some(Effect::Delete { objects })
+    }
+
+    /// After a failure the objects are tried again; deleting twice is harmless.
+    pub(super) fn deleted(&mut self, result: Result<()>, base: &mut VolumeBase) -> Result<()> {
+        let objects = self.deleting.take().expect("a delete was out");
+        result?;
+        for object in objects {
+            let condemned = self.condemned.remove(&object);
+            if let Some(ordinal) = condemned.and_then(|condemned| condemned.ordinal) {
+                base.recycle(ordinal);
+            }
+            self.dropped.push(object);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! Rebuilds a volume's base from the bucket: the last checkpoint, then the extent tables of the
+//! chunks that later manifests added.
+
+use std::collections::BTreeMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use hashbrown::HashMap;
+
+use super::leaf::ChunkOrdinal;
+use super::part::decode_named;
+use super::volume::{AddedChunk, VolumeBase};
+use crate::backend::Backend;
+use crate::chunk::{ChunkRef, ChunkView, HEADER_BYTES, SLOTS_MAX, ZERO_RUNS_MAX};
+use crate::error::{Error, Result};
+use crate::identity::ManifestNum;
+use crate::manifest::{CheckpointRef, Manifest};
+use crate::object::{ChunkKey, SealedRef};
+
+/// Extent tables fetched at a time.
+const FETCHES: usize = 16;
+/// The largest header and extent table of a chunk.
+const HEAD_BYTES_MAX: usize = HEADER_BYTES + 16 * (SLOTS_MAX + ZERO_RUNS_MAX) as usize;
+
+/// A volume's base, and what its next commit must know of earlier ones.
+#[derive(Default)]
+pub struct Rebuilt {
+    /// The base index at the head manifest.
+    pub base: VolumeBase,
+    /// Parts of the last checkpoint, oldest first; the last is its root.
+    pub parts: Vec<CheckpointRef>,
+    /// Objects condemned whose deletion is not known to be done, and the manifest that did it.
+    pub condemned: BTreeMap<SealedRef, ManifestNum>,
+    /// What came after the last checkpoint.
+    pub since_checkpoint: SinceCheckpoint,
+}
+
+/// How much a rebuild would have to read beside the last checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SinceCheckpoint {
+    /// Manifests that added chunks.
+    pub commits: u32,
+    /// Chunks added.
+    pub chunks: u32,
+    /// Bytes of these chunks.
+    pub bytes: u64,
+}
+
+impl SinceCheckpoint {
+    /// Counts a commit.
+    pub fn note(&mut self, added: &[ChunkRef]) {
+        self.commits += 1;
+        self.chunks += added.len() as u32;
+        self.bytes += added.iter().map(|chunk| chunk.bytes).sum::<u64>();
+    }
+}
+
+/// Rebuilds the base from `chain`: manifests of one volume with consecutive numbers up to the head,
+/// from the last one with a checkpoint, or from the first.
+pub async fn rebuild(backend: &dyn Backend, chain: &[Manifest]) -> Result<Rebuilt> {
+    let mut rebuilt = Rebuilt::default();
+    let first = chain
+        .first()
+        .ok_or_else(|| Error::invalid("a volume has a manifest"))?;
+    let rest = match &first.checkpoint {
+        Some(checkpoint) => {
+            load_checkpoint(backend, checkpoint, first.number, &mut rebuilt)
+                .await
+                .map_err(|e| e.with_volume(first.volume))?;
+            &chain[1..]
+        }
+        None if first.number == ManifestNum(1) => chain,
+        None => {
+            return Err(Error::invalid(format!(
+                "manifest {} is neither the first nor has it a checkpoint",
+                first.number
+            ))
+            .with_volume(first.volume));
+        }
+    };
+    let mut ordinals: HashMap<ChunkKey, ChunkOrdinal> = rebuilt
+        .base
+        .chunks()
+        .map(|(ordinal, entry)| (entry.reference.key, ordinal))
+        .collect();
+    for pair in chain.windows(2) {
+        pair[1].check_follows(&pair[0])?;
+    }
+    for manifest in rest {
+        replay(backend, manifest, &mut rebuilt, &mut ordinals)
+            .await
+            .map_err(|e| e.with_volume(manifest.volume))?;
+    }
+    Ok(rebuilt)
+}
+
+async fn load_checkpoint(
+    backend: &dyn Backend,
+    root: &CheckpointRef,
+    number: ManifestNum,
+    rebuilt: &mut Rebuilt,
+) -> Result<()> {
+    let body = backend.get(&root.key.object()).await?;
+    let mut root_part = decode_named(root, &body)?;
+    let Some(head) = root_part.root.take() else {
+        return Err(Error::corrupt(format!(
+            "index part {} is no root",
+            root.key
+        )));
+    };
+    if root_part.manifest != number {
+        return Err(Error::corrupt(format!(
+            "index part {} belongs to manifest {}, not {number}",
+            root.key, root_part.manifest
+        )));
+    }
+    let fetches = head.parts.iter().map(|reference| async move {
+        let body = backend.get(&reference.key.object()).await?;
+        decode_named(reference, &body)
+    });
+    let mut parts = stream::iter(fetches).buffered(2);
+    while let Some(part) = parts.try_next().await? {
+        rebuilt.base.load_part(part)?;
+    }
+    drop(parts);
+    rebuilt.base.load_part(root_part)?;
+    rebuilt.base.finish_load()?;
+    rebuilt.parts = head.parts;
+    rebuilt.parts.push(*root);
+    rebuilt.condemned = head
+        .condemned
+        .into_iter()
+        .map(|object| (object, number))
+        .collect();
+    Ok(())
+}
+
+async fn replay(
+    backend: &dyn Backend,
+    manifest: &Manifest,
+    rebuilt: &mut Rebuilt,
+    ordinals: &mut HashMap<ChunkKey, ChunkOrdinal>,
+) -> Result<()> {
+    let fetches = manifest
+        .added
+        .iter()
+        .map(|chunk| fetch_extents(backend, chunk));
+    let added: Vec<AddedChunk> = stream::iter(fetches)
+        .buffered(FETCHES)
+        .try_collect()
+        .await?;
+    for reference in manifest.added.iter().map(|chunk| chunk.key) {
+        if ordinals.contains_key(&reference) {
+            return Err(Error::corrupt(format!("chunk {reference} is added twice")));
+        }
+    }
+    let applied = rebuilt.base.apply(&added);
+    ordinals.extend(
+        added
+            .iter()
+            .map(|chunk| chunk.reference.key)
+            .zip(applied.ordinals),
+    );
+    if !added.is_empty() {
+        rebuilt.since_checkpoint.note(&manifest.added);
+    }
+    for object in &manifest.condemned {
+        rebuilt.condemned.insert(*object, manifest.number);
+        let SealedRef::Chunk(key) = object else {
+            continue;
+        };
+        let Some(ordinal) = ordinals.remove(key) else {
+            return Err(Error::corrupt(format!(
+                "chunk {key} is condemned but not known"
+            )));
+        };
+        let named = rebuilt
+            .base
+            .chunk(ordinal)
+            .is_none_or(|entry| entry.live > 0);
+        if named {
+            return Err(Error::corrupt(format!(
+                "chunk {key} is condemned but in use"
+            )));
+        }
+        rebuilt.base.condemn(ordinal);
+        rebuilt.base.recycle(ordinal);
+    }
+    for object in &manifest.dropped {
+        rebuilt.condemned.remove(object);
+    }
+    Ok(())
+}
+
+/// Reads header and extent table of a chunk.
+async fn fetch_extents(backend: &dyn Backend, chunk: &ChunkRef) -> Result<AddedChunk> {
+    let len = chunk.head_bytes as usize;
+    if len > HEAD_BYTES_MAX {
+        return Err(Error::corrupt(format!(
+            "chunk {}: a head of {len} bytes",
+            chunk.key
+        )));
+    }
+    let head = backend
+        .get_range(&chunk.key.object(), 0, len as u64)
+        .await?;
+    let view = ChunkView::parse(&head)?;
+    if !view.is(chunk) {
+        return Err(Error::corrupt(format!(
+            "chunk {} is not what its manifest says",
+            chunk.key
+        )));
+    }
+    Ok(AddedChunk {
+        reference: *chunk,
+        runs: view.runs,
+        zeros: view.zeros,
+    })
+}
