@@ -1,0 +1,474 @@
+//! The machine of one data core: its shards, the requests on them, durability and cuts. Sans-IO.
+//!
+//! The driver calls [`Core::read`], [`Core::write`] and so on, then [`Core::pump`] once a turn, and
+//! carries out what it finds in [`Core::effects`]. Completions come back through [`Core::io_done`],
+//! [`Core::fetched`] and [`Core::peer`].
+
+mod cut;
+mod durability;
+mod peer;
+mod read;
+mod request;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashMap;
+
+use crate::arena::ArenaSlice;
+use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId};
+use crate::identity::{Epoch, VolumeId};
+use crate::index::{ChunkOrdinal, Overlay, ShardBase};
+use crate::shard::{Shard, VolumeSlot};
+use crate::volume::{Ack, VolumeSettings};
+use crate::wal::WalWrite;
+
+pub use cut::{Committed, SealedCore};
+pub use durability::{SyncMode, WritePolicy};
+pub use peer::PeerMessage;
+pub use request::{Done, Failure, Needs, Origin, Progress, RequestKey, Ticket};
+
+use durability::Durability;
+use read::PendingRead;
+use request::{Request, Requests};
+use write::{Parked, PendingPatch};
+
+/// The global epoch: read by every shard at each append, advanced by the coordinator alone.
+#[derive(Debug)]
+pub struct EpochClock(AtomicU64);
+
+impl EpochClock {
+    /// A clock that stands at `epoch`.
+    pub fn new(epoch: Epoch) -> Self {
+        Self(AtomicU64::new(epoch.0))
+    }
+
+    /// The present epoch.
+    #[inline]
+    pub fn now(&self) -> Epoch {
+        Epoch(self.0.load(Ordering::Acquire))
+    }
+
+    /// Ends the present epoch and returns it: the cut that every shard now seals.
+    pub fn advance(&self) -> Epoch {
+        Epoch(self.0.fetch_add(1, Ordering::AcqRel))
+    }
+
+    /// Moves forward to at least `epoch` (a volume was opened whose head is further).
+    pub fn raise(&self, epoch: Epoch) {
+        self.0.fetch_max(epoch.0, Ordering::AcqRel);
+    }
+}
+
+/// Name of an operation that the driver carries out for the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpKey(pub u32);
+
+/// Input and output on the WAL files.
+#[derive(Debug)]
+pub enum Io {
+    /// Write a batch from arena memory.
+    WalWrite {
+        /// Name for [`Core::io_done`].
+        op: OpKey,
+        /// Whose file.
+        shard: ShardId,
+        /// Where to, how long, and whether this write alone must be durable.
+        write: WalWrite,
+        /// The memory.
+        slice: ArenaSlice,
+    },
+    /// Read from a WAL file.
+    WalRead {
+        /// Name for [`Core::io_done`].
+        op: OpKey,
+        /// Whose file.
+        shard: ShardId,
+        /// First byte, page-aligned.
+        file_offset: u64,
+        /// Bytes, whole pages.
+        len: usize,
+    },
+    /// Make durable what was written to the files of `shards` before now.
+    Barrier {
+        /// Name for [`Core::io_done`].
+        op: OpKey,
+        /// Bit s set: shard s has undurable writes.
+        shards: u16,
+    },
+}
+
+/// A read of blocks from a chunk of the backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// Name for [`Core::fetched`].
+    pub op: OpKey,
+    /// The volume whose chunk table resolves `chunk`.
+    pub volume: VolumeId,
+    /// Its block size.
+    pub block_size: BlockSize,
+    /// Which chunk.
+    pub chunk: ChunkOrdinal,
+    /// First slot of the ranged read.
+    pub first_slot: u32,
+    /// Slots of the ranged read.
+    pub slots: u32,
+    /// Blocks wanted, as (slot relative to `first_slot`, block), ascending.
+    pub wanted: Vec<(u32, BlockNum)>,
+}
+
+/// What the driver has to carry out. It drains every queue after each [`Core::pump`].
+#[derive(Default)]
+pub struct Effects {
+    /// WAL input and output.
+    pub io: Vec<Io>,
+    /// Requests that ended.
+    pub done: Vec<Done>,
+    /// Backend reads.
+    pub fetches: Vec<Fetch>,
+    /// Messages to other data cores, in order.
+    pub peers: Vec<(usize, PeerMessage)>,
+    /// A finished seal, for the coordinator.
+    pub sealed: Option<SealedCore>,
+    /// Volumes whose commit this core has applied.
+    pub applied: Vec<(VolumeId, Epoch)>,
+}
+
+/// Counts since the start, and gauges, of one core.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoreCounters {
+    /// WAL batches written.
+    pub wal_writes: u64,
+    /// Bytes of these, headers included.
+    pub wal_bytes: u64,
+    /// Flush barriers issued.
+    pub barriers: u64,
+    /// Write parts that had to wait for room.
+    pub parked: u64,
+    /// Blocks whose checksum did not match.
+    pub crc_mismatches: u64,
+    /// Ranged reads asked of the backend.
+    pub fetches: u64,
+    /// Reads of the WAL files.
+    pub wal_reads: u64,
+    /// Partial blocks merged with their old content.
+    pub patches: u64,
+}
+
+/// A volume as a core sees it.
+struct CoreVolume {
+    id: VolumeId,
+    block_size: BlockSize,
+    read_only: bool,
+    ack: Ack,
+    writes_since_flush: u32,
+    sync_streak: u32,
+}
+
+/// What waits for the driver.
+enum PendingOp {
+    WalWrite { position: usize, write: WalWrite },
+    Barrier(durability::BarrierMarks),
+    Read(PendingRead),
+    Patch(PendingPatch),
+}
+
+/// One data core. See the module's description.
+pub struct Core {
+    index: usize,
+    cores: usize,
+    clock: Arc<EpochClock>,
+    epoch: Epoch,
+    shards: Vec<Shard>,
+    volumes: Vec<Option<CoreVolume>>,
+    committed: HashMap<VolumeId, Epoch>,
+    requests: Requests,
+    ops: Ops,
+    parked: [VecDeque<Parked>; SHARD_COUNT],
+    locked: Vec<(VolumeSlot, BlockNum)>,
+    retry: u16,
+    backend_full: bool,
+    durability: Durability,
+    sealing: Option<cut::Sealing>,
+    scratch: Vec<u8>,
+    now_ms: u64,
+    counters: CoreCounters,
+    /// Work for the driver.
+    pub effects: Effects,
+}
+
+impl Core {
+    /// Data core `index` of `cores`, with the shards that are its own, in order.
+    pub fn new(
+        index: usize,
+        cores: usize,
+        clock: Arc<EpochClock>,
+        shards: Vec<Shard>,
+        policy: WritePolicy,
+    ) -> Self {
+        assert!(shards.iter().all(|s| s.id().core(cores) == index), "foreign shard");
+        assert!(shards.iter().enumerate().all(|(i, s)| s.id().index() / cores == i));
+        let epoch = clock.now();
+        Self {
+            index,
+            cores,
+            clock,
+            epoch,
+            durability: Durability::new(policy),
+            shards,
+            volumes: Vec::new(),
+            committed: HashMap::new(),
+            requests: Requests::default(),
+            ops: Ops::default(),
+            parked: Default::default(),
+            locked: Vec::new(),
+            retry: 0,
+            backend_full: false,
+            sealing: None,
+            scratch: vec![0; BlockSize::MAX.bytes()],
+            now_ms: 0,
+            counters: CoreCounters::default(),
+            effects: Effects::default(),
+        }
+    }
+
+    /// Starts serving a volume; `parts` has the overlay and base of each own shard.
+    pub fn add_volume(
+        &mut self,
+        slot: VolumeSlot,
+        id: VolumeId,
+        settings: &VolumeSettings,
+        read_only: bool,
+        committed: Epoch,
+        parts: Vec<(ShardId, Overlay, ShardBase)>,
+    ) {
+        let index = slot.0 as usize;
+        if self.volumes.len() <= index {
+            self.volumes.resize_with(index + 1, || None);
+        }
+        assert!(self.volumes[index].is_none(), "volume slot {index} is taken");
+        self.observe_epoch();
+        let block_size = settings.block_size();
+        self.volumes[index] = Some(CoreVolume {
+            id,
+            block_size,
+            read_only,
+            ack: settings.ack,
+            writes_since_flush: 0,
+            sync_streak: 0,
+        });
+        self.committed.insert(id, committed);
+        for (shard, overlay, base) in parts {
+            let position = self.position(shard).expect("a part of an own shard");
+            self.shards[position].add_volume(slot, id, block_size, overlay, base);
+        }
+    }
+
+    /// Stops serving a deleted volume; its records in the WAL count as committed.
+    pub fn remove_volume(&mut self, slot: VolumeSlot) {
+        let Some(volume) = self.volumes.get_mut(slot.0 as usize).and_then(Option::take) else {
+            return;
+        };
+        self.committed.insert(volume.id, Epoch(u64::MAX));
+        for shard in &mut self.shards {
+            shard.remove_volume(slot);
+        }
+        self.drop_parked_of(slot);
+        self.release_logs();
+    }
+
+    /// Records of this volume, which is not served, need not be kept (it was deleted).
+    pub fn forget_volume(&mut self, id: VolumeId) {
+        self.committed.insert(id, Epoch(u64::MAX));
+        self.release_logs();
+    }
+
+    /// Changes when writes of the volume are answered and whether it may be written.
+    pub fn configure_volume(&mut self, slot: VolumeSlot, ack: Ack, read_only: bool) {
+        if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
+            volume.ack = ack;
+            volume.read_only = read_only;
+        }
+    }
+
+    /// The backend has no room (or has again): decides between waiting and ENOSPC.
+    pub fn set_backend_full(&mut self, full: bool) {
+        self.backend_full = full;
+        self.retry = u16::MAX;
+    }
+
+    /// Tells the time: milliseconds on a monotonic clock.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+    }
+
+    /// Number of data cores.
+    pub fn cores(&self) -> usize {
+        self.cores
+    }
+
+    /// Parts of writes that wait for room in the shard at `position`.
+    pub fn parked(&self, position: usize) -> usize {
+        self.parked[position].len()
+    }
+
+    /// Starts to make everything answered durable; [`Core::is_quiet`] tells when it is.
+    pub fn make_durable(&mut self) {
+        self.hurry_all();
+        self.durability.sync_all();
+    }
+
+    /// The shards of this core.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Counts since the start.
+    pub fn counters(&self) -> CoreCounters {
+        self.counters
+    }
+
+    /// Requests not yet answered.
+    pub fn unanswered(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether nothing is in flight and everything answered is durable.
+    pub fn is_quiet(&self) -> bool {
+        self.ops.is_empty() && self.requests.len() == 0 && !self.durability.has_undurable(self)
+    }
+
+    /// Drops every unfinished request; for the end of the process or of a simulation only.
+    pub fn abandon(&mut self) {
+        self.requests.abandon();
+    }
+
+    /// Carries forward everything that became possible; called once a turn, after the inputs.
+    pub fn pump(&mut self) {
+        self.observe_epoch();
+        if self.retry != 0 {
+            self.retry_parked();
+        }
+        self.pump_durability();
+        self.finish_seal();
+    }
+
+    /// Reports the end of a WAL operation; `data` has the bytes of a read.
+    pub fn io_done(&mut self, op: OpKey, result: std::io::Result<()>, data: &[u8]) {
+        self.observe_epoch();
+        match self.ops.remove(op) {
+            PendingOp::WalWrite { position, write } => self.wal_written(position, write, result),
+            PendingOp::Barrier(marks) => self.barrier_done(&marks, &result),
+            PendingOp::Read(read) => self.wal_read_done(read, &result, data),
+            PendingOp::Patch(patch) => {
+                let result = result.map(|()| data).map_err(|_| Failure::Io);
+                self.patch_read_done(patch, result);
+            }
+        }
+    }
+
+    /// Reports the end of a [`Fetch`]: the wanted blocks one after the other, already verified.
+    pub fn fetched(&mut self, op: OpKey, result: Result<&[u8], Failure>) {
+        self.observe_epoch();
+        match self.ops.remove(op) {
+            PendingOp::Read(read) => self.fetch_done(read, result),
+            PendingOp::Patch(patch) => self.patch_read_done(patch, result),
+            PendingOp::WalWrite { .. } | PendingOp::Barrier(_) => {
+                unreachable!("writes and barriers are not fetched")
+            }
+        }
+    }
+
+    /// The client of this request is gone: what is not yet appended never will be.
+    pub fn cancel(&mut self, key: RequestKey) {
+        self.requests.get(key).cancelled = true;
+        for core in (0..self.cores).filter(|core| *core != self.index) {
+            self.effects.peers.push((core, PeerMessage::Cancel { request: key }));
+        }
+        self.drop_cancelled();
+    }
+
+    fn position(&self, shard: ShardId) -> Option<usize> {
+        (shard.core(self.cores) == self.index).then(|| shard.index() / self.cores)
+    }
+
+    fn served(&self, slot: VolumeSlot) -> Option<&CoreVolume> {
+        self.volumes.get(slot.0 as usize)?.as_ref()
+    }
+
+    /// One part of the request ended.
+    fn part_done(&mut self, key: RequestKey, result: Result<(), Failure>) {
+        let request = self.requests.get(key);
+        request.parts -= 1;
+        if let Err(failure) = result {
+            request.failure.get_or_insert(failure);
+        }
+        self.finish_if_complete(key);
+    }
+
+    fn finish_if_complete(&mut self, key: RequestKey) {
+        let request = self.requests.get(key);
+        if request.parts > 0 {
+            return;
+        }
+        if request.failure.is_none() && request.durable && !request.needs.is_empty() {
+            let needs = request.needs;
+            if self.durability.wait(key, needs, &self.shards) {
+                return;
+            }
+        }
+        self.finish(key);
+    }
+
+    fn finish(&mut self, key: RequestKey) {
+        let (origin, result, data) = self.requests.remove(key).answer();
+        match origin {
+            Origin::Client(ticket) => {
+                self.effects.done.push(Done { ticket, key, result, data });
+            }
+            Origin::Peer(core, request) => {
+                self.effects.peers.push((core, PeerMessage::Done { request, result, data }));
+            }
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.requests.abandon();
+    }
+}
+
+/// Operations in the driver's hands, by key.
+#[derive(Default)]
+struct Ops {
+    slots: Vec<Option<PendingOp>>,
+    free: Vec<u32>,
+}
+
+impl Ops {
+    fn insert(&mut self, op: PendingOp) -> OpKey {
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = Some(op);
+                OpKey(index)
+            }
+            None => {
+                self.slots.push(Some(op));
+                OpKey(self.slots.len() as u32 - 1)
+            }
+        }
+    }
+
+    fn remove(&mut self, key: OpKey) -> PendingOp {
+        let op = self.slots[key.0 as usize].take().expect("an operation ends once");
+        self.free.push(key.0);
+        op
+    }
+
+    fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+}

@@ -1,0 +1,440 @@
+//! When batches are written, when a flush barrier is due, and who waits for it (DESIGN §4.4–4.6).
+//!
+//! Written is not durable: a plainly written batch becomes durable only by a barrier issued after
+//! its completion, a batch written with RWF_DSYNC by its own completion.
+
+use std::collections::VecDeque;
+
+use super::request::{Failure, Needs, Origin, Progress, RequestKey};
+use super::{Core, Io, PendingOp, Request};
+use crate::block::SHARD_COUNT;
+use crate::identity::BatchNum;
+use crate::shard::{Shard, VolumeSlot};
+use crate::wal::{BarrierMark, WalWrite};
+
+/// How a batch on which somebody waits is made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    /// RWF_DSYNC on every write: for devices without a volatile cache, or with FUA.
+    Dsync,
+    /// RWF_DSYNC for a lone batch, else plain writes and one barrier for all.
+    Mixed,
+    /// Plain writes and a barrier, always.
+    Fdatasync,
+}
+
+/// Limits and delays of the log writer.
+#[derive(Clone, Copy, Debug)]
+pub struct WritePolicy {
+    /// How durability is reached.
+    pub sync: SyncMode,
+    /// An open batch with so many bytes is written at once.
+    pub batch_bytes: usize,
+    /// Largest run of one record, in bytes; at most a batch's payload.
+    pub run_bytes_max: u64,
+    /// Batches that nobody waits for are started only while fewer writes are in flight.
+    pub writes_in_flight_max: usize,
+    /// An open batch is written after so long at the latest if the device is not busy.
+    pub write_delay_ms: u64,
+    /// Nothing stays undurable for longer than about this.
+    pub flush_interval_ms: u64,
+    /// A barrier is issued in the background when so many bytes of one shard are undurable.
+    pub undurable_bytes: usize,
+}
+
+impl Default for WritePolicy {
+    fn default() -> Self {
+        Self {
+            sync: SyncMode::Mixed,
+            batch_bytes: 256 << 10,
+            run_bytes_max: 512 << 10,
+            writes_in_flight_max: 8,
+            write_delay_ms: 4,
+            flush_interval_ms: 100,
+            undurable_bytes: 2 << 20,
+        }
+    }
+}
+
+/// Consecutive write-then-FLUSH pairs after which a volume's writes start durable at arrival.
+const SYNC_STREAK: u32 = 4;
+
+/// What each shard had written when a barrier began.
+pub(super) type BarrierMarks = Vec<(usize, BarrierMark)>;
+
+struct Waiter {
+    request: RequestKey,
+    needs: Needs,
+}
+
+/// The log writer's state over all shards of a core.
+pub(super) struct Durability {
+    policy: WritePolicy,
+    /// Shards with an open or queued batch.
+    dirty: u16,
+    /// Shards with batches that are not durable.
+    undurable: u16,
+    opened_ms: [u64; SHARD_COUNT],
+    undurable_since_ms: [u64; SHARD_COUNT],
+    /// Batches up to here are written without delay.
+    hurry: [BatchNum; SHARD_COUNT],
+    writes_in_flight: usize,
+    barrier_in_flight: bool,
+    /// The write now being appended starts durable at arrival.
+    hurry_next: bool,
+    /// A barrier is wanted although nobody waits.
+    sync_now: bool,
+    waiters: VecDeque<Waiter>,
+}
+
+impl Durability {
+    pub(super) fn new(policy: WritePolicy) -> Self {
+        Self {
+            policy,
+            dirty: 0,
+            undurable: 0,
+            opened_ms: [0; SHARD_COUNT],
+            undurable_since_ms: [0; SHARD_COUNT],
+            hurry: [BatchNum(0); SHARD_COUNT],
+            writes_in_flight: 0,
+            barrier_in_flight: false,
+            hurry_next: false,
+            sync_now: false,
+            waiters: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn policy(&self) -> &WritePolicy {
+        &self.policy
+    }
+
+    pub(super) fn has_undurable(&self, core: &Core) -> bool {
+        core.shards.iter().any(|s| s.log().durable_through() < s.log().last())
+    }
+
+    /// Whether all needed batches are durable already.
+    #[inline]
+    pub(super) fn is_durable(&self, needs: &Needs, shards: &[Shard]) -> bool {
+        needs.iter().all(|(p, batch)| shards[p].log().durable_through() >= batch)
+    }
+
+    /// Lets the request wait until `needs` are durable; false if they are already.
+    pub(super) fn wait(&mut self, request: RequestKey, needs: Needs, shards: &[Shard]) -> bool {
+        if self.is_durable(&needs, shards) {
+            return false;
+        }
+        self.hurry_up(&needs);
+        self.waiters.push_back(Waiter { request, needs });
+        true
+    }
+
+    /// Makes the next barrier due at once.
+    pub(super) fn sync_all(&mut self) {
+        self.undurable_since_ms = [0; SHARD_COUNT];
+        self.sync_now = true;
+    }
+
+    fn hurry_up(&mut self, needs: &Needs) {
+        for (position, batch) in needs.iter() {
+            self.hurry[position] = self.hurry[position].max(batch);
+            self.dirty |= 1 << position;
+        }
+    }
+}
+
+impl Core {
+    /// FLUSH: makes durable every write of the volume answered before now, on any connection.
+    pub fn flush(&mut self, origin: Origin, slot: VolumeSlot) -> Progress {
+        if self.cores == 1 {
+            return self.flush_own(origin, slot);
+        }
+        if self.served(slot).is_none() {
+            return Progress::Failed(Failure::Gone);
+        }
+        let mut request = Request::new(origin, true);
+        request.parts = 1;
+        let key = self.requests.insert(request);
+        let mask = ((1u32 << self.cores) - 1) as u16 & !(1 << self.index);
+        self.ask_peers(key, mask, |request| super::PeerMessage::Flush { request, slot });
+        match self.flush_needs(slot) {
+            Ok(needs) => self.requests.get(key).needs = needs,
+            Err(failure) => self.requests.get(key).failure = Some(failure),
+        }
+        self.durability.hurry_up(&self.requests.get(key).needs.clone());
+        self.part_done(key, Ok(()));
+        Progress::Pending(key)
+    }
+
+    /// Makes durable what is answered in the own shards.
+    pub(super) fn flush_own(&mut self, origin: Origin, slot: VolumeSlot) -> Progress {
+        if self.served(slot).is_none() {
+            return Progress::Failed(Failure::Gone);
+        }
+        let needs = match self.flush_needs(slot) {
+            Ok(needs) if needs.is_empty() => return Progress::Done,
+            Ok(needs) => needs,
+            Err(failure) => return Progress::Failed(failure),
+        };
+        let mut request = Request::new(origin, true);
+        request.needs = needs;
+        let key = self.requests.insert(request);
+        self.finish_if_complete(key);
+        Progress::Pending(key)
+    }
+
+    fn flush_needs(&mut self, slot: VolumeSlot) -> Result<Needs, Failure> {
+        if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
+            match std::mem::take(&mut volume.writes_since_flush) {
+                0 => {}
+                1 => volume.sync_streak = volume.sync_streak.saturating_add(1),
+                _ => volume.sync_streak = 0,
+            }
+        }
+        let mut needs = Needs::default();
+        for (position, shard) in self.shards.iter().enumerate() {
+            let log = shard.log();
+            if log.failed().is_some() {
+                return Err(Failure::Io);
+            }
+            if log.durable_through() < log.last() {
+                needs.raise(position, log.last());
+            }
+        }
+        Ok(needs)
+    }
+
+    /// Notes that a write of the volume begins.
+    #[inline]
+    pub(super) fn note_write(&mut self, slot: VolumeSlot) {
+        if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
+            volume.writes_since_flush = volume.writes_since_flush.saturating_add(1);
+            if volume.sync_streak >= SYNC_STREAK && volume.writes_since_flush == 1 {
+                self.durability.hurry_next = true;
+            }
+        }
+    }
+
+    /// Notes that something was appended to the shard at `position`.
+    #[inline]
+    pub(super) fn note_append(&mut self, position: usize) {
+        let bit = 1 << position;
+        let durability = &mut self.durability;
+        if durability.dirty & bit == 0 {
+            durability.dirty |= bit;
+            durability.opened_ms[position] = self.now_ms;
+        }
+        if durability.undurable & bit == 0 {
+            durability.undurable |= bit;
+            durability.undurable_since_ms[position] = self.now_ms;
+        }
+        if durability.hurry_next {
+            durability.hurry[position] = self.shards[position].log().last();
+        }
+    }
+
+    /// Writes batches without delay up to the last one of every shard.
+    pub(super) fn hurry_all(&mut self) {
+        for (position, shard) in self.shards.iter().enumerate() {
+            self.durability.hurry[position] = shard.log().last();
+            self.durability.dirty |= 1 << position;
+        }
+    }
+
+    /// Starts what is due: batch writes, then a barrier.
+    pub(super) fn pump_durability(&mut self) {
+        self.durability.hurry_next = false;
+        if self.durability.dirty != 0 {
+            self.start_writes();
+        }
+        if self.durability.undurable != 0 && !self.durability.barrier_in_flight {
+            self.start_barrier();
+        }
+    }
+
+    /// Milliseconds after which [`Core::pump`] has something to do even without input.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        let durability = &self.durability;
+        let policy = &durability.policy;
+        let mut next = None;
+        for position in 0..self.shards.len() {
+            let bit = 1 << position;
+            let mut due = |at: u64| next = Some(next.map_or(at, |n: u64| n.min(at)));
+            if durability.dirty & bit != 0
+                && durability.writes_in_flight < policy.writes_in_flight_max
+            {
+                due(durability.opened_ms[position] + policy.write_delay_ms);
+            }
+            if durability.undurable & bit != 0 && !durability.barrier_in_flight {
+                due(durability.undurable_since_ms[position] + policy.flush_interval_ms);
+            }
+        }
+        next.map(|at| at.saturating_sub(self.now_ms))
+    }
+
+    fn start_writes(&mut self) {
+        let lone = self.is_lone_batch();
+        let mut mask = self.durability.dirty;
+        while mask != 0 {
+            let position = mask.trailing_zeros() as usize;
+            mask &= mask - 1;
+            self.close_if_due(position);
+            let durability = &mut self.durability;
+            let policy = durability.policy;
+            loop {
+                let log = self.shards[position].log_mut();
+                let hurried = log.next_queued().is_some_and(|b| b <= durability.hurry[position]);
+                if !hurried && durability.writes_in_flight >= policy.writes_in_flight_max {
+                    break;
+                }
+                let dsync = match policy.sync {
+                    SyncMode::Dsync => true,
+                    SyncMode::Mixed => hurried && lone,
+                    SyncMode::Fdatasync => false,
+                };
+                let Some(write) = log.start_write(dsync) else { break };
+                let slice = log.io_slice(&write);
+                durability.writes_in_flight += 1;
+                self.counters.wal_writes += 1;
+                self.counters.wal_bytes += write.len as u64;
+                let op = self.ops.insert(PendingOp::WalWrite { position, write });
+                let shard = self.shards[position].id();
+                self.effects.io.push(Io::WalWrite { op, shard, write, slice });
+            }
+            let log = self.shards[position].log();
+            if !log.has_open() && log.next_queued().is_none() {
+                self.durability.dirty &= !(1 << position);
+            }
+        }
+    }
+
+    /// Whether exactly one batch of this core is not durable: then RWF_DSYNC on it saves a barrier.
+    fn is_lone_batch(&self) -> bool {
+        if self.durability.undurable.count_ones() != 1 {
+            return false;
+        }
+        let position = self.durability.undurable.trailing_zeros() as usize;
+        let log = self.shards[position].log();
+        log.last().0 == log.durable_through().0 + 1
+    }
+
+    fn close_if_due(&mut self, position: usize) {
+        let durability = &self.durability;
+        let log = self.shards[position].log_mut();
+        if !log.has_open() {
+            return;
+        }
+        let policy = &durability.policy;
+        let age_ms = self.now_ms.saturating_sub(durability.opened_ms[position]);
+        let idle = durability.writes_in_flight < policy.writes_in_flight_max;
+        let due = log.last() <= durability.hurry[position]
+            || log.open_bytes() >= policy.batch_bytes
+            || (age_ms >= policy.write_delay_ms && idle)
+            || age_ms >= policy.flush_interval_ms;
+        if due {
+            log.close();
+            self.durability.opened_ms[position] = self.now_ms;
+        }
+    }
+
+    /// Issues a barrier when a waiter's batches are written but not durable, or in the background.
+    fn start_barrier(&mut self) {
+        let durability = &self.durability;
+        let shards = &self.shards;
+        let covers = |needs: &Needs| {
+            needs.iter().all(|(p, batch)| shards[p].log().written_through() >= batch)
+        };
+        let awaited = durability.waiters.iter().any(|waiter| covers(&waiter.needs));
+        let policy = &durability.policy;
+        let background = || {
+            (0..shards.len()).any(|position| {
+                let log = shards[position].log();
+                let age_ms = self.now_ms.saturating_sub(durability.undurable_since_ms[position]);
+                durability.undurable & 1 << position != 0
+                    && log.written_through() > log.durable_through()
+                    && (durability.sync_now
+                        || log.undurable_bytes() >= policy.undurable_bytes
+                        || age_ms >= policy.flush_interval_ms)
+            })
+        };
+        if !awaited && !background() {
+            return;
+        }
+        let mut files = 0;
+        let mut marks = Vec::new();
+        for (position, shard) in shards.iter().enumerate() {
+            let log = shard.log();
+            if log.written_through() > log.durable_through() {
+                files |= 1 << shard.id().index();
+                marks.push((position, log.barrier_mark()));
+            }
+        }
+        self.durability.barrier_in_flight = true;
+        self.durability.sync_now = false;
+        self.counters.barriers += 1;
+        let op = self.ops.insert(PendingOp::Barrier(marks));
+        self.effects.io.push(Io::Barrier { op, shards: files });
+    }
+
+    /// A batch write ended.
+    pub(super) fn wal_written(
+        &mut self,
+        position: usize,
+        write: WalWrite,
+        result: std::io::Result<()>,
+    ) {
+        self.durability.writes_in_flight -= 1;
+        let code = result.map_err(|e| e.raw_os_error().unwrap_or(0));
+        let log = self.shards[position].log_mut();
+        log.write_finished(&write, code);
+        self.after_progress(position);
+    }
+
+    /// A barrier ended.
+    pub(super) fn barrier_done(&mut self, marks: &BarrierMarks, result: &std::io::Result<()>) {
+        self.durability.barrier_in_flight = false;
+        let code = match result {
+            Ok(()) => Ok(()),
+            Err(e) => Err(e.raw_os_error().unwrap_or(0)),
+        };
+        for (position, mark) in marks {
+            self.shards[*position].log_mut().barrier_finished(*mark, code);
+            self.after_progress(*position);
+        }
+    }
+
+    fn after_progress(&mut self, position: usize) {
+        let log = self.shards[position].log();
+        let bit = 1 << position;
+        if log.durable_through() >= log.last() {
+            self.durability.undurable &= !bit;
+        } else {
+            self.durability.undurable_since_ms[position] = self.now_ms;
+        }
+        if log.has_open() || log.next_queued().is_some() {
+            self.durability.dirty |= bit;
+        }
+        if !self.parked[position].is_empty() {
+            self.retry |= bit;
+        }
+        self.answer_waiters();
+    }
+
+    fn answer_waiters(&mut self) {
+        let mut index = 0;
+        while index < self.durability.waiters.len() {
+            let waiter = &self.durability.waiters[index];
+            let failed =
+                waiter.needs.iter().any(|(p, _)| self.shards[p].log().failed().is_some());
+            let durable = self.durability.is_durable(&waiter.needs, &self.shards);
+            if !durable && !failed {
+                index += 1;
+                continue;
+            }
+            let waiter = self.durability.waiters.remove(index).expect("the index is in range");
+            if !durable {
+                self.requests.get(waiter.request).failure.get_or_insert(Failure::Io);
+            }
+            self.finish(waiter.request);
+        }
+    }
+}

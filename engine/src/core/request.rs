@@ -1,0 +1,184 @@
+//! Requests inside a core: who asked, what is outstanding, how it ended.
+
+use std::collections::VecDeque;
+
+use crate::block::{SHARD_COUNT, Span};
+use crate::identity::BatchNum;
+
+/// A client's name for one of its requests; opaque to the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
+/// Who waits for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A connection of this core.
+    Client(Ticket),
+    /// Another data core: its index, and its name for the part.
+    Peer(usize, RequestKey),
+}
+
+/// Name of an unfinished request within its core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestKey(pub u32);
+
+/// How a call into the core ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Finished at once.
+    Done,
+    /// Refused at once.
+    Failed(Failure),
+    /// A [`Done`] follows.
+    Pending(RequestKey),
+}
+
+/// Why a request failed; mapped to an errno by the front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The device or backend failed, or no good copy of a block is left.
+    Io,
+    /// No room and nobody making any.
+    NoSpace,
+    /// The volume may only be read.
+    ReadOnly,
+    /// The volume is not served any more.
+    Gone,
+}
+
+/// A finished request.
+#[derive(Debug)]
+pub struct Done {
+    /// The client's name for it.
+    pub ticket: Ticket,
+    /// The core's name for it, free for reuse from now on.
+    pub key: RequestKey,
+    /// How it ended.
+    pub result: Result<(), Failure>,
+    /// The bytes of a read; empty otherwise.
+    pub data: Vec<u8>,
+}
+
+/// Batches, one a shard, that must be durable before an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    batches: [BatchNum; SHARD_COUNT],
+}
+
+impl Needs {
+    /// Adds a batch of the shard at `position` among the core's own shards.
+    pub fn raise(&mut self, position: usize, batch: BatchNum) {
+        let slot = &mut self.batches[position];
+        *slot = (*slot).max(batch);
+    }
+
+    /// Whether nothing is needed.
+    pub fn is_empty(&self) -> bool {
+        self.batches.iter().all(|batch| batch.0 == 0)
+    }
+
+    /// The needed (position, batch) pairs.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, BatchNum)> + '_ {
+        self.batches.iter().copied().enumerate().filter(|(_, batch)| batch.0 != 0)
+    }
+}
+
+/// An unfinished request. Panics when dropped unanswered, so that no reply can be lost.
+pub(super) struct Request {
+    pub(super) origin: Origin,
+    /// Parts not yet done: parked writes, reads in flight, other cores.
+    pub(super) parts: u32,
+    pub(super) failure: Option<Failure>,
+    /// The result of a read, filled part by part.
+    pub(super) data: Vec<u8>,
+    /// What a read covers.
+    pub(super) span: Option<Span>,
+    /// What must be durable before the answer (FUA, FLUSH, `ack = durable`).
+    pub(super) durable: bool,
+    pub(super) needs: Needs,
+    /// The client is gone: what is not appended yet must never be.
+    pub(super) cancelled: bool,
+    answered: bool,
+}
+
+impl Request {
+    pub(super) fn new(origin: Origin, durable: bool) -> Self {
+        Self {
+            origin,
+            parts: 0,
+            failure: None,
+            data: Vec::new(),
+            span: None,
+            durable,
+            needs: Needs::default(),
+            cancelled: false,
+            answered: false,
+        }
+    }
+
+    /// Takes the outcome; the request may be dropped now.
+    pub(super) fn answer(mut self) -> (Origin, Result<(), Failure>, Vec<u8>) {
+        self.answered = true;
+        (self.origin, self.failure.map_or(Ok(()), Err), std::mem::take(&mut self.data))
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if !self.answered && !std::thread::panicking() {
+            panic!("a request must be answered before it is dropped");
+        }
+    }
+}
+
+/// Unfinished requests by key, with a free list.
+#[derive(Default)]
+pub(super) struct Requests {
+    slots: Vec<Option<Request>>,
+    free: VecDeque<u32>,
+}
+
+impl Requests {
+    pub(super) fn insert(&mut self, request: Request) -> RequestKey {
+        match self.free.pop_front() {
+            Some(index) => {
+                self.slots[index as usize] = Some(request);
+                RequestKey(index)
+            }
+            None => {
+                self.slots.push(Some(request));
+                RequestKey(self.slots.len() as u32 - 1)
+            }
+        }
+    }
+
+    pub(super) fn get(&mut self, key: RequestKey) -> &mut Request {
+        self.slots[key.0 as usize].as_mut().expect("a part names a live request")
+    }
+
+    pub(super) fn remove(&mut self, key: RequestKey) -> Request {
+        self.free.push_back(key.0);
+        self.slots[key.0 as usize].take().expect("a request finishes once")
+    }
+
+    pub(super) fn find(&self, origin: Origin) -> Option<RequestKey> {
+        let same = |slot: &Option<Request>| slot.as_ref().is_some_and(|r| r.origin == origin);
+        self.slots.iter().position(same).map(|index| RequestKey(index as u32))
+    }
+
+    pub(super) fn is_cancelled(&self, key: RequestKey) -> bool {
+        self.slots[key.0 as usize].as_ref().is_none_or(|request| request.cancelled)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Ends all requests without telling anybody; for the end of the process or of a simulation.
+    pub(super) fn abandon(&mut self) {
+        for request in self.slots.drain(..).flatten() {
+            drop(request.answer());
+        }
+        self.free.clear();
+    }
+}

@@ -1,0 +1,229 @@
+//! One shard: its log and, for every volume, where each of its blocks is.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::block::{BlockNum, BlockSize, LocalBlock, ShardId};
+use crate::identity::{BatchNum, Epoch, Lsn, VolumeId};
+use crate::index::{ChunkLoc, Hit, LeafChanges, Overlay, Point, ShardBase};
+use crate::wal::{MarkKind, PlaceMap, RecordHead, ShardLog, Shortage};
+
+/// Index of a served volume in the tables of every core; reused after a delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeSlot(pub u32);
+
+/// Where the newest version of a block is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// Nowhere: it reads as zeros.
+    Zero,
+    /// In batch memory: exactly one block.
+    Memory(&'a [u8]),
+    /// Only in the WAL file.
+    Wal(WalBlock),
+    /// In a chunk of the backend.
+    Chunk(ChunkLoc),
+}
+
+/// A block in the WAL file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalBlock {
+    /// First byte within the shard's WAL file.
+    pub file_offset: u64,
+    /// CRC32C of the block.
+    pub crc: u32,
+}
+
+/// What one shard hands over at a cut.
+pub struct SealedShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// Frozen overlays of the volumes that changed.
+    pub volumes: Vec<(VolumeSlot, VolumeId, Arc<Overlay>)>,
+    /// Where the batches they name are, in memory and in the WAL file.
+    pub places: Arc<PlaceMap>,
+}
+
+struct ShardVolume {
+    id: VolumeId,
+    block_size: BlockSize,
+    active: Overlay,
+    frozen: Vec<(Epoch, Arc<Overlay>)>,
+    base: ShardBase,
+}
+
+/// One shard of all volumes. Single-threaded; owned by one data core.
+pub struct Shard {
+    id: ShardId,
+    log: ShardLog,
+    next_lsn: Lsn,
+    volumes: Vec<Option<ShardVolume>>,
+}
+
+impl Shard {
+    /// A shard over `log`; the next record gets `next_lsn`.
+    pub fn new(id: ShardId, log: ShardLog, next_lsn: Lsn) -> Self {
+        Self { id, log, next_lsn, volumes: Vec::new() }
+    }
+
+    /// Which shard this is.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// The shard's log.
+    pub fn log(&self) -> &ShardLog {
+        &self.log
+    }
+
+    /// The shard's log, for the driver's completions.
+    pub fn log_mut(&mut self) -> &mut ShardLog {
+        &mut self.log
+    }
+
+    /// Starts serving a volume with what recovery found: un-committed `overlay`, committed `base`.
+    pub fn add_volume(
+        &mut self,
+        slot: VolumeSlot,
+        id: VolumeId,
+        block_size: BlockSize,
+        overlay: Overlay,
+        base: ShardBase,
+    ) {
+        let index = slot.0 as usize;
+        if self.volumes.len() <= index {
+            self.volumes.resize_with(index + 1, || None);
+        }
+        assert!(self.volumes[index].is_none(), "volume slot {index} is taken");
+        self.volumes[index] =
+            Some(ShardVolume { id, block_size, active: overlay, frozen: Vec::new(), base });
+    }
+
+    /// Forgets a deleted volume.
+    pub fn remove_volume(&mut self, slot: VolumeSlot) {
+        if let Some(volume) = self.volumes.get_mut(slot.0 as usize) {
+            *volume = None;
+        }
+    }
+
+    fn volume(&self, slot: VolumeSlot) -> &ShardVolume {
+        self.volumes[slot.0 as usize].as_ref().expect("the core checked that the slot is served")
+    }
+
+    /// The newest version of block `local`; `None` when its bytes are lost to the log.
+    #[inline]
+    pub fn find(&self, slot: VolumeSlot, local: LocalBlock) -> Option<Found<'_>> {
+        let volume = self.volume(slot);
+        let hit = volume
+            .active
+            .lookup(local)
+            .or_else(|| volume.frozen.iter().rev().find_map(|(_, layer)| layer.lookup(local)));
+        Some(match hit {
+            Some(Hit::Zero(_)) => Found::Zero,
+            Some(Hit::Data(point)) => {
+                match self.log.memory(point.place, volume.block_size.bytes()) {
+                    Some(bytes) => Found::Memory(bytes),
+                    None => Found::Wal(WalBlock {
+                        file_offset: self.log.file_offset(point.place)?,
+                        crc: point.crc,
+                    }),
+                }
+            }
+            None => volume.base.lookup(local).map_or(Found::Zero, Found::Chunk),
+        })
+    }
+
+    /// Appends whole blocks `start..start + count`; `fill(i, block)` writes block i and returns its
+    /// CRC32C. All or nothing.
+    #[inline]
+    pub fn write_run(
+        &mut self,
+        slot: VolumeSlot,
+        epoch: Epoch,
+        start: LocalBlock,
+        count: u32,
+        fill: impl FnMut(u32, &mut [u8]) -> u32,
+    ) -> Result<BatchNum, Shortage> {
+        let volume = self.volumes[slot.0 as usize].as_mut().expect("the slot is served");
+        let lsn = self.next_lsn;
+        let head = RecordHead {
+            volume: volume.id,
+            epoch,
+            lsn,
+            start,
+            count,
+            block_size: volume.block_size,
+        };
+        let active = &mut volume.active;
+        let batch = self.log.append_data(&head, fill, |i, place, crc| {
+            active.insert_point(LocalBlock(start.0 + u64::from(i)), Point { lsn, place, crc });
+        })?;
+        self.next_lsn = lsn.next();
+        Ok(batch)
+    }
+
+    /// Appends a record without payload that makes the shard-local `range` read as zeros.
+    pub fn write_mark(
+        &mut self,
+        slot: VolumeSlot,
+        epoch: Epoch,
+        range: Range<u64>,
+        kind: MarkKind,
+    ) -> Result<BatchNum, Shortage> {
+        let volume = self.volumes[slot.0 as usize].as_mut().expect("the slot is served");
+        let lsn = self.next_lsn;
+        let batch = self.log.append_mark(volume.id, epoch, lsn, range.clone(), kind)?;
+        self.next_lsn = lsn.next();
+        volume.active.insert_zero(range, lsn);
+        Ok(batch)
+    }
+
+    /// Freezes what changed up to `epoch`. Later records have a greater stamp.
+    pub fn seal(&mut self, epoch: Epoch) -> Vec<(VolumeSlot, VolumeId, Arc<Overlay>)> {
+        let mut sealed = Vec::new();
+        for (index, volume) in self.volumes.iter_mut().enumerate() {
+            let Some(volume) = volume else { continue };
+            if volume.active.is_empty() {
+                continue;
+            }
+            let layer = Arc::new(std::mem::take(&mut volume.active));
+            volume.frozen.push((epoch, Arc::clone(&layer)));
+            sealed.push((VolumeSlot(index as u32), volume.id, layer));
+        }
+        sealed
+    }
+
+    /// The cut `epoch` of the volume is committed: `leaves` replace its frozen layers.
+    pub fn commit(&mut self, slot: VolumeSlot, id: VolumeId, epoch: Epoch, leaves: LeafChanges) {
+        let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) else { return };
+        if volume.id != id {
+            return;
+        }
+        volume.base.install(leaves);
+        volume.frozen.retain(|(sealed, _)| *sealed > epoch);
+    }
+
+    /// Number of the volume's blocks that are not in a committed chunk, an upper bound.
+    pub fn uncommitted_blocks(&self, slot: VolumeSlot) -> u64 {
+        let Some(Some(volume)) = self.volumes.get(slot.0 as usize) else { return 0 };
+        let frozen = volume.frozen.iter().map(|(_, layer)| layer.points_len());
+        (volume.active.points_len() + frozen.sum::<usize>()) as u64
+    }
+
+    /// Bytes of heap that the index of all volumes takes: (overlay, base, mapped blocks of base).
+    pub fn index_bytes(&self) -> (usize, usize, u64) {
+        let mut sum = (0, 0, 0);
+        for volume in self.volumes.iter().flatten() {
+            let frozen = volume.frozen.iter().map(|(_, layer)| layer.heap_bytes());
+            sum.0 += volume.active.heap_bytes() + frozen.sum::<usize>();
+            sum.1 += volume.base.heap_bytes();
+            sum.2 += volume.base.mapped_blocks();
+        }
+        sum
+    }
+
+    /// The volume block whose shard-local number is `local`.
+    pub fn global(&self, local: LocalBlock) -> BlockNum {
+        local.global(self.id)
+    }
+}
