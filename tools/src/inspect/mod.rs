@@ -1,9 +1,12 @@
 //! `taipan inspect`: decodes a file of the appliance and checks every CRC in it.
 
+mod batch;
 mod chunk;
 mod index;
 mod manifest;
 mod records;
+mod region;
+mod wal;
 
 use std::fs::File;
 use std::io;
@@ -103,6 +106,12 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     if start == taipan_engine::index::part::MAGIC {
         return index::decode(subject);
     }
+    if start == taipan_engine::wal::format::HEAD_MAGIC || has_second_head(subject)? {
+        return wal::decode(subject);
+    }
+    if start == taipan_engine::wal::region::REGION_MAGIC {
+        return region::decode(subject);
+    }
     if start.first() == Some(&b'{') {
         return records::decode(subject);
     }
@@ -114,6 +123,13 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
         human(subject.len)
     );
     Err(Failure::new(Exit::Failed, what))
+}
+
+/// A WAL file has two log heads, so that one of them may be damaged.
+fn has_second_head(subject: &Subject<'_>) -> Outcome<bool> {
+    let mut start = [0; 8];
+    let count = subject.read_at(&mut start, taipan_engine::wal::format::HEAD_SLOTS[1])?;
+    Ok(start[..count] == taipan_engine::wal::format::HEAD_MAGIC)
 }
 
 impl Subject<'_> {

@@ -3,4 +3,5 @@
 
 mod control;
 mod copies;
+mod inspect;
 mod rig;
