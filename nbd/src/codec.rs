@@ -1,18 +1,18 @@
 //! Big-endian reading and writing: fixed fields of known arrays, and a cursor over untrusted bytes.
 
-/// The big-endian `u16` at `at`. Panics when it does not lie within `bytes`: for fixed headers only.
+/// The big-endian `u16` at `at`, for fixed headers: panics when `bytes` is too short.
 #[inline]
 pub(crate) fn be_u16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(array(bytes, at))
 }
 
-/// The big-endian `u32` at `at`. Panics when it does not lie within `bytes`: for fixed headers only.
+/// The big-endian `u32` at `at`, for fixed headers: panics when `bytes` is too short.
 #[inline]
 pub(crate) fn be_u32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(array(bytes, at))
 }
 
-/// The big-endian `u64` at `at`. Panics when it does not lie within `bytes`: for fixed headers only.
+/// The big-endian `u64` at `at`, for fixed headers: panics when `bytes` is too short.
 #[inline]
 pub(crate) fn be_u64(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(array(bytes, at))

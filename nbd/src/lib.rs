@@ -8,8 +8,8 @@
 //! * [`RequestHeader::parse`] reads 28 bytes, [`validate`] decides every errno of the protocol, and
 //!   [`simple_reply`] makes the 16 bytes of the answer.
 //!
-//! **Panic contract**: no input of the peer, in no order and of no length, makes a function of this
-//! crate panic or allocate more than its limits say. The fuzz target and its corpus hold it to that.
+//! **Panic contract**: no input of the peer, in whatever order and length, makes a function of this
+//! crate panic, or allocate more than its limits say. The fuzz target and its corpus see to that.
 //!
 //! ```
 //! use taipan_nbd::{ExportInfo, Op, RequestHeader, simple_reply, validate};
