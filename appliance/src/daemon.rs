@@ -103,3 +103,79 @@ fn wait(stopped: &Receiver<&'static str>) -> Result<()> {
     tracing::info!(why, "stopping");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use taipan_engine::error::ErrorKind;
+
+    use super::*;
+    use crate::config::{Flags, Machine, load};
+    use crate::control::Pretended;
+
+    struct Pretence(Sender<bool>);
+
+    impl Running for Pretence {
+        fn appliance(&self) -> Arc<dyn Appliance> {
+            Arc::new(Pretended::default())
+        }
+
+        fn stop(self: Box<Self>, drain: bool) -> Result<()> {
+            self.0.send(drain).unwrap();
+            Ok(())
+        }
+    }
+
+    fn config(data: &Path) -> Config {
+        let flags = Flags {
+            data: Some(data.display().to_string()),
+            runtime_dir: Some(data.join("run").display().to_string()),
+            metrics: Some("off".to_owned()),
+            cache_size: Some("128MiB".to_owned()),
+            drain: true,
+            ..Flags::default()
+        };
+        load(&flags, &Machine::detect()).unwrap()
+    }
+
+    #[test]
+    fn a_second_daemon_on_the_directory_is_refused_until_the_first_has_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let (booted, boots) = mpsc::channel();
+        let (drained, drains) = mpsc::channel();
+        let of_first = config.clone();
+        let first = thread::spawn(move || {
+            run(&of_first, |parts| {
+                booted.send(parts.stop).unwrap();
+                Ok(Box::new(Pretence(drained)))
+            })
+        });
+        let stop = boots.recv_timeout(Duration::from_secs(60)).unwrap();
+
+        let unreachable = |_: Parts<'_>| -> Result<Box<dyn Running>> {
+            panic!("started without holding the data directory")
+        };
+        let error = run(&config, unreachable).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+
+        stop.send("test").unwrap();
+        first.join().unwrap().unwrap();
+        assert_eq!(drains.recv(), Ok(true));
+        assert!(!config.control_socket.exists());
+        DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_boot_that_fails_leaves_nothing_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let fails = |_: Parts<'_>| Err(Error::corrupt("a damaged WAL"));
+        let error = run(&config, fails).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(!config.control_socket.exists());
+        DataDir::open(dir.path()).unwrap();
+    }
+}

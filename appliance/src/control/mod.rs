@@ -13,4 +13,9 @@ pub use model::Appliance;
 pub use server::Servers;
 
 #[cfg(test)]
+mod pretended;
+#[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use pretended::Pretended;

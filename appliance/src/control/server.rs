@@ -29,7 +29,8 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The control API and the metrics server, bound and perhaps running.
 #[derive(Debug)]
 pub struct Servers {
-    control_path: PathBuf,
+    /// The socket file; `None` once it is removed.
+    control_path: Option<PathBuf>,
     control: Option<UnixListener>,
     metrics: Option<TcpListener>,
     metrics_address: Option<SocketAddr>,
@@ -54,7 +55,7 @@ impl Servers {
         };
         Ok(Self {
             control: Some(listen_unix(control_socket, 0o600)?),
-            control_path: control_socket.to_owned(),
+            control_path: Some(control_socket.to_owned()),
             metrics,
             metrics_address,
             stop: watch::Sender::new(false),
@@ -118,11 +119,17 @@ impl Servers {
         {
             tracing::error!("the control plane panicked");
         }
-        if self.control_path.exists()
-            && let Err(error) = std::fs::remove_file(&self.control_path)
+        if let Some(path) = self.control_path.take()
+            && let Err(error) = std::fs::remove_file(&path)
         {
-            tracing::warn!(path = %self.control_path.display(), %error, "socket not removed");
+            tracing::warn!(path = %path.display(), %error, "socket not removed");
         }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

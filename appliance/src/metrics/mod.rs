@@ -1,6 +1,7 @@
 //! Counters of the daemon: written without contention by the cores, read by the metrics server.
 
 mod counters;
+mod families;
 mod latency;
 mod text;
 

@@ -1,0 +1,121 @@
+//! A daemon without a data plane, behind which the servers are tested.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use taipan_engine::api::{Lineage, RunState, Status, VolumeInfo, VolumePatch, VolumeState};
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::VolumeId;
+use taipan_engine::volume::{VolumeName, VolumeSettings};
+
+use super::Appliance;
+use crate::metrics::MetricsSnapshot;
+
+/// A daemon without a data plane, for tests.
+#[derive(Default)]
+pub(crate) struct Pretended {
+    /// Its volumes.
+    pub(crate) volumes: Mutex<BTreeMap<VolumeName, VolumeInfo>>,
+    /// What it says it is doing.
+    pub(crate) state: Mutex<RunState>,
+    /// How often it was drained.
+    pub(crate) drains: Mutex<u32>,
+}
+
+impl Pretended {
+    fn change(
+        &self,
+        name: &VolumeName,
+        change: impl FnOnce(&mut VolumeSettings) -> Result<()>,
+    ) -> Result<VolumeInfo> {
+        let mut volumes = self.volumes.lock().unwrap();
+        let info = volumes.get_mut(name).ok_or_else(|| not_found(name))?;
+        change(&mut info.settings)?;
+        Ok(info.clone())
+    }
+}
+
+fn not_found(name: &VolumeName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no volume {name}"))
+}
+
+impl Appliance for Pretended {
+    fn status(&self) -> Status {
+        Status {
+            version: "9".to_owned(),
+            state: *self.state.lock().unwrap(),
+            volumes: self.list(),
+            problems: vec!["shard 03 failed".to_owned()],
+            ..Status::default()
+        }
+    }
+
+    fn list(&self) -> Vec<VolumeInfo> {
+        self.volumes.lock().unwrap().values().cloned().collect()
+    }
+
+    fn show(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.change(name, |_| Ok(()))
+    }
+
+    fn create(&self, name: VolumeName, settings: VolumeSettings) -> Result<VolumeInfo> {
+        let mut volumes = self.volumes.lock().unwrap();
+        if volumes.contains_key(&name) {
+            let text = format!("volume {name} exists");
+            return Err(Error::new(ErrorKind::AlreadyExists, text));
+        }
+        let info = VolumeInfo {
+            name: name.clone(),
+            id: VolumeId(1),
+            settings,
+            state: VolumeState::Online,
+            cause: None,
+            lineage: Lineage::Intact,
+            connections: 0,
+            mapped_blocks: 0,
+            dirty_bytes: 0,
+            committed_epoch: 0,
+            manifest: 1,
+            generation: 1,
+            chunks: 0,
+            index_bytes: 0,
+            last_commit_age_seconds: None,
+        };
+        volumes.insert(name, info.clone());
+        Ok(info)
+    }
+
+    fn resize(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {
+        self.change(name, |settings| {
+            if size_bytes < settings.size_bytes {
+                return Err(Error::invalid("volumes only grow"));
+            }
+            settings.size_bytes = size_bytes;
+            Ok(())
+        })
+    }
+
+    fn configure(&self, name: &VolumeName, patch: VolumePatch) -> Result<VolumeInfo> {
+        self.change(name, |settings| {
+            *settings = patch.apply(settings);
+            Ok(())
+        })
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<()> {
+        if name.as_str() == "busy" {
+            return Err(Error::new(ErrorKind::Busy, "2 clients are connected"));
+        }
+        let removed = self.volumes.lock().unwrap().remove(name);
+        removed.map(drop).ok_or_else(|| not_found(name))
+    }
+
+    fn drain(&self) -> Result<()> {
+        *self.drains.lock().unwrap() += 1;
+        Ok(())
+    }
+
+    fn metrics(&self) -> MetricsSnapshot {
+        MetricsSnapshot::default()
+    }
+}

@@ -1,0 +1,121 @@
+//! How families of metrics are written: each described once, then its values with their labels.
+
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+use super::latency::{LatencyTotals, bound_nanos};
+
+/// For values that are counted in nanoseconds and shown in seconds.
+pub(super) const NANOS_PER_SECOND: f64 = 1e9;
+
+/// One metric of a family: its labels and its value.
+pub(super) type Row<'a, const N: usize, V> = ([(&'static str, &'a str); N], V);
+
+/// Writes families of metrics: each described once, then its values.
+pub(super) struct Families<'e> {
+    encoder: DescriptorEncoder<'e>,
+}
+
+impl<'e> From<DescriptorEncoder<'e>> for Families<'e> {
+    fn from(encoder: DescriptorEncoder<'e>) -> Self {
+        Self { encoder }
+    }
+}
+
+impl Families<'_> {
+    /// A gauge without labels.
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        self.encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+
+    /// A counter without labels.
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        self.encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, f64, f64>(&value, None)
+    }
+
+    /// A histogram without labels.
+    pub(super) fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        totals: &LatencyTotals,
+    ) -> fmt::Result {
+        let encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        encode_histogram(encoder, totals)
+    }
+
+    /// A gauge for each set of labels.
+    pub(super) fn gauges<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = Row<'a, N, f64>>,
+    ) -> fmt::Result {
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in rows {
+            let labels = labels.as_slice();
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    /// A counter for each set of labels.
+    pub(super) fn counters<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = Row<'a, N, f64>>,
+    ) -> fmt::Result {
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in rows {
+            let labels = labels.as_slice();
+            family
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, f64, f64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    /// A histogram for each set of labels.
+    pub(super) fn histograms<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = Row<'a, N, LatencyTotals>>,
+    ) -> fmt::Result {
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, totals) in rows {
+            let labels = labels.as_slice();
+            encode_histogram(family.encode_family(&labels)?, &totals)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_histogram(mut encoder: MetricEncoder<'_>, totals: &LatencyTotals) -> fmt::Result {
+    let buckets: Vec<(f64, u64)> = totals
+        .buckets
+        .iter()
+        .enumerate()
+        .map(|(index, &count)| {
+            let bound = bound_nanos(index).map_or(f64::INFINITY, |n| n as f64 / NANOS_PER_SECOND);
+            (bound, count)
+        })
+        .collect();
+    let sum = totals.sum_nanos as f64 / NANOS_PER_SECOND;
+    encoder.encode_histogram::<NoLabelSet>(sum, totals.count(), &buckets, None)
+}
