@@ -74,6 +74,10 @@ pub(crate) struct RunArgs {
     #[arg(long, default_value_t = 0)]
     pub(crate) fsync: u32,
 
+    /// One FLUSH (fdatasync on files) of every job after its last answer, within the measured time
+    #[arg(long)]
+    pub(crate) end_fsync: bool,
+
     /// Writes carry FUA (RWF_DSYNC on files)
     #[arg(long)]
     pub(crate) fua: bool,

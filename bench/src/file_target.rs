@@ -74,7 +74,7 @@ impl Target for FileTarget {
 
     fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()> {
         self.ring.wait(patience).context("waiting for io_uring")?;
-        while let Some(completed) = self.ring.next() {
+        while let Some(completed) = self.ring.next_completed() {
             let slot = completed.token as usize;
             let state = &mut self.slots[slot];
             let outcome = completed.transferred(state.expected).map_err(Refused::Os);

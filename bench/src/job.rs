@@ -16,6 +16,14 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes at the front of every unverified write that differ from write to write.
 const SCRAMBLED_BYTES: usize = 16;
 
+/// The FLUSH behind everything; it has no place in the workload's order.
+const END_FLUSH: Op = Op {
+    kind: Kind::Flush,
+    offset: 0,
+    len: 0,
+    sequence: u32::MAX,
+};
+
 /// When to stop and how fast to go.
 #[derive(Clone, Copy)]
 pub(crate) struct Pace<'a> {
@@ -25,6 +33,8 @@ pub(crate) struct Pace<'a> {
     pub(crate) deadline: Option<Instant>,
     /// Requests per second of this job; latencies then count from the moment a request was due.
     pub(crate) rate: Option<f64>,
+    /// Whether a FLUSH follows the answers to all other requests.
+    pub(crate) end_flush: bool,
     /// A request unanswered for so long ends the run.
     pub(crate) reply_timeout: Duration,
     /// Set by the first job that fails; the others end as well.
@@ -119,6 +129,7 @@ impl<T: Target> Job<'_, T> {
         let mut answers: Vec<Answer> = Vec::with_capacity(self.in_flight.len());
         let mut held: Option<Op> = None;
         let mut ending = false;
+        let mut end_flush = pace.end_flush;
         let mut now = Instant::now();
         loop {
             ending |= pace.deadline.is_some_and(|d| now >= d)
@@ -140,9 +151,15 @@ impl<T: Target> Job<'_, T> {
                     break;
                 }
                 self.submit(slot, op, due)?;
+                self.state.issued += 1;
             }
             if ending && self.free.len() == self.in_flight.len() {
-                return self.target.finish();
+                if !end_flush || self.error.is_some() {
+                    return self.target.finish();
+                }
+                end_flush = false;
+                let slot = *self.free.last().expect("all slots are free");
+                self.submit(slot, END_FLUSH, now)?;
             }
             self.target.turn(patience, &mut answers)?;
             now = Instant::now();
@@ -185,7 +202,6 @@ impl<T: Target> Job<'_, T> {
         self.target.submit(slot, &op)?;
         self.free.pop();
         self.in_flight[slot] = Some(InFlight { op, since });
-        self.state.issued += 1;
         Ok(())
     }
 

@@ -184,7 +184,7 @@ fn check_flags(args: &RunArgs, export: &ClientExport, writes: bool, trims: bool)
         !trims || can(TransmissionFlags::SEND_TRIM),
         "the export offers no TRIM"
     );
-    let flushes = args.fsync > 0 && writes;
+    let flushes = (args.fsync > 0 || args.end_fsync) && writes;
     ensure!(
         !flushes || can(TransmissionFlags::SEND_FLUSH),
         "the export offers no FLUSH"
@@ -324,6 +324,7 @@ impl Plan<'_> {
             start,
             deadline: self.args.runtime.map(|runtime| start + runtime),
             rate: self.args.rate.map(|rate| rate / f64::from(self.spec.jobs)),
+            end_flush: self.args.end_fsync,
             reply_timeout: self.args.timeout,
             stop,
         };
@@ -435,6 +436,7 @@ impl Plan<'_> {
             start: Instant::now(),
             deadline: None,
             rate: None,
+            end_flush: false,
             reply_timeout: self.args.timeout,
             stop: &stop,
         };

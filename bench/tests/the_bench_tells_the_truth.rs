@@ -68,14 +68,16 @@ fn every_answered_request_is_counted_once() {
 }
 
 #[test]
-fn fua_and_trim_reach_the_server() {
+fn fua_trim_and_the_last_flush_reach_the_server() {
     let server = MemoryServer::start(MIB, |_| {});
     let run = |options| assert!(bench(&server.uri(), options).status.success());
     run("--rw write --bs 64k --fua");
     run("--rw trim --bs 256k");
+    run("--rw write --bs 64k --numjobs 2 --end-fsync");
     let seen = &server.seen;
     assert_eq!(seen.fua_writes.load(Ordering::SeqCst), 16);
     assert_eq!(seen.trims.load(Ordering::SeqCst), 4);
+    assert_eq!(seen.flushes.load(Ordering::SeqCst), 2);
 }
 
 #[test]
@@ -132,7 +134,8 @@ fn a_lost_a_damaged_and_a_misplaced_write_are_found() {
 #[test]
 fn an_older_version_of_a_block_is_found() {
     let server = MemoryServer::start(MIB, |_| {});
-    let run = "--rw randwrite --bs 4k --runtime 0.3 --size 64k --seed 2 --verify crc32c";
+    let run =
+        "--rw randwrite --bs 4k --runtime 0.3 --size 64k --seed 2 --end-fsync --verify crc32c";
     assert!(bench(&server.uri(), run).status.success());
     let mut first = Vec::new();
     server.edit(|disk| first = disk[..4096].to_vec());
