@@ -1,7 +1,7 @@
 //! The chunk object: an immutable pack of blocks that says itself which blocks it holds.
 //!
-//! Format: `docs/internals/chunk.md`. Written by [`ChunkBuilder`], read by [`ChunkView`] (header and
-//! extent table) and [`verify_slot`] (one block), so that a cold read is one ranged GET.
+//! Format: `docs/internals/chunk.md`. Written by [`ChunkBuilder`], read by [`ChunkView`] (header
+//! and extent table) and [`verify_slot`] (one block), so that a cold read is one ranged GET.
 
 mod builder;
 mod view;

@@ -1,7 +1,7 @@
 //! The manifest: one numbered, immutable step in the life of a volume's image in the backend.
 //!
-//! Format and rules: `docs/internals/manifest.md`. A manifest is created only once under its number,
-//! names its predecessor, and is written only when all chunks it adds are stored.
+//! Format and rules: `docs/internals/manifest.md`. A manifest is created only once under its
+//! number, names its predecessor, and is written only when all chunks it adds are stored.
 
 mod codec;
 

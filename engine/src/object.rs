@@ -1,5 +1,5 @@
-//! Names of objects in a backend: which keys are valid, and how chunks, index objects, manifests and
-//! volume names are called. Names are never reused.
+//! Names of objects in a backend: which keys are valid, and how chunks, index objects, manifests
+//! and volume names are called. Names are never reused.
 
 pub(crate) mod fields;
 

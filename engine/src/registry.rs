@@ -61,7 +61,7 @@ pub async fn create_volume(
         Free::At(number) => number,
     };
     match append(backend, &first).await? {
-        Appended::Ours(stored) if stored == first => {}
+        Appended::Ours(stored) if *stored == first => {}
         _ => {
             let message = format!("volume id {} is in use; try again with another", seed.id);
             return Err(Error::new(ErrorKind::AlreadyExists, message));
@@ -126,7 +126,7 @@ pub async fn delete_volume(backend: &dyn Backend, head: &Manifest) -> Result<Man
 /// Appends a manifest that must be stored exactly so.
 async fn append_own(backend: &dyn Backend, next: &Manifest) -> Result<Manifest> {
     match append(backend, next).await? {
-        Appended::Ours(stored) if stored == *next => Ok(stored),
+        Appended::Ours(stored) if *stored == *next => Ok(*stored),
         Appended::Ours(stored) => Err(Error::new(
             ErrorKind::Transient,
             format!(

@@ -54,7 +54,7 @@ impl DirBackend {
 
     /// As [`DirBackend::open`], with other sizes.
     pub fn with_options(root: &Path, options: DirOptions) -> Result<Self> {
-        Ok(Self::over(Tree::open(root)?, options)?)
+        Self::over(Tree::open(root)?, options)
     }
 
     fn over(tree: Tree, options: DirOptions) -> Result<Self> {

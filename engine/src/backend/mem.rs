@@ -13,14 +13,20 @@ use crate::object::ObjectKey;
 
 /// The operations on which a fault can be scripted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "named after the trait's methods")]
 pub enum Operation {
+    /// [`Backend::delete`].
     Delete,
+    /// [`Backend::get`].
     Get,
+    /// [`Backend::get_range`].
     GetRange,
+    /// [`Backend::head`].
     Head,
+    /// [`Backend::list`].
     List,
+    /// [`Backend::put`].
     Put,
+    /// [`Backend::put_if_absent`].
     PutIfAbsent,
 }
 

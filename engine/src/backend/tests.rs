@@ -145,14 +145,13 @@ fn racing_openers_of_one_directory_have_one_winner_too() {
         .collect();
     for round in 0..20 {
         let key = key(&format!("v1/race/{round}"));
-        let threads: Vec<_> = (0..16u8)
-            .map(|writer| {
-                let (backend, key) = (backends[usize::from(writer) % 4].clone(), key.clone());
-                std::thread::spawn(move || {
-                    block_on(backend.put_if_absent(&key, Bytes::from(vec![writer]))).unwrap()
-                })
-            })
-            .collect();
+        let mut threads = Vec::new();
+        for writer in 0..16u8 {
+            let (backend, key) = (backends[usize::from(writer) % 4].clone(), key.clone());
+            threads.push(std::thread::spawn(move || {
+                block_on(backend.put_if_absent(&key, Bytes::from(vec![writer]))).unwrap()
+            }));
+        }
         let created = threads
             .into_iter()
             .map(|thread| thread.join().unwrap())

@@ -40,7 +40,7 @@ impl ManifestKind {
 }
 
 impl Manifest {
-    /// The object's bytes. Panics if a list is above [`LIST_MAX`]: the committer bounds its commits.
+    /// The object's bytes. Panics if a list is above [`LIST_MAX`]: commits are bounded.
     pub fn encode(&self) -> Bytes {
         let longest = self.added.len().max(self.condemned.len());
         assert!(
@@ -97,7 +97,8 @@ impl Manifest {
         Bytes::from(out)
     }
 
-    /// Undoes [`Manifest::encode`]; [`Corrupt`](crate::error::ErrorKind::Corrupt) for anything else.
+    /// Undoes [`Manifest::encode`];
+    /// [`Corrupt`](crate::error::ErrorKind::Corrupt) for anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Fields::new(checked_content(bytes)?);
         fields.take(MAGIC.len())?;

@@ -61,7 +61,11 @@ fn sample() -> Manifest {
 fn golden_bytes() {
     let bytes = sample().encode();
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let settings = br#"{"size_bytes":1073741824,"block_size_bytes":4096,"chunk_size_bytes":4194304,"ack":"memory","on_lost_cache":"continue"}"#;
+    let settings = concat!(
+        r#"{"size_bytes":1073741824,"block_size_bytes":4096,"#,
+        r#""chunk_size_bytes":4194304,"ack":"memory","on_lost_cache":"continue"}"#,
+    )
+    .as_bytes();
     let at = 96 + 3 + settings.len();
     let header = [
         "54616970616e4d66".to_owned(), // magic "TaipanMf"
@@ -199,7 +203,7 @@ fn succession_has_rules() {
         (
             Manifest {
                 generation: Generation(2),
-                ..opened.clone()
+                ..opened
             },
             "did not open",
         ),
@@ -213,7 +217,7 @@ fn succession_has_rules() {
         (
             Manifest {
                 kind: ManifestKind::Created,
-                ..commit.clone()
+                ..commit
             },
             "creates",
         ),

@@ -31,7 +31,7 @@ impl History {
 pub enum Appended {
     /// A manifest of the same writer is stored under that number: this one, or, after a lost
     /// response, the one of an earlier attempt, which counts.
-    Ours(Manifest),
+    Ours(Box<Manifest>),
     /// Another writer has that number: this writer is fenced.
     Foreign(Box<Manifest>),
 }
@@ -42,7 +42,7 @@ pub async fn append(backend: &dyn Backend, next: &Manifest) -> Result<Appended> 
     let key = next.object();
     let put = backend.put_if_absent(&key, next.encode()).await;
     let stored = match put {
-        Ok(Put::Created) => return Ok(Appended::Ours(next.clone())),
+        Ok(Put::Created) => return Ok(Appended::Ours(Box::new(next.clone()))),
         Ok(Put::Exists) => read_manifest(backend, next.volume, next.number).await?,
         Err(error) => match read_manifest(backend, next.volume, next.number).await {
             Ok(stored) => {
@@ -56,7 +56,7 @@ pub async fn append(backend: &dyn Backend, next: &Manifest) -> Result<Appended> 
         },
     };
     if stored.same_writer(next) {
-        Ok(Appended::Ours(stored))
+        Ok(Appended::Ours(Box::new(stored)))
     } else {
         Ok(Appended::Foreign(Box::new(stored)))
     }

@@ -38,6 +38,8 @@ pub struct QuarantineRange {
     pub after: Epoch,
     /// The last epoch stamped before the verdict.
     pub through: Epoch,
+    /// They were copied out; the range stays, because their WAL segments may still be there.
+    pub copied: bool,
 }
 
 /// What replay does with a WAL record.
@@ -77,7 +79,7 @@ pub struct LocalHead {
     pub clean: bool,
     /// Takeovers whose outcome is not known, oldest first.
     pub intents: Vec<Intent>,
-    /// WAL records that must not be merged, until they were copied out.
+    /// WAL records that must not be merged, and whether they were copied out.
     pub quarantine: Option<QuarantineRange>,
 }
 
@@ -118,12 +120,15 @@ impl LocalHead {
     pub fn intend(&mut self, head: &Manifest, token: WriterToken, stamped_through: Epoch) {
         let never_opened = head.generation == Generation(0);
         if !never_opened && !self.is_own(head) {
-            let after = self
-                .quarantine
-                .map_or(self.committed_epoch, |range| range.after);
+            let after = match self.quarantine {
+                None => self.committed_epoch,
+                Some(range) if range.copied => self.committed_epoch.max(range.through),
+                Some(range) => range.after,
+            };
             self.quarantine = Some(QuarantineRange {
                 after,
                 through: stamped_through,
+                copied: false,
             });
             self.intents.clear();
         }
@@ -155,10 +160,18 @@ impl LocalHead {
         self.intents.clear();
     }
 
+    /// Notes that all records to be quarantined were copied out, durably (or that there are none).
+    pub fn quarantine_done(&mut self) {
+        if let Some(range) = &mut self.quarantine {
+            range.copied = true;
+        }
+    }
+
     /// What replay does with a record of this volume that was stamped with `epoch`.
     pub fn fate(&self, epoch: Epoch) -> RecordFate {
         match self.quarantine {
             Some(range) if epoch <= range.after => RecordFate::Skip,
+            Some(range) if epoch <= range.through && range.copied => RecordFate::Skip,
             Some(range) if epoch <= range.through => RecordFate::Quarantine,
             _ if epoch <= self.committed_epoch => RecordFate::Skip,
             _ => RecordFate::Replay,
@@ -307,7 +320,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn sync_dir(dir: Option<&Path>) -> Result<()> {
-    let dir = dir.unwrap_or(Path::new("."));
+    let dir = dir.unwrap_or_else(|| Path::new("."));
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|e| Error::io("syncing directory", e).with_path(dir))

@@ -51,7 +51,7 @@ pub async fn open_for_writing(
                 record.advance(&opened);
                 record.clean = false;
                 heads.save(&record)?;
-                history.manifests.push(opened);
+                history.manifests.push(*opened);
                 return Ok(OpenedVolume {
                     history,
                     local: record,

@@ -81,7 +81,7 @@ impl Machine {
 
 fn ours(appended: Appended) -> Manifest {
     match appended {
-        Appended::Ours(manifest) => manifest,
+        Appended::Ours(manifest) => *manifest,
         Appended::Foreign(other) => panic!("fenced by generation {}", other.generation),
     }
 }
@@ -202,7 +202,7 @@ fn a_volume_is_opened_grown_and_deleted() {
     assert_eq!(shrunk.kind(), ErrorKind::Invalid);
     let blocks = VolumeSettings {
         block_size_bytes: 8192,
-        ..head.settings.clone()
+        ..head.settings
     };
     assert!(block_on(configure(&backend, &head, &blocks)).is_err());
 

@@ -298,7 +298,7 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// Makes the entries of a directory durable.
 fn sync_dir(dir: Option<&Path>) -> Result<()> {
-    let dir = dir.unwrap_or(Path::new("."));
+    let dir = dir.unwrap_or_else(|| Path::new("."));
     match File::open(dir).and_then(|dir| dir.sync_all()) {
         Ok(()) => Ok(()),
         // Some FUSE file systems cannot sync directories at all.

@@ -171,10 +171,26 @@ fn a_lost_lineage_is_quarantined_however_often_the_verdict_is_interrupted() {
     assert_eq!(local.fate(Epoch(31)), RecordFate::Quarantine);
     // New records are stamped above both.
     assert_eq!(local.fate(Epoch(1001)), RecordFate::Replay);
-    // Copied out: nothing of them is left.
-    local.quarantine = None;
+    local.quarantine_done();
     assert_eq!(local.fate(Epoch(1001)), RecordFate::Replay);
     assert_eq!(local.fate(Epoch(31)), RecordFate::Skip);
+}
+
+#[test]
+fn a_lost_lineage_stays_out_after_it_was_copied() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    // The other writer's epochs are below ours, whose segments are still in the WAL.
+    local.intend(&manifest(6, 2, 99, 35), WriterToken(9), Epoch(50));
+    local.advance(&manifest(7, 3, 9, 35));
+    local.quarantine_done();
+    assert_eq!(local.fate(Epoch(40)), RecordFate::Skip);
+    assert_eq!(local.fate(Epoch(51)), RecordFate::Replay);
+    // Lost again: only what came after is quarantined.
+    local.intend(&manifest(9, 4, 98, 60), WriterToken(10), Epoch(80));
+    assert_eq!(local.fate(Epoch(40)), RecordFate::Skip);
+    assert_eq!(local.fate(Epoch(51)), RecordFate::Quarantine);
+    assert_eq!(local.fate(Epoch(81)), RecordFate::Replay);
 }
 
 #[test]
