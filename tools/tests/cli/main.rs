@@ -4,4 +4,5 @@
 mod control;
 mod copies;
 mod inspect;
+mod inspect_log;
 mod rig;
