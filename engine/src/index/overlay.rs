@@ -263,3 +263,6 @@ fn key_of(local: LocalBlock) -> u32 {
     debug_assert!(local.0 <= u64::from(u32::MAX));
     local.0 as u32
 }
+
+#[cfg(test)]
+mod tests;

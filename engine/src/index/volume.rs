@@ -35,8 +35,8 @@ pub struct AddedChunk {
     pub zeros: Vec<ZeroRun>,
 }
 
-/// Changed leaves of all shards.
-pub type VolumeChanges = [LeafChanges; SHARD_COUNT];
+/// Changed leaves of all shards, by shard.
+pub type VolumeChanges = Box<[LeafChanges; SHARD_COUNT]>;
 
 /// What applying chunks did.
 #[derive(Clone, Debug, Default)]
@@ -129,11 +129,11 @@ impl VolumeBase {
             self.apply_disjoint(batch, &mut ordinals, &mut touched);
             rest = later;
         }
-        let leaves = std::array::from_fn(|shard| {
+        let leaves = Box::new(std::array::from_fn(|shard| {
             let keys = touched[shard].iter();
             keys.map(|&key| (key, self.shards[shard].leaf(key).cloned()))
                 .collect()
-        });
+        }));
         Applied { leaves, ordinals }
     }
 
@@ -355,3 +355,6 @@ fn entry_of(chunks: &mut [Option<ChunkEntry>], loc: ChunkLoc) -> &mut ChunkEntry
     debug_assert!(loc.slot < entry.reference.slots);
     entry
 }
+
+#[cfg(test)]
+mod tests;
