@@ -258,3 +258,43 @@ fn device(path: &Path, size_bytes: u64) -> Outcome<Kind> {
     }
     Ok(Kind::Device(file))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Keeps what is written where the test sees it.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no test panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stream_gets_pieces_in_order_whatever_order_they_come_in() {
+        let kept = Kept::default();
+        let mut sink = Sink {
+            name: "test".to_owned(),
+            kind: stream(Box::new(kept.clone())),
+            data_bytes: 0,
+        };
+        for (offset, text, written) in [(4, "ef", 0), (0, "ab", 2), (6, "gh", 2), (2, "cd", 8)] {
+            let data = text.as_bytes().to_vec();
+            sink.take(Piece { offset, data }).expect("memory takes it");
+            assert_eq!(sink.written(), written);
+        }
+        assert_eq!(sink.data_bytes(), 8);
+        sink.finish().expect("memory takes it");
+        assert_eq!(*kept.0.lock().expect("no test panicked"), b"abcdefgh");
+    }
+}

@@ -136,7 +136,7 @@ fn streams_go_in_and_out_in_order() {
     let scratch = Scratch::new();
     let data = pattern(5 * MIB);
     fs::write(scratch.path("in"), &data).unwrap();
-    // Random delays make answers overtake each other.
+    // Delays let the server's threads overtake each other.
     let _server = scratch.nbdkit(&[
         "--filter=delay",
         "memory",
