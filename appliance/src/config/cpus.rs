@@ -1,12 +1,5 @@
 //! Which CPUs there are and which part of the daemon gets which.
 
-/// The default split of the CPUs.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Split {
-    /// CPU of each data core.
-    pub(super) data: Vec<usize>,
-}
-
 /// CPUs that this process may run on, ascending; CPU 0 if the system does not say.
 pub(super) fn allowed() -> Vec<usize> {
     let ids = core_affinity::get_core_ids().unwrap_or_default();
@@ -15,12 +8,11 @@ pub(super) fn allowed() -> Vec<usize> {
     if cpus.is_empty() { vec![0] } else { cpus }
 }
 
-/// One data core on one or two CPUs, else all CPUs but one, at most 16.
-pub(super) fn default_split(cpus: &[usize]) -> Split {
+/// The CPUs of the data cores unless they are given: one on a machine of one or two CPUs, else all
+/// but one, at most 16.
+pub(super) fn default_data(cpus: &[usize]) -> Vec<usize> {
     let count = (cpus.len().saturating_sub(1)).clamp(1, super::settings::DATA_CORES_MAX);
-    Split {
-        data: cpus[..count].to_vec(),
-    }
+    cpus[..count].to_vec()
 }
 
 /// The CPU for the uploader: the first that is no data core's, else the last data core's.
@@ -93,9 +85,8 @@ mod tests {
             (vec![2, 3, 6], vec![2, 3], 6),
             ((0..40).collect(), (0..16).collect(), 16),
         ] {
-            let split = default_split(&cpus);
-            assert_eq!(split.data, data);
-            assert_eq!(uploader_beside(&split.data, &cpus), uploader);
+            assert_eq!(default_data(&cpus), data);
+            assert_eq!(uploader_beside(&data, &cpus), uploader);
         }
     }
 

@@ -9,7 +9,12 @@ use super::document::{Document, Raw};
 
 /// Serves network block devices and keeps every flushed byte.
 #[derive(Debug, Parser)]
-#[command(name = "taipand", version, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "taipand",
+    version,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true
+)]
 pub struct Cli {
     /// What to do instead of serving.
     #[command(subcommand)]

@@ -147,7 +147,6 @@ fn read_metrics(doc: &mut Document) -> Option<SocketAddr> {
 }
 
 fn read_cores(doc: &mut Document, machine: &Machine) -> Cores {
-    let default = cpus::default_split(&machine.cpus);
     let data = doc.texts("cores.data").and_then(|texts| {
         match cpus::parse_list(&texts.join(","), &machine.cpus, DATA_CORES_MAX) {
             Ok(list) => Some(list),
@@ -169,7 +168,7 @@ fn read_cores(doc: &mut Document, machine: &Machine) -> Cores {
             format!("CPU {cpu} is not among {allowed}"),
         );
     }
-    let data = data.unwrap_or(default.data);
+    let data = data.unwrap_or_else(|| cpus::default_data(&machine.cpus));
     Cores {
         uploader: uploader.unwrap_or_else(|| cpus::uploader_beside(&data, &machine.cpus)),
         pin: doc.boolean("cores.pin").unwrap_or(machine.cpus.len() > 2),

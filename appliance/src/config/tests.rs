@@ -358,6 +358,11 @@ fn check_config_takes_the_same_flags_and_no_mixture() {
         panic!("not understood");
     };
     assert_eq!(flags.wal_size.as_deref(), Some("1GiB"));
+    let twice = ["taipand", "check-config", "--data", "a", "--data", "b"];
+    let Some(Command::CheckConfig { flags }) = Cli::try_parse_from(twice).unwrap().command else {
+        panic!("not understood");
+    };
+    assert_eq!(flags.data.as_deref(), Some("b"), "the last of two wins");
     assert!(Cli::try_parse_from(["taipand", "--drain", "check-config"]).is_err());
     assert!(Cli::try_parse_from(["taipand", "--no-such-flag"]).is_err());
 }

@@ -27,16 +27,18 @@ impl<'e> From<DescriptorEncoder<'e>> for Families<'e> {
 impl Families<'_> {
     /// A gauge without labels.
     pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        self.encoder
-            .encode_descriptor(name, help, None, MetricType::Gauge)?
-            .encode_gauge(&value)
+        let encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        encode_gauge(encoder, value)
     }
 
     /// A counter without labels.
     pub(super) fn counter(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        self.encoder
-            .encode_descriptor(name, help, None, MetricType::Counter)?
-            .encode_counter::<NoLabelSet, f64, f64>(&value, None)
+        let encoder = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        encode_counter(encoder, value)
     }
 
     /// A histogram without labels.
@@ -64,7 +66,7 @@ impl Families<'_> {
             .encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in rows {
             let labels = labels.as_slice();
-            family.encode_family(&labels)?.encode_gauge(&value)?;
+            encode_gauge(family.encode_family(&labels)?, value)?;
         }
         Ok(())
     }
@@ -81,9 +83,7 @@ impl Families<'_> {
             .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in rows {
             let labels = labels.as_slice();
-            family
-                .encode_family(&labels)?
-                .encode_counter::<NoLabelSet, f64, f64>(&value, None)?;
+            encode_counter(family.encode_family(&labels)?, value)?;
         }
         Ok(())
     }
@@ -103,6 +103,26 @@ impl Families<'_> {
             encode_histogram(family.encode_family(&labels)?, &totals)?;
         }
         Ok(())
+    }
+}
+
+/// The value as a whole number if it is one, so that it is written without a fraction.
+fn whole(value: f64) -> Option<u64> {
+    let exact = value >= 0.0 && value <= (1_u64 << 53) as f64 && value.fract() == 0.0;
+    exact.then_some(value as u64)
+}
+
+fn encode_gauge(mut encoder: MetricEncoder<'_>, value: f64) -> fmt::Result {
+    match whole(value) {
+        Some(number) => encoder.encode_gauge(&number),
+        None => encoder.encode_gauge(&value),
+    }
+}
+
+fn encode_counter(mut encoder: MetricEncoder<'_>, value: f64) -> fmt::Result {
+    match whole(value) {
+        Some(number) => encoder.encode_counter::<NoLabelSet, u64, f64>(&number, None),
+        None => encoder.encode_counter::<NoLabelSet, f64, f64>(&value, None),
     }
 }
 
