@@ -41,7 +41,7 @@ fn serve(flags: &Flags) -> ExitCode {
         Err(code) => return code,
     };
     logging::start(&config.log);
-    // The lead puts the data plane's start here.
+    // Start of the data plane: see `daemon::Running`.
     let boot = |_: daemon::Parts<'_>| Err(Error::invalid("this build has no data plane"));
     match daemon::run(&config, boot) {
         Ok(()) => ExitCode::SUCCESS,
