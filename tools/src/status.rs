@@ -50,7 +50,7 @@ fn overview(status: &Status) -> String {
     let cores: Vec<String> = status.data_cores.iter().map(usize::to_string).collect();
     let uploader = status
         .uploader_core
-        .map_or("not pinned".to_owned(), |cpu| cpu.to_string());
+        .map_or_else(|| "not pinned".to_owned(), |cpu| cpu.to_string());
     let undurable = status.shards.iter().map(|s| s.undurable_bytes).sum();
     let wal = &status.wal;
     let mut fields = Fields::default();

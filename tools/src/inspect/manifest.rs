@@ -58,7 +58,7 @@ fn fields(manifest: &Manifest) -> Fields {
         )
         .add("condemned", manifest.condemned.len().to_string())
         .add("dropped", manifest.dropped.len().to_string())
-        .add("checkpoint", checkpoint.unwrap_or("none".to_owned()));
+        .add("checkpoint", checkpoint.as_deref().unwrap_or("none"));
     fields
 }
 

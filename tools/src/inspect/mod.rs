@@ -185,10 +185,10 @@ impl Subject<'_> {
     /// Damage if the file lies in a backend's directory under another name than its own.
     fn misplaced(&self, own: &ObjectKey) -> Option<String> {
         let path = self.path.to_string_lossy();
-        let at = path
-            .rfind("/v1/")
-            .map_or(usize::from(!path.starts_with("v1/")), |at| at + 1);
-        let key = path.get(at..).filter(|key| key.starts_with("v1/"))?;
+        let key = match path.rfind("/v1/") {
+            Some(at) => &path[at + 1..],
+            None => path.strip_prefix("v1/").map(|_| &*path)?,
+        };
         (key != own.as_str()).then(|| format!("it lies at {key}, but says that it is {own}"))
     }
 }

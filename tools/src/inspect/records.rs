@@ -49,7 +49,7 @@ fn local_head(subject: &Subject<'_>, head: &LocalHead) -> Decoded {
         )
         .add("committed epoch", head.committed_epoch.to_string())
         .add("closed in order", if head.clean { "yes" } else { "no" })
-        .add("quarantine", quarantine.unwrap_or("none".to_owned()));
+        .add("quarantine", quarantine.as_deref().unwrap_or("none"));
     let mut tables = Vec::new();
     if !head.intents.is_empty() {
         let mut table = Table::new(&[

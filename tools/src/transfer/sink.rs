@@ -174,8 +174,10 @@ impl Sink {
                 // From here on there is nothing to remove.
                 partial.clear();
                 let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-                let parent = File::open(parent.unwrap_or(Path::new(".")));
-                parent.and_then(|d| d.sync_all()).map_err(failed)
+                let parent = parent.unwrap_or_else(|| Path::new("."));
+                File::open(parent)
+                    .and_then(|d| d.sync_all())
+                    .map_err(failed)
             }
         }
     }
