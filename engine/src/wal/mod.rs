@@ -3,6 +3,8 @@
 
 mod batch;
 pub mod config;
+pub mod device;
+pub mod files;
 pub mod format;
 mod log;
 pub mod media;
@@ -11,8 +13,10 @@ pub mod place;
 mod places;
 pub mod record;
 pub mod region;
+pub mod region_files;
 pub mod replay;
 mod segments;
+pub mod state;
 mod write;
 
 pub use config::{BootId, LogConfig, LogIdentity, WalId};
