@@ -500,14 +500,22 @@ impl ShardLog {
         self.segments.released_before(self.batches.next())
     }
 
+    /// Bytes of the file's segments.
+    pub fn total_bytes(&self) -> u64 {
+        self.segments.count() as u64 * self.config.segment_bytes
+    }
+
+    /// Bytes of segments that are not free.
+    pub fn used_bytes(&self) -> u64 {
+        (self.segments.count() - self.segments.free()) as u64 * self.config.segment_bytes
+    }
+
     /// Sizes, for status, metrics and deciding when to cut.
     pub fn stats(&self) -> LogStats {
-        let segment_bytes = self.config.segment_bytes;
-        let free = self.segments.free() as u64;
         LogStats {
-            wal_bytes: self.segments.count() as u64 * segment_bytes,
-            wal_used_bytes: (self.segments.count() as u64 - free) * segment_bytes,
-            free_segments: free as u32,
+            wal_bytes: self.total_bytes(),
+            wal_used_bytes: self.used_bytes(),
+            free_segments: self.segments.free() as u32,
             reserve_segments: self.config.reserve_segments,
             arena_bytes: self.config.arena_bytes,
             resident_bytes: self.ring.used() as usize * PAGE_BYTES,

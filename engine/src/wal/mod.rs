@@ -27,3 +27,6 @@ pub use places::{Location, PlaceMap};
 pub use record::{Content, MarkKind, Record, RecordHead};
 pub use replay::{Damage, Recovered, RegionRecord, recover_shard};
 pub use write::{BarrierMark, Health, WalWrite};
+
+#[cfg(test)]
+mod tests;

@@ -269,6 +269,12 @@ impl Segments {
         self.segments[self.index_of(file_offset)].generation
     }
 
+    /// Segments taken so far, over all writers.
+    #[cfg(test)]
+    pub(super) fn last_generation(&self) -> u64 {
+        self.last_generation
+    }
+
     pub(super) fn free(&self) -> usize {
         self.free
     }

@@ -1,0 +1,571 @@
+//! A log on a simulated disk, and a model of what it must keep.
+//!
+//! The disk has a volatile cache: a write is durable by its own dsync or by a barrier issued after
+//! it completed. Power loss keeps any subset of 512-byte sectors of what is not durable; a killed
+//! process leaves its memory region and every completed write.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::arena::Arena;
+use crate::block::{BlockSize, LocalBlock, PAGE_BYTES, ShardId};
+use crate::identity::{BatchNum, Epoch, Incarnation, Lsn, VolumeId};
+use crate::wal::format::LogHead;
+use crate::wal::replay::blank_head;
+use crate::wal::{
+    BarrierMark, BootId, Content, LogConfig, LogIdentity, MarkKind, Place, RecordHead, Recovered,
+    RegionRecord, ShardLog, Shortage, WalId, WalWrite, recover_shard,
+};
+
+const SECTOR_BYTES: usize = 512;
+
+/// A small geometry, so that segments are recycled soon.
+pub(super) fn small() -> LogConfig {
+    let config = LogConfig {
+        arena_bytes: 512 << 10,
+        undurable_bytes_max: 160 << 10,
+        batch_payload_max: 64 << 10,
+        segment_bytes: 160 << 10,
+        segments: 8,
+        reserve_segments: 3,
+    };
+    config.validate().unwrap();
+    config
+}
+
+pub(super) fn identity(incarnation: u64) -> LogIdentity {
+    LogIdentity {
+        wal: WalId(0xFEED),
+        shard: ShardId::new(3).unwrap(),
+        incarnation: Incarnation(incarnation),
+        boot: BootId([7; 16]),
+    }
+}
+
+/// A new WAL file.
+pub(super) fn blank_file(config: &LogConfig) -> Vec<u8> {
+    let mut file = vec![0; config.file_bytes() as usize];
+    let first = blank_head(&identity(1), config);
+    for head in [
+        LogHead {
+            sequence: 0,
+            ..first
+        },
+        first,
+    ] {
+        let at = head.file_offset() as usize;
+        head.encode(&mut file[at..at + PAGE_BYTES]);
+    }
+    file
+}
+
+pub(super) fn new_log(config: LogConfig) -> ShardLog {
+    let arena = Arena::anonymous(config.arena_bytes).unwrap();
+    let blank = Recovered::blank(&identity(1), &config);
+    ShardLog::resume(identity(1), config, arena, &blank).unwrap()
+}
+
+/// Bytes of a block: different for every record and block.
+pub(super) fn block_bytes(lsn: Lsn, index: u32, out: &mut [u8]) {
+    for (word, chunk) in out.chunks_exact_mut(8).enumerate() {
+        let value = lsn.0 << 40 | u64::from(index) << 20 | word as u64;
+        chunk.copy_from_slice(&value.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    }
+}
+
+/// A deterministic source of choices.
+#[derive(Clone, Debug)]
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963);
+        (self.0 >> 33) % sides
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Stored {
+    offset: usize,
+    data: Vec<u8>,
+}
+
+/// A disk with a volatile cache.
+pub(super) struct Disk {
+    durable: Vec<u8>,
+    /// Completed writes that are not durable, in order.
+    cached: Vec<Stored>,
+}
+
+impl Disk {
+    fn store(image: &mut [u8], write: &Stored) {
+        image[write.offset..write.offset + write.data.len()].copy_from_slice(&write.data);
+    }
+
+    /// Lets any of the sectors of a write through.
+    fn tear(image: &mut [u8], write: &Stored, dice: &mut Dice) {
+        let mode = dice.roll(4);
+        for (index, sector) in write.data.chunks(SECTOR_BYTES).enumerate() {
+            let kept = match mode {
+                0 => false,
+                1 => true,
+                _ => dice.roll(2) == 0,
+            };
+            if kept {
+                let at = write.offset + index * SECTOR_BYTES;
+                image[at..at + sector.len()].copy_from_slice(sector);
+            }
+        }
+    }
+
+    /// What reads see.
+    pub(super) fn view(&self) -> Vec<u8> {
+        let mut image = self.durable.clone();
+        self.cached
+            .iter()
+            .for_each(|write| Self::store(&mut image, write));
+        image
+    }
+}
+
+/// What was appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Expected {
+    volume: VolumeId,
+    epoch: Epoch,
+    start: u64,
+    count: u32,
+    kind: Option<MarkKind>,
+    block_size: BlockSize,
+    crcs: Vec<u32>,
+    places: Vec<Place>,
+    batch: BatchNum,
+}
+
+struct InFlight {
+    write: WalWrite,
+    data: Vec<u8>,
+}
+
+struct Barrier {
+    mark: BarrierMark,
+    /// Writes of the cache that it makes durable.
+    covered: usize,
+    /// A later durable write or power loss changed the cache.
+    spent: usize,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Crash {
+    Power,
+    Kill,
+}
+
+pub(super) struct World {
+    config: LogConfig,
+    pub(super) log: ShardLog,
+    pub(super) disk: Disk,
+    in_flight: Vec<InFlight>,
+    barrier: Option<Barrier>,
+    regions: Vec<Vec<u8>>,
+    recovering: VecDeque<RegionRecord>,
+    model: BTreeMap<Lsn, Expected>,
+    next_lsn: Lsn,
+    epoch: Epoch,
+    committed: Epoch,
+    incarnation: u64,
+    dice: Dice,
+    /// Recoveries so far.
+    pub(super) recoveries: u32,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let config = small();
+        Self {
+            config,
+            log: new_log(config),
+            disk: Disk {
+                durable: blank_file(&config),
+                cached: Vec::new(),
+            },
+            in_flight: Vec::new(),
+            barrier: None,
+            regions: Vec::new(),
+            recovering: VecDeque::new(),
+            model: BTreeMap::new(),
+            next_lsn: Lsn(1),
+            epoch: Epoch(1),
+            committed: Epoch(0),
+            incarnation: 1,
+            dice: Dice(seed),
+            recoveries: 0,
+        }
+    }
+
+    /// Appends a run of blocks; while recovering, a record of the region instead.
+    pub(super) fn append(&mut self, count: u32, block_size: BlockSize) -> Result<(), Shortage> {
+        if !self.recovering.is_empty() || !self.regions.is_empty() {
+            return self.append_recovered();
+        }
+        let lsn = self.next_lsn;
+        let head = RecordHead {
+            volume: VolumeId(1 + lsn.0 % 3),
+            epoch: self.epoch,
+            lsn,
+            start: LocalBlock(lsn.0 * 7 % 50),
+            count,
+            block_size,
+        };
+        let (mut crcs, mut places) = (Vec::new(), Vec::new());
+        let fill = |index: u32, block: &mut [u8]| {
+            block_bytes(lsn, index, block);
+            crc32c::crc32c(block)
+        };
+        let batch = self.log.append_data(&head, fill, |_, place, crc| {
+            places.push(place);
+            crcs.push(crc);
+        })?;
+        self.next_lsn = lsn.next();
+        let (volume, epoch, start) = (head.volume, head.epoch, head.start.0);
+        let kind = None;
+        let expected = Expected {
+            volume,
+            epoch,
+            start,
+            count,
+            kind,
+            block_size,
+            crcs,
+            places,
+            batch,
+        };
+        self.model.insert(lsn, expected);
+        Ok(())
+    }
+
+    pub(super) fn mark(&mut self, count: u32) -> Result<(), Shortage> {
+        if !self.recovering.is_empty() || !self.regions.is_empty() {
+            return self.append_recovered();
+        }
+        let (lsn, epoch) = (self.next_lsn, self.epoch);
+        let volume = VolumeId(1 + lsn.0 % 3);
+        let range = 5..5 + u64::from(count);
+        let batch = self
+            .log
+            .append_mark(volume, epoch, lsn, range, MarkKind::Trim)?;
+        self.next_lsn = lsn.next();
+        let expected = Expected {
+            volume,
+            epoch,
+            start: 5,
+            count,
+            kind: Some(MarkKind::Trim),
+            block_size: BlockSize::MIN,
+            crcs: Vec::new(),
+            places: Vec::new(),
+            batch,
+        };
+        self.model.insert(lsn, expected);
+        Ok(())
+    }
+
+    fn append_recovered(&mut self) -> Result<(), Shortage> {
+        let Some(record) = self.recovering.front() else {
+            // All are appended; the old regions go once they are durable.
+            self.log.close();
+            if self.log.durable_through() >= self.log.last() {
+                self.regions.clear();
+            }
+            return Ok(());
+        };
+        if record.epoch > self.committed {
+            let mut places = Vec::new();
+            let batch = self
+                .log
+                .append_recovered(record, |_, place, _| places.push(place))?;
+            let expected = self
+                .model
+                .get_mut(&record.lsn)
+                .expect("checked at recovery");
+            (expected.places, expected.batch) = (places, batch);
+        }
+        self.recovering.pop_front();
+        Ok(())
+    }
+
+    pub(super) fn start_write(&mut self, dsync: bool) -> bool {
+        let Some(write) = self.log.start_write(dsync) else {
+            return false;
+        };
+        let data = self.log.arena.bytes(write.arena_offset, write.len).to_vec();
+        self.in_flight.push(InFlight { write, data });
+        true
+    }
+
+    /// Completes one of the writes in flight; with `code`, by an error that leaves any part of it.
+    pub(super) fn finish_write(&mut self, which: usize, code: Option<i32>) -> bool {
+        if self.in_flight.is_empty() {
+            return false;
+        }
+        let InFlight { write, data } = self.in_flight.swap_remove(which % self.in_flight.len());
+        let now = self.log.arena.bytes(write.arena_offset, write.len);
+        assert_eq!(now, data, "memory under a write does not change");
+        let stored = Stored {
+            offset: write.file_offset as usize,
+            data,
+        };
+        match code {
+            None if write.dsync => {
+                // Only itself: what was written plainly before stays volatile.
+                Disk::store(&mut self.disk.durable, &stored);
+                self.disk.cached.iter().for_each(|old| {
+                    let apart = old.offset + old.data.len() <= stored.offset
+                        || stored.offset + stored.data.len() <= old.offset;
+                    assert!(apart, "no write over one that may still be lost");
+                });
+            }
+            None => self.disk.cached.push(stored),
+            Some(_) => Disk::tear(&mut self.disk.durable, &stored, &mut self.dice),
+        }
+        self.log.write_finished(&write, code.map_or(Ok(()), Err));
+        true
+    }
+
+    pub(super) fn start_barrier(&mut self) {
+        if self.barrier.is_none() {
+            let mark = self.log.barrier_mark();
+            self.barrier = Some(Barrier {
+                mark,
+                covered: self.disk.cached.len(),
+                spent: 0,
+            });
+        }
+    }
+
+    pub(super) fn finish_barrier(&mut self, code: Option<i32>) {
+        let Some(barrier) = self.barrier.take() else {
+            return;
+        };
+        if code.is_none() {
+            for write in self.disk.cached.drain(..barrier.covered - barrier.spent) {
+                Disk::store(&mut self.disk.durable, &write);
+            }
+        } else {
+            // A failed flush may have dropped anything (fsyncgate).
+            for write in std::mem::take(&mut self.disk.cached) {
+                Disk::tear(&mut self.disk.durable, &write, &mut self.dice);
+            }
+        }
+        self.log
+            .barrier_finished(barrier.mark, code.map_or(Ok(()), Err));
+    }
+
+    /// Commits everything up to the current epoch: every block must be readable for packing.
+    pub(super) fn commit(&mut self) {
+        self.check_readable();
+        self.committed = self.epoch;
+        self.epoch = self.epoch.next();
+        self.model
+            .retain(|_, expected| expected.epoch > self.committed);
+        self.release();
+    }
+
+    pub(super) fn release(&mut self) {
+        let committed = self.committed;
+        self.log.release(|_, epoch| epoch <= committed);
+    }
+
+    /// Makes everything durable, whatever is in flight.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..4 {
+            self.log.close();
+            while self.start_write(false) {}
+            while self.finish_write(0, None) {}
+            self.finish_barrier(None);
+            self.start_barrier();
+            self.finish_barrier(None);
+        }
+        assert_eq!(self.log.durable_through(), self.log.last());
+    }
+
+    fn check_readable(&self) {
+        let view = self.disk.view();
+        let places_map = self.log.places(self.log.last());
+        for (lsn, expected) in &self.model {
+            let mut block = vec![0; expected.block_size.bytes()];
+            for (index, place) in expected.places.iter().enumerate() {
+                block_bytes(*lsn, index as u32, &mut block);
+                let location = places_map
+                    .locate(*place)
+                    .expect("an uncommitted block is known");
+                match self.log.memory(*place, block.len()) {
+                    Some(bytes) => assert!(bytes == block, "{lsn} block {index} in memory"),
+                    None => {
+                        let at = self.log.file_offset(*place).expect("not released");
+                        assert_eq!(at, location.file_offset);
+                        let found = &view[at as usize..at as usize + block.len()];
+                        assert!(found == block, "{lsn} block {index} in the file");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the process, recovers and compares with the model.
+    pub(super) fn crash(&mut self, crash: Crash) {
+        let durable = self.log.durable_through();
+        let mut image = match crash {
+            Crash::Power => {
+                self.regions.clear();
+                let mut image = self.disk.durable.clone();
+                for write in &self.disk.cached {
+                    Disk::tear(&mut image, write, &mut self.dice);
+                }
+                image
+            }
+            Crash::Kill => {
+                let region = self.log.arena.bytes(0, self.config.arena_bytes).to_vec();
+                self.regions.push(region);
+                self.disk.view()
+            }
+        };
+        for flying in self.in_flight.drain(..) {
+            let offset = flying.write.file_offset as usize;
+            Disk::tear(
+                &mut image,
+                &Stored {
+                    offset,
+                    data: flying.data,
+                },
+                &mut self.dice,
+            );
+        }
+        // The next process flushes before it reads.
+        self.disk = Disk {
+            durable: image,
+            cached: Vec::new(),
+        };
+        self.barrier = None;
+        self.recover(crash, durable);
+    }
+
+    fn recover(&mut self, crash: Crash, durable: BatchNum) {
+        self.incarnation += 1;
+        self.recoveries += 1;
+        let identity = identity(self.incarnation);
+        let regions: Vec<&dyn crate::wal::ReadMedia> = self
+            .regions
+            .iter()
+            .map(|r| r as &dyn crate::wal::ReadMedia)
+            .collect();
+        let recovered = match recover_shard(&identity, &self.disk.durable, &regions) {
+            Ok(recovered) => recovered,
+            Err(damage) => panic!("no bit was damaged, yet: {damage}"),
+        };
+        self.compare(crash, durable, &recovered);
+        assert!(
+            recovered.next_lsn
+                >= self
+                    .model
+                    .last_key_value()
+                    .map_or(Lsn(1), |(l, _)| l.next())
+        );
+        self.next_lsn = recovered.next_lsn;
+        self.epoch = Epoch(self.epoch.0.max(recovered.max_epoch.0) + 1);
+        let arena = Arena::anonymous(self.config.arena_bytes).unwrap();
+        self.log = ShardLog::resume(identity, self.config, arena, &recovered).unwrap();
+        self.recovering = recovered.region_only.into();
+        self.model
+            .retain(|_, expected| expected.epoch > self.committed);
+        self.check_file_blocks();
+    }
+
+    /// What was recovered is exactly a prefix of what was appended: all of it after a kill, at
+    /// least what was durable after power loss.
+    fn compare(&mut self, crash: Crash, durable: BatchNum, recovered: &Recovered) {
+        let mut got: BTreeMap<Lsn, Expected> = BTreeMap::new();
+        for record in recovered.records() {
+            let (kind, block_size) = match record.content {
+                Content::Mark(kind) => (Some(kind), BlockSize::MIN),
+                Content::Data { block_size, .. } => (None, block_size),
+            };
+            let expected = Expected {
+                volume: record.volume,
+                epoch: record.epoch,
+                start: record.blocks.start,
+                count: (record.blocks.end - record.blocks.start) as u32,
+                kind,
+                block_size,
+                crcs: record.points().map(|(_, _, crc)| crc).collect(),
+                places: record.points().map(|(_, place, _)| place).collect(),
+                batch: record.batch,
+            };
+            assert!(
+                got.insert(record.lsn, expected).is_none(),
+                "one record of each LSN"
+            );
+        }
+        let in_file = got.len();
+        for record in &recovered.region_only {
+            assert_eq!(crash, Crash::Kill);
+            let expected = Expected {
+                volume: record.volume,
+                epoch: record.epoch,
+                start: record.blocks.start,
+                count: (record.blocks.end - record.blocks.start) as u32,
+                kind: record.mark,
+                block_size: record.block_size,
+                crcs: record.crcs.clone(),
+                places: Vec::new(),
+                batch: BatchNum(u64::MAX),
+            };
+            assert!(
+                got.insert(record.lsn, expected).is_none(),
+                "only what the file lacks"
+            );
+        }
+        assert_eq!(got.len(), in_file + recovered.region_only.len());
+        got.retain(|_, record| record.epoch > self.committed);
+        let found: Vec<_> = got.keys().copied().collect();
+        let appended: Vec<_> = self.model.keys().copied().collect();
+        assert!(
+            appended.starts_with(&found),
+            "found {found:?} of appended {appended:?}"
+        );
+        for (lsn, wanted) in &self.model {
+            let Some(record) = got.get(lsn) else {
+                assert_eq!(crash, Crash::Power, "{lsn} was answered and is lost");
+                assert!(wanted.batch > durable, "{lsn} was durable and is lost");
+                continue;
+            };
+            let comparable = |e: &Expected| Expected {
+                places: Vec::new(),
+                batch: BatchNum(0),
+                ..e.clone()
+            };
+            assert_eq!(comparable(record), comparable(wanted), "{lsn}");
+        }
+        self.model = got;
+    }
+
+    fn check_file_blocks(&self) {
+        for (lsn, expected) in &self.model {
+            let mut block = vec![0; expected.block_size.bytes()];
+            for (index, place) in expected.places.iter().enumerate() {
+                block_bytes(*lsn, index as u32, &mut block);
+                let at = self
+                    .log
+                    .file_offset(*place)
+                    .expect("recovered, not released") as usize;
+                assert!(
+                    self.disk.durable[at..at + block.len()] == block,
+                    "{lsn} {index}"
+                );
+            }
+        }
+    }
+}
