@@ -73,7 +73,10 @@ pub(super) fn without_data(runs: Vec<ZeroRun>, blocks: &[PackBlock]) -> Vec<Zero
         let end = run.start.0 + run.count;
         let mut at = run.start.0;
         let from = blocks.partition_point(|block| block.block < run.start);
-        for block in blocks[from..].iter().take_while(|block| block.block.0 < end) {
+        for block in blocks[from..]
+            .iter()
+            .take_while(|block| block.block.0 < end)
+        {
             if block.block.0 > at {
                 push(&mut out, at, block.block.0 - at);
             }
