@@ -6,6 +6,7 @@ mod index;
 mod manifest;
 mod records;
 mod region;
+mod state;
 mod wal;
 
 use std::fs::File;
@@ -111,6 +112,9 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     }
     if start == taipan_engine::wal::region::REGION_MAGIC {
         return region::decode(subject);
+    }
+    if start == taipan_engine::wal::state::STATE_MAGIC {
+        return state::decode(subject);
     }
     if start.first() == Some(&b'{') {
         return records::decode(subject);

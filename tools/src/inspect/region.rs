@@ -49,7 +49,7 @@ pub(super) fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
         if let Some(first) = batch.bad_blocks.first() {
             let count = batch.bad_blocks.len();
             damage.push(format!(
-                "batch {number}: {count} damaged blocks, the first is shard block {first}"
+                "batch {number}: damaged blocks: {count}, the first is shard block {first}"
             ));
         }
         found.push(Found {

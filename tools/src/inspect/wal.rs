@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use taipan_engine::block::PAGE_BYTES;
 use taipan_engine::identity::{BatchNum, Incarnation};
 use taipan_engine::size::human;
-use taipan_engine::wal::format::{BatchHeader, HEAD_SLOTS, LogHead};
+use taipan_engine::wal::format::{BatchHeader, HEAD_AREA_BYTES, HEAD_SLOTS, LogHead};
 use taipan_engine::wal::replay::TornTail;
 use taipan_engine::wal::{BootId, LogIdentity, ReadMedia, recover_shard};
 
@@ -54,15 +54,15 @@ pub(super) fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     for one in &mut found {
         one.state = state(one, verdict.as_ref(), released);
     }
-    damage.extend(bad_batches(&found));
+    damage.extend(bad_batches(&found, durable_through(&head, &found)));
     // The newest first: they are what one looks for.
     found.sort_by_key(|f| {
         let header = &f.header;
         std::cmp::Reverse((header.number, header.incarnation, header.generation))
     });
-    let live = || found.iter().filter(|f| f.state == "live");
+    let counting = found.iter().filter(|f| matches!(f.state, "live" | "kept"));
     let mut tables = vec![
-        volume_table(live().filter_map(|f| f.batch.as_ref())),
+        volume_table(counting.filter_map(|f| f.batch.as_ref())),
         batches(subject, &found),
     ];
     if subject.all {
@@ -107,7 +107,13 @@ fn scan(subject: &Subject<'_>, head: &LogHead) -> Outcome<Vec<Found>> {
     let page_bytes = PAGE_BYTES as u64;
     let mut found = Vec::new();
     let mut window = Window::default();
-    for segment in 0..head.segments {
+    // As many segments as the file has, whatever its head says.
+    let present = subject
+        .len
+        .saturating_sub(HEAD_AREA_BYTES)
+        .div_ceil(head.segment_bytes);
+    let present = u32::try_from(present).unwrap_or(u32::MAX);
+    for segment in 0..head.segments.min(present) {
         let start = head.segment_start(segment);
         let end = (start + head.segment_bytes).min(subject.len);
         let mut at = start;
@@ -212,8 +218,14 @@ fn state(found: &Found, verdict: Option<&Verdict>, released: BatchNum) -> &'stat
     }
 }
 
-/// Batches that count, or may count, and are not whole.
-fn bad_batches(found: &[Found]) -> Vec<String> {
+/// The greatest batch that anything in the file says was durable.
+fn durable_through(head: &LogHead, found: &[Found]) -> BatchNum {
+    let durable = found.iter().map(|f| f.header.durable_through);
+    durable.fold(head.durable_through, Ord::max)
+}
+
+/// Batches that count, or were durable, and are not whole.
+fn bad_batches(found: &[Found], durable: BatchNum) -> Vec<String> {
     let describe = |f: &Found| {
         let (number, offset) = (f.header.number, f.header.file_offset);
         let at = format!("batch {number} at byte {offset}");
@@ -224,12 +236,16 @@ fn bad_batches(found: &[Found]) -> Vec<String> {
                 let first = batch.bad_blocks.first()?;
                 let count = batch.bad_blocks.len();
                 Some(format!(
-                    "{at}: {count} damaged blocks, the first is shard block {first}"
+                    "{at}: damaged blocks: {count}, the first is shard block {first}"
                 ))
             }
         }
     };
-    let counting = found.iter().filter(|f| matches!(f.state, "live" | "kept"));
+    let counting = found.iter().filter(|f| match f.state {
+        "live" => true,
+        "kept" => f.header.number <= durable,
+        _ => false,
+    });
     let mut damage: Vec<String> = counting.filter_map(describe).collect();
     if damage.len() > NAMED_MAX {
         let more = damage.len() - NAMED_MAX;
@@ -242,8 +258,7 @@ fn bad_batches(found: &[Found]) -> Vec<String> {
 fn fields(head: &LogHead, found: &[Found], verdict: Option<&Verdict>, in_use: bool) -> Fields {
     let live = found.iter().filter(|f| f.state == "live");
     let live_bytes: u64 = live.clone().map(|f| f.header.batch_bytes()).sum();
-    let durable = found.iter().map(|f| f.header.durable_through);
-    let durable = durable.fold(head.durable_through, Ord::max);
+    let durable = durable_through(head, found);
     let torn = verdict.and_then(|v| v.torn).map(|torn| {
         format!(
             "batch {} is missing or incomplete, {} behind it are void (no damage: nothing of it \

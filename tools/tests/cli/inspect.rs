@@ -269,3 +269,30 @@ fn foreign_files_are_refused_with_what_is_known() {
     assert_eq!(directory.code, 2);
     assert!(directory.err.contains("shard-00.wal"), "{}", directory.err);
 }
+
+#[test]
+fn no_damage_makes_it_panic() {
+    let scratch = Scratch::new();
+    let manifest = manifest();
+    let entry = NameEntry::new(1, manifest.name.clone(), Some(VOLUME));
+    let files = [
+        chunk().0,
+        manifest.encode().to_vec(),
+        LocalHead::unknown(&manifest).encode(),
+        entry.encode().to_vec(),
+    ];
+    let path = scratch.path("file");
+    for file in files {
+        for at in (0..file.len().min(200)).step_by(7) {
+            let mut damaged = file.clone();
+            damaged[at] ^= 0x10;
+            fs::write(&path, &damaged).unwrap();
+            let flipped = inspect(&scratch, &path, &["--json"]);
+            fs::write(&path, &file[..at]).unwrap();
+            let cut = inspect(&scratch, &path, &["--json"]);
+            for ran in [flipped, cut] {
+                assert!(matches!(ran.code, 1 | 6), "{}: {}", ran.code, ran.err);
+            }
+        }
+    }
+}

@@ -10,6 +10,7 @@ use taipan_engine::block::{BlockSize, LocalBlock, ShardId};
 use taipan_engine::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::wal::record::{MarkKind, RecordHead};
 use taipan_engine::wal::replay::Recovered;
+use taipan_engine::wal::state::WalState;
 use taipan_engine::wal::{BootId, LogConfig, LogIdentity, ShardLog, WalId};
 
 use crate::rig::{Ran, Scratch};
@@ -273,4 +274,53 @@ fn a_region_shows_what_is_not_durable() {
     assert_eq!(inspect(&scratch, &log.region, &[]).code, 6);
     fs::write(&log.region, b"TAIPREGN").unwrap();
     assert_eq!(inspect(&scratch, &log.region, &[]).code, 6);
+}
+
+#[test]
+fn the_state_of_a_wal_is_shown() {
+    let scratch = Scratch::new();
+    let state = WalState {
+        wal: WalId(0xBEEF),
+        incarnation: Incarnation(9),
+        segment_bytes: 1 << 20,
+        segments: 16,
+    };
+    let path = scratch.path("state");
+    fs::write(&path, state.encode()).unwrap();
+    let human = inspect(&scratch, &path, &[]);
+    assert_eq!(human.code, 0, "{}", human.err);
+    assert!(
+        human.out.contains("last writer  incarnation 9\n"),
+        "{}",
+        human.out
+    );
+    assert!(human.out.contains("16 segments of 1 MiB"), "{}", human.out);
+    damage(&path, 40);
+    assert_eq!(inspect(&scratch, &path, &[]).code, 6);
+}
+
+#[test]
+fn no_damage_of_a_log_makes_it_panic() {
+    let scratch = Scratch::new();
+    let mut log = Log::new(&scratch);
+    log.append();
+    log.write();
+    log.append();
+    for path in [&log.wal, &log.region] {
+        let whole = fs::read(path).unwrap();
+        for at in (0..140)
+            .step_by(9)
+            .flat_map(|at| [at, 4096 + at, 65536 + at])
+        {
+            damage(path, at);
+            let ran = inspect(&scratch, path, &["--all"]);
+            assert!(matches!(ran.code, 0 | 1 | 6), "byte {at}: {}", ran.err);
+            damage(path, at);
+        }
+        for len in [9, 200, 4095, 4096, 40_000, 65_536, 70_000] {
+            fs::write(path, &whole[..len]).unwrap();
+            let ran = inspect(&scratch, path, &[]);
+            assert!(matches!(ran.code, 0 | 1 | 6), "{len} bytes: {}", ran.err);
+        }
+    }
 }
