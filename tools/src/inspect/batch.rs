@@ -1,4 +1,5 @@
-//! One batch of the log, in a WAL file or a memory region: its records, and the check of its blocks.
+//! One batch of the log, in a WAL file or a memory region: its records, and whether its blocks are
+//! whole.
 
 use std::collections::BTreeMap;
 
