@@ -1,0 +1,64 @@
+//! fio's verification: random sizes and trims with flushes, and a state saved when the server was
+//! killed, checked against what the restarted server holds.
+
+use std::time::Duration;
+
+use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::program::{Ended, Program};
+use crate::harness::wait_until;
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+fn fio(rig: &Rig, daemon: &Daemon, job: &str) -> Program {
+    Program::new("fio", LIMIT)
+        .within(&rig.path(""))
+        .args("--ioengine=nbd --verify=crc32c --verify_fatal=1 --iodepth=16 --randseed=31415")
+        .arg(format!("--uri={}", daemon.uri("vol0")))
+        .args(job)
+}
+
+#[test]
+fn random_sizes_from_512_bytes_to_256_kib_verify() {
+    let rig = Rig::new(&["vol0:2GiB"]);
+    let daemon = rig.start();
+    fio(&rig, &daemon, "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --fsync=32")
+        .succeed();
+    daemon.kill();
+    // The same job once more, reading only: its random numbers, and so its content, are the same.
+    let daemon = rig.start();
+    fio(&rig, &daemon, "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --verify_only")
+        .succeed();
+    daemon.stop();
+}
+
+#[test]
+fn writes_mixed_with_trims_verify() {
+    let rig = Rig::new(&["vol0:2GiB"]);
+    let daemon = rig.start();
+    let job = "--name=trims --rw=randwrite --bs=4k --size=128m --fsync=32 \
+               --trim_percentage=30 --trim_verify_zero=1 --trim_backlog=64 --verify_backlog=256";
+    fio(&rig, &daemon, job).succeed();
+    // Trims and writes of the same blocks right after each other; no content to verify.
+    let mixed = "--name=both --rw=randtrimwrite --bs=64k --size=512m --offset=512m --verify=0";
+    fio(&rig, &daemon, mixed).succeed();
+    daemon.stop();
+}
+
+#[test]
+fn the_saved_state_verifies_after_a_kill() {
+    let rig = Rig::new(&["vol0:2GiB"]);
+    let daemon = rig.start();
+    let job = "--name=state --rw=randwrite --bs=4k --size=1g";
+    let write = fio(&rig, &daemon, job).args("--do_verify=0 --verify_state_save=1 --fsync=32");
+    let writer = std::thread::spawn(move || write.run());
+    std::thread::sleep(Duration::from_secs(3));
+    daemon.kill();
+    let ended: Ended = writer.join().unwrap();
+    assert!(!ended.status.success(), "the job ended before the kill: {ended}");
+    let state = rig.path("local-state-0-verify.state");
+    wait_until("fio's saved state", Duration::from_secs(5), || state.exists());
+
+    let daemon = rig.start();
+    fio(&rig, &daemon, job).args("--verify_state_load=1 --verify_only").succeed();
+    daemon.stop();
+}

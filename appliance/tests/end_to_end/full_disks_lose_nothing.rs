@@ -1,0 +1,165 @@
+//! Full disks, on small file systems made for the test: clear errors, nothing half-made, nothing
+//! lost, and all goes on when there is room again.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::program::Program;
+use crate::harness::{MIB, pattern, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const WRITE: u64 = MIB;
+
+/// A file system of a few MiB.
+struct SmallDisk {
+    mount: TempDir,
+}
+
+impl SmallDisk {
+    fn new(mib: u64) -> Self {
+        let mount = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Self { mount };
+        disk.mount_with(&format!("size={mib}m"));
+        disk
+    }
+
+    fn grow(&self, mib: u64) {
+        self.mount_with(&format!("remount,size={mib}m"));
+    }
+
+    fn mount_with(&self, options: &str) {
+        Program::new("mount", LIMIT)
+            .args("-t tmpfs -o")
+            .arg(options)
+            .arg("small-disk")
+            .arg(self.mount.path())
+            .succeed();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.mount.path().join(name)
+    }
+
+    /// Takes all the room there is.
+    fn fill(&self) {
+        let mut ballast = File::create(self.path("ballast")).unwrap();
+        let block = [0x55; 1 << 16];
+        while ballast.write_all(&block).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a daemon that the failing test left may still be ending.
+        Program::new("umount", LIMIT).arg("-l").arg(self.mount.path()).run();
+    }
+}
+
+fn write_flushed(daemon: &Daemon, places: std::ops::Range<u64>) {
+    let mut client = daemon.client("vol0");
+    for place in places {
+        let data = pattern(place, 5, WRITE as usize);
+        assert_eq!(client.write(place * WRITE, &data).unwrap(), None, "place {place}");
+    }
+    assert_eq!(client.flush().unwrap(), None);
+}
+
+fn check(daemon: &Daemon, places: std::ops::Range<u64>) {
+    let mut client = daemon.client("vol0");
+    for place in places {
+        let found = client.read(place * WRITE, WRITE as u32).unwrap().unwrap();
+        assert!(found == pattern(place, 5, WRITE as usize), "place {place}");
+    }
+}
+
+fn backend_state(daemon: &Daemon) -> String {
+    match &daemon.status()["backend"]["state"] {
+        Value::String(state) => state.clone(),
+        other => panic!("backend state: {other}"),
+    }
+}
+
+#[test]
+fn a_full_disk_at_wal_creation_is_an_error_and_leaves_nothing() {
+    let disk = SmallDisk::new(64);
+    let rig = Rig::new(&["vol0:1GiB"]).with_data(disk.path("data"));
+    let printed = rig.refused(&[], "");
+    assert!(printed.to_lowercase().contains("space"), "{printed}");
+    let wal = disk.path("data/wal");
+    let half_made = fs::read_dir(&wal).map_or(0, |entries| {
+        entries.flatten().map(|entry| entry.metadata().map_or(0, |found| found.len())).sum()
+    });
+    assert!(half_made < MIB, "{half_made} bytes were left in {wal:?}");
+
+    disk.grow(1024);
+    let daemon = rig.start();
+    write_flushed(&daemon, 0..4);
+    check(&daemon, 0..4);
+    daemon.stop();
+}
+
+#[test]
+fn a_full_backend_is_waited_out() {
+    let disk = SmallDisk::new(16);
+    let backend = format!("--backend=dir:{}", disk.path("objects").display());
+    let rig = Rig::new(&["vol0:1GiB"])
+        .with_flags(&[&backend, "--set", "commit.interval_seconds=1"]);
+    let daemon = rig.start();
+    write_flushed(&daemon, 0..64);
+    wait_until("the backend to be reported full", Duration::from_secs(60), || {
+        backend_state(&daemon) == "full"
+    });
+    check(&daemon, 0..64);
+    write_flushed(&daemon, 64..80);
+    daemon.kill();
+
+    // Still full: a restart serves what was flushed.
+    let daemon = rig.start();
+    check(&daemon, 0..80);
+    disk.grow(512);
+    wait_until("the backend to recover", Duration::from_secs(90), || {
+        backend_state(&daemon) == "healthy"
+    });
+    daemon.stop();
+    rig.start_with(&["--drain"], "").stop();
+    fs::remove_dir_all(rig.data().join("wal")).unwrap();
+    fs::create_dir(rig.data().join("wal")).unwrap();
+    rig.lose_memory();
+    let daemon = rig.start();
+    check(&daemon, 0..80);
+    daemon.stop();
+}
+
+#[test]
+fn a_disk_that_fills_up_while_running_loses_nothing() {
+    let disk = SmallDisk::new(640);
+    let rig = Rig::new(&["vol0:1GiB"])
+        .with_data(disk.path("data"))
+        .with_flags(&["--set", "commit.interval_seconds=1"]);
+    let daemon = rig.start();
+    write_flushed(&daemon, 0..8);
+    disk.fill();
+    // The WAL has its room already; only packing has to wait.
+    write_flushed(&daemon, 8..40);
+    wait_until("the full disk to be reported", Duration::from_secs(60), || {
+        backend_state(&daemon) == "full"
+    });
+    check(&daemon, 0..40);
+    daemon.kill();
+    let daemon = rig.start();
+    check(&daemon, 0..40);
+    fs::remove_file(disk.path("ballast")).unwrap();
+    daemon.taipan().arg("drain").succeed();
+    write_flushed(&daemon, 40..48);
+    check(&daemon, 0..48);
+    daemon.stop();
+    let daemon = rig.start();
+    check(&daemon, 0..48);
+    daemon.stop();
+}

@@ -1,0 +1,64 @@
+//! Garbage on the NBD port, the fuzz corpus among it, closes its own connection at most: another
+//! client goes on, and the daemon stays.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::harness::daemon::Rig;
+use crate::harness::program::Program;
+use crate::harness::pattern;
+
+/// A fixed sequence of bytes without a pattern that a parser would know.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+fn corpus() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nbd/fuzz/corpus/server");
+    let files: Vec<_> = fs::read_dir(&folder).expect("the corpus of the server").collect();
+    assert!(!files.is_empty(), "no corpus in {folder:?}");
+    files.into_iter().map(|file| fs::read(file.unwrap().path()).unwrap()).collect()
+}
+
+#[test]
+fn garbage_closes_only_its_own_connection() {
+    let rig = Rig::new(&["vol0:1GiB"]);
+    let mut daemon = rig.start();
+    let mut client = daemon.client("vol0");
+    let data = pattern(3, 3, 65536);
+    assert_eq!(client.write(0, &data).unwrap(), None);
+
+    let mut streams = corpus();
+    streams.push(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec());
+    streams.extend((0..32).map(|seed| noise(seed, 1 << (seed % 17))));
+    // Behind a valid start of the handshake, so that options and requests are garbage too.
+    streams.extend((0..32).map(|seed| {
+        let mut bytes = 3u32.to_be_bytes().to_vec();
+        bytes.extend_from_slice(b"IHAVEOPT");
+        bytes.extend(noise(seed, 4096));
+        bytes
+    }));
+    for bytes in streams {
+        let mut stream = TcpStream::connect(daemon.tcp).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        // The server may close while we still send or before we read.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.take(1 << 20).read_to_end(&mut answer);
+        assert!(daemon.alive(), "taipand ended");
+    }
+    assert_eq!(client.read(0, 65536).unwrap().unwrap(), data);
+    Program::new("nbdinfo", Duration::from_secs(20)).arg(daemon.tcp_uri("vol0")).succeed();
+    daemon.stop();
+}

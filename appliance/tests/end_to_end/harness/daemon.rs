@@ -1,0 +1,302 @@
+//! `taipand` on directories of its own: start, kill, restart, stop, and what it logged.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::client::NbdClient;
+use super::program::Program;
+use super::{built, http, wait_until};
+
+/// From the start to serving, a replay of the small WAL of these tests included.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// From SIGTERM to the end.
+const STOP_LIMIT: Duration = Duration::from_secs(120);
+
+/// Directories and settings of a daemon that comes and goes.
+pub struct Rig {
+    root: TempDir,
+    runtime: TempDir,
+    volumes: Vec<String>,
+    extra: Vec<String>,
+    data: PathBuf,
+}
+
+/// A running daemon. Killed when dropped; its log is shown if the test failed.
+pub struct Daemon {
+    child: Child,
+    data: PathBuf,
+    log: PathBuf,
+    /// Where NBD is served over TCP.
+    pub tcp: SocketAddr,
+    /// Where `/metrics` and `/healthz` are.
+    pub metrics: SocketAddr,
+}
+
+/// A port of the loopback that was free a moment ago. Counted up from below the range from which
+/// the kernel takes ports for connections, so that it stays free until the daemon has it.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + (std::process::id() % 1000) as u16 * 10;
+    loop {
+        let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+impl Rig {
+    /// Fresh directories, and these volumes (`NAME:SIZE`) to create.
+    pub fn new(volumes: &[&str]) -> Self {
+        // On the disk of the work tree: a tmpfs would make every write durable at once.
+        let root = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for the test");
+        let runtime = TempDir::new_in("/dev/shm").expect("a directory on a tmpfs");
+        Self {
+            data: root.path().join("data"),
+            root,
+            runtime,
+            volumes: volumes.iter().map(|&volume| volume.to_owned()).collect(),
+            extra: vec!["--wal-size=256MiB".to_owned()],
+        }
+    }
+
+    /// The same with another data directory, on a small file system say.
+    pub fn with_data(mut self, data: PathBuf) -> Self {
+        self.data = data;
+        self
+    }
+
+    /// Adds flags for every start from now on.
+    pub fn with_flags(mut self, flags: &[&str]) -> Self {
+        self.extra.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// A path for the test's own files.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Starts the daemon and waits until it serves.
+    pub fn start(&self) -> Daemon {
+        self.start_with(&[], "")
+    }
+
+    /// The same with more flags and failpoints, for this start only.
+    pub fn start_with(&self, flags: &[&str], failpoints: &str) -> Daemon {
+        let mut daemon = self.spawn(flags, failpoints);
+        let ready = |daemon: &Daemon| daemon.healthy() && daemon.listens();
+        if let Some(status) = daemon.await_ready(ready) {
+            panic!("taipand ended at start ({status})");
+        }
+        daemon
+    }
+
+    /// Starts on something that is damaged: the daemon serves what it can, healthy or not, or ends
+    /// with an error; then what it said.
+    pub fn start_or_refuse(&self, flags: &[&str]) -> Result<Daemon, String> {
+        let mut daemon = self.spawn(flags, "");
+        match daemon.await_ready(|daemon| daemon.listens() && daemon.controls()) {
+            None => Ok(daemon),
+            Some(status) => {
+                assert_eq!(status.code().map(|code| code > 0), Some(true), "crashed: {status}");
+                Err(daemon.said())
+            }
+        }
+    }
+
+    /// Starts a daemon that must refuse to serve. Gives what it said.
+    pub fn refused(&self, flags: &[&str], failpoints: &str) -> String {
+        let mut daemon = self.spawn(flags, failpoints);
+        let status = daemon.ended(READY_LIMIT);
+        assert!(!status.success(), "taipand refused, but its exit status is {status}");
+        assert!(status.code().is_some(), "taipand crashed: {status}");
+        daemon.said()
+    }
+
+    /// What a host crash does to the memory that outlives the process.
+    pub fn lose_memory(&self) {
+        for entry in fs::read_dir(self.runtime.path()).expect("the runtime directory").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                fs::remove_dir_all(path).expect("remove a folder of the runtime directory");
+            } else {
+                fs::remove_file(path).expect("remove a file of the runtime directory");
+            }
+        }
+    }
+
+    fn spawn(&self, flags: &[&str], failpoints: &str) -> Daemon {
+        let (tcp, metrics) = (free_address(), free_address());
+        let log = self.path("taipand.log");
+        let output = File::create(&log).expect("a log file");
+        let mut command = Command::new(built("taipand"));
+        command
+            .arg("--data")
+            .arg(&self.data)
+            .arg("--runtime-dir")
+            .arg(self.runtime.path())
+            .args(["--listen", &tcp.to_string(), "--metrics", &metrics.to_string()])
+            .args(self.volumes.iter().flat_map(|volume| ["--volume", volume]))
+            .args(&self.extra)
+            .args(flags)
+            .current_dir(self.root.path())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("the log file once more"))
+            .stderr(output);
+        if !failpoints.is_empty() {
+            command.env("TAIPAN_FAILPOINTS", failpoints);
+        }
+        let child = command.spawn().expect("taipand runs");
+        Daemon { child, data: self.data.clone(), log, tcp, metrics }
+    }
+}
+
+impl Daemon {
+    /// The NBD socket.
+    pub fn socket(&self) -> PathBuf {
+        self.data.join("nbd.sock")
+    }
+
+    /// URI of a volume over the unix socket.
+    pub fn uri(&self, volume: &str) -> String {
+        format!("nbd+unix:///{volume}?socket={}", self.socket().display())
+    }
+
+    /// URI of a volume over TCP.
+    pub fn tcp_uri(&self, volume: &str) -> String {
+        format!("nbd://{}/{volume}", self.tcp)
+    }
+
+    /// A client of ours, connected to a volume.
+    pub fn client(&self, volume: &str) -> NbdClient {
+        NbdClient::connect(&self.socket(), volume).expect("a connection to the volume")
+    }
+
+    /// The same where the volume may not be served.
+    pub fn try_client(&self, volume: &str) -> std::io::Result<NbdClient> {
+        NbdClient::connect(&self.socket(), volume)
+    }
+
+    /// The operator's command on this daemon.
+    pub fn taipan(&self) -> Program {
+        Program::new(built("taipan"), Duration::from_secs(120)).arg("--data").arg(&self.data)
+    }
+
+    /// `GET /v1/status`.
+    pub fn status(&self) -> serde_json::Value {
+        let socket = self.data.join("control.sock");
+        let (code, body) = http::get_unix(&socket, "/v1/status").expect("the control API answers");
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).expect("status is JSON")
+    }
+
+    /// `GET /metrics`.
+    pub fn metrics_text(&self) -> String {
+        let (code, body) = http::get(self.metrics, "/metrics").expect("the metrics server answers");
+        assert_eq!(code, 200, "{body}");
+        body
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it printed and logged.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for a text in the log.
+    pub fn await_log(&self, text: &str, limit: Duration) {
+        wait_until(&format!("{text:?} in the log"), limit, || self.said().contains(text));
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("the end of taipand");
+    }
+
+    /// SIGTERM without waiting for the end.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+    }
+
+    /// SIGTERM; it must end with status 0.
+    pub fn stop(mut self) {
+        self.terminate();
+        let status = self.ended(STOP_LIMIT);
+        assert!(status.success(), "after SIGTERM: {status}");
+    }
+
+    /// Waits for the end.
+    pub fn ended(&mut self, limit: Duration) -> ExitStatus {
+        let mut status = None;
+        wait_until("the end of taipand", limit, || {
+            status = self.child.try_wait().expect("the state of taipand");
+            status.is_some()
+        });
+        status.expect("ended")
+    }
+
+    /// True while the process runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until `ready`; gives the exit status if it ended instead.
+    fn await_ready(&mut self, ready: impl Fn(&Self) -> bool) -> Option<ExitStatus> {
+        let start = Instant::now();
+        while !ready(self) {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            assert!(start.elapsed() < READY_LIMIT, "taipand does not serve");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+
+    fn healthy(&self) -> bool {
+        matches!(http::get(self.metrics, "/healthz"), Ok((200, _)))
+    }
+
+    fn listens(&self) -> bool {
+        UnixStream::connect(self.socket()).is_ok()
+    }
+
+    fn controls(&self) -> bool {
+        let socket = self.data.join("control.sock");
+        matches!(http::get_unix(&socket, "/v1/status"), Ok((200, _)))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Both fail when it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let said = self.said();
+            let lines: Vec<&str> = said.lines().collect();
+            let from = lines.len().saturating_sub(60);
+            eprintln!("--- end of taipand's log\n{}\n---", lines[from..].join("\n"));
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The least of an HTTP client: one GET over TCP or a unix socket.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Status code and body of `GET path` from a TCP address.
+pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let stream = TcpStream::connect_timeout(&address, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    ask(stream, path)
+}
+
+/// Status code and body of `GET path` from a unix socket.
+pub fn get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    ask(stream, path)
+}
+
+fn ask(mut stream: impl Read + Write, path: &str) -> io::Result<(u16, String)> {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: taipan\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let broken = || io::Error::other(format!("not an HTTP answer: {answer:?}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(broken)?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(broken)?;
+    Ok((code, body.to_owned()))
+}

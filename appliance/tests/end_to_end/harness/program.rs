@@ -1,0 +1,99 @@
+//! Programs that run with a time limit and whose output is part of the failure.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+/// A program and its arguments, not yet run.
+pub struct Program {
+    command: Command,
+    shown: String,
+}
+
+/// What a program left.
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    shown: String,
+}
+
+impl Program {
+    /// `program`, to be killed after `limit`.
+    pub fn new(program: impl AsRef<OsStr>, limit: Duration) -> Self {
+        let mut command = Command::new("timeout");
+        command
+            .arg("--kill-after=5")
+            .arg(format!("{}", limit.as_secs()))
+            .arg(program.as_ref())
+            .stdin(std::process::Stdio::null());
+        let shown = program.as_ref().to_string_lossy().into_owned();
+        Self { command, shown }
+    }
+
+    /// Adds one argument.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.shown.push(' ');
+        self.shown.push_str(&argument.as_ref().to_string_lossy());
+        self.command.arg(argument);
+        self
+    }
+
+    /// Adds arguments separated by white space.
+    pub fn args(mut self, line: &str) -> Self {
+        for word in line.split_whitespace() {
+            self = self.arg(word);
+        }
+        self
+    }
+
+    /// Sets a variable of the environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Sets the working directory.
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
+    /// Runs it to its end, whatever that is.
+    pub fn run(mut self) -> Ended {
+        let output = self.command.output().expect("coreutils' timeout runs");
+        Ended {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            shown: self.shown,
+        }
+    }
+
+    /// Runs it; fails the test unless it succeeds. Gives its standard output.
+    pub fn succeed(self) -> String {
+        let ended = self.run();
+        assert!(ended.status.success(), "{ended}");
+        ended.stdout
+    }
+
+    /// Runs it; fails the test unless it fails by itself. Gives both outputs together.
+    pub fn fail(self) -> String {
+        let ended = self.run();
+        // 124 and 137: the time limit, which is a hang and not an answer.
+        let hung = matches!(ended.status.code(), Some(124 | 137) | None);
+        assert!(!ended.status.success() && !hung, "should have been refused: {ended}");
+        ended.stdout + &ended.stderr
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}\n{}\n{}", self.shown, self.status, self.stdout, self.stderr)
+    }
+}
