@@ -524,6 +524,11 @@ impl ShardLog {
         }
     }
 
+    /// The bytes of a write that was started, for a driver without a ring.
+    pub fn write_bytes(&self, write: &super::WalWrite) -> &[u8] {
+        self.arena.bytes(write.arena_offset, write.len)
+    }
+
     /// The sizes with which it was set up.
     pub fn config(&self) -> &LogConfig {
         &self.config
