@@ -1,6 +1,6 @@
 //! When to cut, and gathering what the shards seal: one cut at a time, one result per volume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::block::{SHARD_COUNT, ShardId};
@@ -90,6 +90,8 @@ pub struct Coordinator {
     sealing: Option<Sealing>,
     /// Volumes of past cuts that are not committed, and what of them was handed out.
     outstanding: BTreeMap<VolumeId, Outstanding>,
+    /// Volumes of which nothing is committed any more.
+    forgotten: BTreeSet<VolumeId>,
 }
 
 struct Sealing {
@@ -117,6 +119,7 @@ impl Coordinator {
             demand: false,
             sealing: None,
             outstanding: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
         }
     }
 
@@ -185,6 +188,9 @@ impl Coordinator {
         assert!(missing, "shard {shard} sealed twice");
         let complete = !sealing.missing.contains(&true);
         for (volume, layer) in volumes {
+            if self.forgotten.contains(&volume) {
+                continue;
+            }
             let outstanding = self.outstanding.entry(volume).or_default();
             outstanding.waiting.push((shard, layer));
             outstanding.epoch = cut;
@@ -233,9 +239,16 @@ impl Coordinator {
         }
     }
 
-    /// The volume was fenced or deleted: nothing of it will be committed.
+    /// The volume was fenced or deleted: nothing of it is committed from now on, whatever shards
+    /// may still seal.
     pub fn forget_volume(&mut self, volume: VolumeId) {
         self.outstanding.remove(&volume);
+        self.forgotten.insert(volume);
+    }
+
+    /// A volume that was forgotten was opened for writing again.
+    pub fn readmit_volume(&mut self, volume: VolumeId) {
+        self.forgotten.remove(&volume);
     }
 
     /// Volumes not yet committed, those half sealed included.

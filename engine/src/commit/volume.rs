@@ -195,11 +195,14 @@ impl VolumeCommit {
         self.head = head;
     }
 
-    /// Begins to commit a cut.
+    /// Begins to commit a cut; ignored once fenced.
     ///
     /// # Panics
-    /// Unless idle, or if the cut is not newer than the last one.
+    /// While another commit is under way, or if the cut is not newer than the last one.
     pub fn start(&mut self, mut plan: PackPlan) {
+        if self.fenced_by().is_some() {
+            return;
+        }
         assert!(self.is_idle(), "one cut at a time");
         assert!(
             plan.epoch() > self.head.epoch,

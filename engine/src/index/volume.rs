@@ -35,8 +35,8 @@ pub struct AddedChunk {
     pub zeros: Vec<ZeroRun>,
 }
 
-/// Changed leaves of all shards, by shard.
-pub type VolumeChanges = Box<[LeafChanges; SHARD_COUNT]>;
+/// Changed leaves by shard, 16 entries.
+pub type VolumeChanges = Vec<LeafChanges>;
 
 /// What applying chunks did.
 #[derive(Clone, Debug, Default)]
@@ -129,11 +129,12 @@ impl VolumeBase {
             self.apply_disjoint(batch, &mut ordinals, &mut touched);
             rest = later;
         }
-        let leaves = Box::new(std::array::from_fn(|shard| {
-            let keys = touched[shard].iter();
-            keys.map(|&key| (key, self.shards[shard].leaf(key).cloned()))
+        let changes_of = |shard: ShardId| -> LeafChanges {
+            let keys = touched[shard.index()].iter();
+            keys.map(|&key| (key, self.shard(shard).leaf(key).cloned()))
                 .collect()
-        }));
+        };
+        let leaves = ShardId::all().map(changes_of).collect();
         Applied { leaves, ordinals }
     }
 

@@ -11,8 +11,8 @@ use crate::object::{IndexKey, SealedRef};
 
 /// A checkpoint may take one byte for so many bytes packed since the last one.
 const DATA_PER_INDEX: u64 = 8;
-/// Parts after which a checkpoint is written in full again.
-const PARTS_MAX: usize = 64;
+/// Parts beyond those of a full checkpoint after which one is written in full again.
+const PARTS_EXTRA: usize = 64;
 /// Bytes up to which old parts are never worth rewriting.
 const SMALL_BYTES: u64 = 1 << 20;
 
@@ -42,9 +42,13 @@ impl VolumeCommit {
         if dirty > since.bytes / DATA_PER_INDEX && !too_many {
             return None;
         }
+        if self.parts.is_empty() {
+            return Some(true);
+        }
+        let full = self.base.full_bytes();
         let old: u64 = self.parts.iter().map(|part| part.bytes).sum();
-        let bloated = || old + dirty > 2 * self.base.full_bytes() + SMALL_BYTES;
-        Some(self.parts.is_empty() || self.parts.len() >= PARTS_MAX || bloated())
+        let many = full as usize / self.config.part_bytes + PARTS_EXTRA;
+        Some(self.parts.len() >= many || old + dirty > 2 * full + SMALL_BYTES)
     }
 
     pub(super) fn begin_checkpoint(&mut self, full: bool, staged: &Staged) -> Checkpoint {

@@ -87,6 +87,9 @@ fn check(model: &Model, base: &VolumeBase, probes: impl IntoIterator<Item = u64>
 
 const BLOCKS: u64 = 200_000;
 
+/// Blocks with data, and a range (start, length) to be zeroed up to the first of them.
+type Content = (BTreeSet<u64>, Option<(u64, u64)>);
+
 /// Chunks with scattered and sequential blocks, and zeros that avoid them.
 fn chunks() -> impl Strategy<Value = Vec<AddedChunk>> {
     let blocks = prop_oneof![
@@ -96,7 +99,7 @@ fn chunks() -> impl Strategy<Value = Vec<AddedChunk>> {
     let zero = (0..BLOCKS, 1..BLOCKS / 2);
     let zeros = prop::option::weighted(0.4, zero);
     prop::collection::vec((blocks, zeros), 1..8).prop_map(|chunks| {
-        let build = |(i, (blocks, zero)): (usize, (BTreeSet<u64>, Option<(u64, u64)>))| {
+        let build = |(i, (blocks, zero)): (usize, Content)| {
             let zero = zero.map(|(start, len)| start..start + len);
             let first = blocks
                 .iter()
@@ -140,7 +143,7 @@ proptest! {
         for batch in chunks.chunks(size) {
             let applied = base.apply(batch);
             prop_assert_eq!(applied.ordinals.len(), batch.len());
-            for (shard, leaves) in shards.iter_mut().zip(*applied.leaves) {
+            for (shard, leaves) in shards.iter_mut().zip(applied.leaves) {
                 shard.install(leaves);
             }
             batch.iter().for_each(|chunk| note(&mut model, chunk));
@@ -187,7 +190,7 @@ fn a_chunk_is_condemnable_when_nothing_names_it_and_no_rebuild_needs_it() {
     let mut base = VolumeBase::new();
     base.apply(&[chunk(1, &[1, 2, 3], &[])]);
     base.apply(&[chunk(2, &[1, 2], &[])]);
-    base.apply(&[chunk(3, &[], &[3..4])]);
+    base.apply(&[chunk(3, &[], std::slice::from_ref(&(3..4)))]);
     assert_eq!(base.condemnable().count(), 0, "a rebuild reads all three");
     base.checkpoint_committed();
     let gone: Vec<_> = base
@@ -267,7 +270,7 @@ fn zeros_over_the_largest_volume_touch_only_what_is_mapped() {
     base.apply(&[chunk(1, &[5, end / 2, end - 1], &[])]);
     assert!(base.may_map(BlockNum(end - 1), 1));
     assert!(!base.may_map(BlockNum(end / 4), 1000));
-    let applied = base.apply(&[chunk(2, &[], &[0..end])]);
+    let applied = base.apply(&[chunk(2, &[], std::slice::from_ref(&(0..end)))]);
     let removed: usize = applied.leaves.iter().map(Vec::len).sum();
     assert_eq!((removed, base.mapped_blocks()), (3, 0));
     assert!(
