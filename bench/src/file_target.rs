@@ -91,12 +91,23 @@ impl Target for FileTarget {
     }
 }
 
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Only read.
+    Read,
+    /// Read and written; it must be there.
+    Write,
+    /// Read and written; made if it is not there.
+    Create,
+}
+
 /// Opens a file or block device for O_DIRECT; also its size in bytes, 0 for a new file.
-pub(crate) fn open(path: &Path, writable: bool) -> Result<(File, u64)> {
-    let access = if writable {
-        OFlags::RDWR | OFlags::CREATE
-    } else {
-        OFlags::RDONLY
+pub(crate) fn open(path: &Path, access: Access) -> Result<(File, u64)> {
+    let access = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::RDWR,
+        Access::Create => OFlags::RDWR | OFlags::CREATE,
     };
     let mode = Mode::from_raw_mode(0o644);
     let file: File = rustix::fs::open(path, access | OFlags::DIRECT | OFlags::CLOEXEC, mode)

@@ -14,7 +14,7 @@ use taipan_nbd::{ClientExport, TransmissionFlags};
 
 use crate::cli::RunArgs;
 use crate::connection::Connection;
-use crate::file_target::{self, FileTarget};
+use crate::file_target::{self, Access, FileTarget};
 use crate::job::{Content, Ending, Pace, drive};
 use crate::ledger::{Findings, JobState, Ledger, State};
 use crate::nbd_target::NbdTarget;
@@ -143,7 +143,12 @@ fn inspect(args: &RunArgs, spec: &Spec, checking: Checking) -> Result<(Abilities
     match &args.target {
         Address::File(path) => {
             ensure!(!trims, "trim of a file is not supported");
-            let (file, bytes) = file_target::open(path, writes)?;
+            let access = match (writes, args.size) {
+                (true, Some(_)) => Access::Create,
+                (true, None) => Access::Write,
+                (false, _) => Access::Read,
+            };
+            let (file, bytes) = file_target::open(path, access)?;
             let bytes = lay_out(args, path, bytes, writes)?;
             let request_bytes_max = crate::workload::REQUEST_BYTES_MAX;
             Ok((
@@ -306,7 +311,12 @@ impl Plan<'_> {
     fn open(&self) -> Result<Opened> {
         match &self.args.target {
             Address::File(path) => {
-                let (file, _) = file_target::open(path, self.spec.rw.writes())?;
+                let access = if self.spec.rw.writes() {
+                    Access::Write
+                } else {
+                    Access::Read
+                };
+                let (file, _) = file_target::open(path, access)?;
                 Ok(Opened::File(Arc::new(file)))
             }
             address => Ok(Opened::Nbd(Connection::open(address)?.socket)),

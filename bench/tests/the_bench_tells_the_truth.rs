@@ -275,6 +275,11 @@ fn a_file_is_laid_out_loaded_and_verified() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("disk");
     let path = path.to_str().unwrap();
+    assert_fails(&bench(path, "--rw write"), 1, "O_DIRECT");
+    assert!(
+        !std::path::Path::new(path).exists(),
+        "a misspelt path is not created"
+    );
     let run = "--ioengine file --rw randwrite --bs 4k --iodepth 8 --size 1MiB --verify crc32c";
     let output = bench(path, &format!("{run} --fsync 16 --json"));
     assert!(output.status.success(), "{}", stderr(&output));
