@@ -4,8 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use taipan_appliance::config::{Cli, Command, Config, Flags, Machine, load};
-use taipan_appliance::{daemon, logging};
-use taipan_engine::error::Error;
+use taipan_appliance::{boot, daemon, logging};
 
 /// Exit code for a wrong command line or configuration, as clap uses it.
 const USAGE_EXIT: u8 = 2;
@@ -41,9 +40,7 @@ fn serve(flags: &Flags) -> ExitCode {
         Err(code) => return code,
     };
     logging::start(&config.log);
-    // Start of the data plane: see `daemon::Running`.
-    let boot = |_: daemon::Parts<'_>| Err(Error::invalid("this build has no data plane"));
-    match daemon::run(&config, boot) {
+    match daemon::run(&config, boot::start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

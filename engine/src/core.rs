@@ -35,6 +35,9 @@ use read::PendingRead;
 use request::{Request, Requests};
 use write::{Parked, PendingPatch};
 
+/// The load is told anew after so many more bytes.
+const LOAD_STEP_BYTES: u64 = 4 << 20;
+
 /// The global epoch: read by every shard at each append, advanced by the coordinator alone.
 #[derive(Debug)]
 pub struct EpochClock(AtomicU64);
@@ -119,6 +122,17 @@ pub struct Fetch {
     pub wanted: Vec<(u32, BlockNum)>,
 }
 
+/// How much work waits for a cut on one core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreLoad {
+    /// The core.
+    pub core: usize,
+    /// Bytes written since the last seal; a zeroed range counts as a block.
+    pub pending_bytes: u64,
+    /// Used share of the fullest own shard's WAL, in percent.
+    pub wal_percent: u8,
+}
+
 /// What the driver has to carry out. It drains every queue after each [`Core::pump`].
 #[derive(Default)]
 pub struct Effects {
@@ -132,6 +146,8 @@ pub struct Effects {
     pub peers: Vec<(usize, PeerMessage)>,
     /// A finished seal, for the coordinator.
     pub sealed: Option<SealedCore>,
+    /// Told when something waits for a cut, and again whenever that became notably more.
+    pub load: Option<CoreLoad>,
     /// Volumes whose commit this core has applied.
     pub applied: Vec<(VolumeId, Epoch)>,
 }
@@ -192,6 +208,9 @@ pub struct Core {
     backend_full: bool,
     durability: Durability,
     sealing: Option<cut::Sealing>,
+    unsealed_bytes: u64,
+    /// MiB of `unsealed_bytes` last told, rounded up.
+    load_told: u64,
     scratch: Vec<u8>,
     now_ms: u64,
     counters: CoreCounters,
@@ -227,6 +246,8 @@ impl Core {
             retry: 0,
             backend_full: false,
             sealing: None,
+            unsealed_bytes: 0,
+            load_told: 0,
             scratch: vec![0; BlockSize::MAX.bytes()],
             now_ms: 0,
             counters: CoreCounters::default(),
@@ -260,6 +281,10 @@ impl Core {
             sync_streak: 0,
         });
         self.committed.insert(id, committed);
+        if parts.iter().any(|(_, overlay, _)| !overlay.is_empty()) {
+            // Recovered records wait for a cut like new ones.
+            self.unsealed_bytes += block_size.bytes() as u64;
+        }
         for (shard, overlay, base) in parts {
             let position = self.position(shard).expect("a part of an own shard");
             self.shards[position].add_volume(slot, id, block_size, overlay, base);
@@ -291,6 +316,14 @@ impl Core {
             volume.ack = ack;
             volume.read_only = read_only;
         }
+    }
+
+    /// Another writer owns the volume: nothing more of it is acknowledged.
+    pub fn fence_volume(&mut self, slot: VolumeSlot) {
+        if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
+            volume.read_only = true;
+        }
+        self.drop_parked_of(slot);
     }
 
     /// The backend has no room (or has again): decides between waiting and ENOSPC.
@@ -353,6 +386,28 @@ impl Core {
         }
         self.pump_durability();
         self.finish_seal();
+        if self.unsealed_bytes.div_ceil(LOAD_STEP_BYTES) != self.load_told {
+            self.tell_load();
+        }
+    }
+
+    #[cold]
+    fn tell_load(&mut self) {
+        self.load_told = self.unsealed_bytes.div_ceil(LOAD_STEP_BYTES);
+        self.effects.load = Some(self.load());
+    }
+
+    /// How much waits for a cut now.
+    pub fn load(&self) -> CoreLoad {
+        let percent = |shard: &Shard| {
+            let stats = shard.log().stats();
+            (stats.wal_used_bytes * 100 / stats.wal_bytes.max(1)) as u8
+        };
+        CoreLoad {
+            core: self.index,
+            pending_bytes: self.unsealed_bytes,
+            wal_percent: self.shards.iter().map(percent).max().unwrap_or(0),
+        }
     }
 
     /// Reports the end of a WAL operation; `data` has the bytes of a read.

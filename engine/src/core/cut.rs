@@ -68,6 +68,8 @@ impl Core {
             parts.push((shard.log().last(), frozen));
         }
         self.epoch = now;
+        self.unsealed_bytes = 0;
+        self.load_told = 0;
         self.sealing = Some(Sealing { epoch: cut, parts });
         self.hurry_all();
     }

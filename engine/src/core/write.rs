@@ -59,6 +59,8 @@ struct Writing {
     needs: Needs,
     key: Option<RequestKey>,
     failure: Option<Failure>,
+    /// Bytes of the part being placed, for the load.
+    placing_bytes: u64,
 }
 
 impl Core {
@@ -310,6 +312,7 @@ impl Core {
         count: u32,
         bytes: impl Fn(u32) -> &'a [u8],
     ) -> Attempt {
+        writing.placing_bytes = u64::from(count) * bytes(0).len() as u64;
         let placed =
             self.shards[position].write_run(writing.slot, self.epoch, start, count, |i, block| {
                 block.copy_from_slice(bytes(i));
@@ -439,6 +442,7 @@ impl Core {
                 if let Some(key) = writing.key {
                     self.requests.get(key).needs.raise(position, batch);
                 }
+                self.unsealed_bytes += writing.placing_bytes;
                 self.note_append(position);
                 Attempt::Placed
             }
@@ -585,7 +589,8 @@ impl Core {
 
 impl Writing {
     fn new(origin: Origin, slot: VolumeSlot, durable: bool) -> Self {
-        Self { origin, slot, durable, needs: Needs::default(), key: None, failure: None }
+        let needs = Needs::default();
+        Self { origin, slot, durable, needs, key: None, failure: None, placing_bytes: 4096 }
     }
 
     /// The own part of a request that other cores take part in.
@@ -602,6 +607,7 @@ impl Writing {
             needs: request.needs,
             key: Some(key),
             failure: request.failure,
+            placing_bytes: 4096,
         }
     }
 }

@@ -86,12 +86,17 @@ pub struct LocalHead {
 impl LocalHead {
     /// The record of a volume that this appliance never wrote before.
     pub fn unknown(head: &Manifest) -> Self {
+        Self::named(head.volume, head.name.clone(), head.settings.clone())
+    }
+
+    /// A record that names a volume and knows nothing else of it: of one that cannot be opened.
+    pub fn named(id: VolumeId, name: VolumeName, settings: VolumeSettings) -> Self {
         Self {
             schema: SCHEMA,
             crc32c: 0,
-            id: head.volume,
-            name: head.name.clone(),
-            settings: head.settings.clone(),
+            id,
+            name,
+            settings,
             generation: Generation(0),
             token: WriterToken(0),
             head: ManifestNum(0),

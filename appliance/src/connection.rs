@@ -1,0 +1,443 @@
+//! One NBD connection: bytes in, requests to the core, replies out. It owns the socket, bounded
+//! buffers and the table of requests in flight.
+
+mod input;
+mod requests;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno as Os;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use taipan_engine::core::{Core, Done, Ticket};
+use taipan_nbd::{
+    ExportInfo, HandshakeEnd, HandshakeLimits, Selected, ServerHandshake, simple_reply,
+};
+
+use crate::directory::{Directory, Volume};
+use crate::metrics::{CoreCounters, VolumeCounters};
+
+use input::Input;
+use requests::{InFlight, Requests, WriteStream};
+
+/// Bytes of the receive buffer. Larger writes are taken in piece by piece.
+pub const RECEIVE_BYTES: usize = 512 << 10;
+/// No request is taken while so many reply bytes wait for the client.
+pub const SEND_BYTES_MAX: usize = 4 << 20;
+/// A send buffer that grew beyond this for a large read is given back afterwards.
+const SEND_BYTES_KEPT: usize = 1 << 20;
+
+/// Name of a connection within its core; the generation makes it unique over reuse of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId {
+    /// Index in the core's table.
+    pub index: u32,
+    /// Counts the uses of the index.
+    pub generation: u32,
+}
+
+impl ConnectionId {
+    const INDEX_BITS: u32 = 16;
+    const GENERATION_BITS: u32 = 16;
+
+    /// As one number below 2^32.
+    pub fn packed(self) -> u64 {
+        u64::from(self.generation) << Self::INDEX_BITS | u64::from(self.index)
+    }
+
+    /// Undoes [`ConnectionId::packed`].
+    pub fn unpack(number: u64) -> Self {
+        Self {
+            index: (number & ((1 << Self::INDEX_BITS) - 1)) as u32,
+            generation: (number >> Self::INDEX_BITS) as u32 & ((1 << Self::GENERATION_BITS) - 1),
+        }
+    }
+
+    /// The next use of the same index.
+    pub fn next(self) -> Self {
+        let mask = (1 << Self::GENERATION_BITS) - 1;
+        Self { index: self.index, generation: (self.generation + 1) & mask }
+    }
+
+    /// The connection whose request the ticket names, and the request's index.
+    pub fn of_ticket(ticket: Ticket) -> (Self, u32) {
+        (Self::unpack(ticket.0 >> 32), ticket.0 as u32)
+    }
+
+    fn ticket(self, request: u32) -> Ticket {
+        Ticket(self.packed() << 32 | u64::from(request))
+    }
+}
+
+/// Bounds on one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Requests in flight.
+    pub requests_max: usize,
+    /// Payload bytes in flight.
+    pub bytes_max: u64,
+    /// Milliseconds for the handshake.
+    pub handshake_ms: u64,
+}
+
+/// What a connection needs from its core while it works.
+pub struct Surroundings<'a> {
+    /// The engine of this core.
+    pub core: &'a mut Core,
+    /// The volumes.
+    pub directory: &'a Directory,
+    /// Counters of this core.
+    pub counters: &'a CoreCounters,
+    /// Nanoseconds on the core's clock, taken once a turn.
+    pub now_ns: u64,
+    /// Finds the counters of a volume.
+    pub volume_counters: &'a dyn Fn(&Volume) -> Arc<VolumeCounters>,
+    /// Bounds.
+    pub limits: ConnectionLimits,
+}
+
+/// The state of the protocol.
+enum Phase {
+    Handshake { machine: Box<ServerHandshake>, deadline_ms: u64 },
+    /// The handshake is done; dead connections of the volume are being closed on other cores.
+    Joining { session: Box<Session>, held: Vec<u8> },
+    Transmission(Box<Session>),
+}
+
+/// A client that transmits.
+struct Session {
+    volume: Arc<Volume>,
+    info: ExportInfo,
+    counters: Arc<VolumeCounters>,
+    stream: Option<WriteStream>,
+    /// Payload bytes of refused requests still to be thrown away.
+    discard: u64,
+}
+
+/// What a call did, and what the core has to do about the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Wait for the socket or for completions.
+    Waiting,
+    /// There may be more to read: call again in the next turn.
+    Ready,
+    /// The client chose a volume: close its dead connections, then call `join`.
+    Joining,
+    /// Over: close it.
+    Closed,
+}
+
+/// One connection. Dropping it closes the socket.
+pub struct Connection {
+    id: ConnectionId,
+    socket: OwnedFd,
+    peer: String,
+    input: Input,
+    output: Vec<u8>,
+    sent: usize,
+    phase: Phase,
+    requests: Requests,
+    /// No further request is read: DISC, end of file, or shutdown.
+    finishing: bool,
+    /// Replies cannot be sent any more.
+    broken: bool,
+    /// The socket may have bytes that were not received yet.
+    readable: bool,
+}
+
+impl Connection {
+    /// A connection that starts with the server's greeting.
+    pub fn new(id: ConnectionId, socket: OwnedFd, peer: String, deadline_ms: u64) -> Self {
+        let machine = Box::new(ServerHandshake::new(HandshakeLimits::DEFAULT));
+        let output = machine.greeting().to_vec();
+        Self {
+            id,
+            socket,
+            peer,
+            input: Input::new(RECEIVE_BYTES),
+            output,
+            sent: 0,
+            phase: Phase::Handshake { machine, deadline_ms },
+            requests: Requests::default(),
+            finishing: false,
+            broken: false,
+            readable: true,
+        }
+    }
+
+    /// The connection's name.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Who the client is.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// The socket, for polling.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The volume, once chosen.
+    pub fn volume(&self) -> Option<&Arc<Volume>> {
+        match &self.phase {
+            Phase::Handshake { .. } => None,
+            Phase::Joining { session, .. } | Phase::Transmission(session) => Some(&session.volume),
+        }
+    }
+
+    /// Whether the handshake has taken too long.
+    pub fn is_overdue(&self, now_ms: u64) -> bool {
+        matches!(self.phase, Phase::Handshake { deadline_ms, .. } if now_ms >= deadline_ms)
+    }
+
+    /// Whether reply bytes wait for the socket.
+    pub fn has_output(&self) -> bool {
+        self.sent < self.output.len()
+    }
+
+    /// Whether the client has gone (both directions closed, or an error on the socket).
+    pub fn is_dead(&self) -> bool {
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut polled = [PollFd::new(&self.socket, gone)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut polled, Some(&now)), Ok(n) if n > 0)
+            && polled[0].revents().intersects(gone)
+    }
+
+    /// The socket has become readable, or its other end has gone.
+    pub fn notice(&mut self) {
+        self.readable = true;
+    }
+
+    /// One turn: works on what was received earlier, then receives once.
+    pub fn turn(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        if !self.input.bytes().is_empty() {
+            match self.work(around) {
+                Outcome::Waiting | Outcome::Ready => {}
+                outcome => return outcome,
+            }
+        }
+        if !self.readable || self.finishing || self.broken || self.input.is_full() {
+            return self.settle(Outcome::Waiting);
+        }
+        if self.is_paused(around) {
+            // Nothing is read now, so a client that has gone must be noticed here.
+            return if self.is_dead() { self.gone(around) } else { Outcome::Waiting };
+        }
+        let room = self.input.room();
+        let wanted = room.len();
+        let received = match recv(&self.socket, room, RecvFlags::DONTWAIT) {
+            Ok((_, n)) => n,
+            Err(Os::AGAIN) => {
+                self.readable = false;
+                return self.settle(Outcome::Waiting);
+            }
+            Err(Os::INTR) => return Outcome::Ready,
+            Err(_) => return self.gone(around),
+        };
+        if received == 0 {
+            return self.gone(around);
+        }
+        self.input.filled(received);
+        // A short read emptied the socket; what comes later raises a new event.
+        self.readable = received == wanted;
+        match self.work(around) {
+            Outcome::Waiting if self.readable && !self.finishing => Outcome::Ready,
+            outcome => outcome,
+        }
+    }
+
+    /// Works on bytes that were received earlier; called when room has come back.
+    pub fn work(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        loop {
+            let blocked = self.finishing || self.has_output();
+            match &mut self.phase {
+                Phase::Handshake { .. } if blocked => return self.settle(Outcome::Waiting),
+                Phase::Handshake { .. } => {
+                    if let Some(outcome) = self.negotiate(around) {
+                        return self.settle(outcome);
+                    }
+                }
+                Phase::Joining { .. } => return Outcome::Waiting,
+                Phase::Transmission(_) => {
+                    let outcome = self.take_requests(around);
+                    return self.settle(outcome);
+                }
+            }
+        }
+    }
+
+    /// The dead connections of the volume are closed: transmission begins.
+    pub fn join(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        let phase = std::mem::replace(&mut self.phase, dead_phase());
+        let Phase::Joining { session, held } = phase else {
+            self.phase = phase;
+            return Outcome::Waiting;
+        };
+        self.output.extend_from_slice(&held);
+        self.phase = Phase::Transmission(session);
+        self.work(around)
+    }
+
+    /// Runs the handshake; `None`: transmission has begun.
+    fn negotiate(&mut self, around: &mut Surroundings<'_>) -> Option<Outcome> {
+        let Phase::Handshake { machine, .. } = &mut self.phase else { return None };
+        let mut out = Vec::new();
+        let advance = match machine.advance(self.input.bytes(), &mut out, around.directory) {
+            Ok(advance) => advance,
+            Err(error) => {
+                tracing::info!(peer = %self.peer, %error, "handshake failed");
+                around.counters.connections.handshake_failures.add(1);
+                self.output.extend_from_slice(&out);
+                self.finishing = true;
+                return Some(Outcome::Waiting);
+            }
+        };
+        self.input.consume(advance.consumed);
+        match advance.end {
+            None => {
+                self.output.extend_from_slice(&out);
+                // A paused handshake goes on once its output was sent (`after_sent`).
+                Some(Outcome::Waiting)
+            }
+            Some(HandshakeEnd::Aborted) => {
+                self.output.extend_from_slice(&out);
+                self.finishing = true;
+                Some(Outcome::Waiting)
+            }
+            Some(HandshakeEnd::Transmission(selected)) => Some(self.select(selected, out, around)),
+        }
+    }
+
+    fn select(
+        &mut self,
+        selected: Selected,
+        held: Vec<u8>,
+        around: &mut Surroundings<'_>,
+    ) -> Outcome {
+        // Deleted between the lookup and now: the client sees a closed connection.
+        let Ok(volume) = around.directory.resolve(&selected.name) else { return Outcome::Closed };
+        volume.connections.fetch_add(1, Ordering::AcqRel);
+        tracing::info!(peer = %self.peer, volume = %volume.name, "client connected");
+        let counters = (around.volume_counters)(&volume);
+        let session =
+            Session { volume, info: selected.info, counters, stream: None, discard: 0 };
+        self.phase = Phase::Joining { session: Box::new(session), held };
+        Outcome::Joining
+    }
+
+    /// Books a finished request and queues its reply.
+    pub fn done(&mut self, request: u32, done: &Done, around: &mut Surroundings<'_>) {
+        let Some(finished) = self.requests.part_done(request, done) else { return };
+        self.reply(&finished, &done.data, around);
+    }
+
+    fn reply(&mut self, finished: &InFlight, data: &[u8], around: &mut Surroundings<'_>) {
+        let errno = finished.failure.map(requests::errno_of);
+        if !self.broken {
+            self.output.extend_from_slice(&simple_reply(errno, finished.cookie));
+            if errno.is_none() {
+                self.output.extend_from_slice(data);
+            }
+        }
+        let Phase::Transmission(session) = &self.phase else { return };
+        session.book(finished, &self.peer, around);
+    }
+
+    /// Sends what is queued; true if the socket took everything.
+    pub fn flush_output(&mut self) -> bool {
+        while self.sent < self.output.len() && !self.broken {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(&self.socket, &self.output[self.sent..], flags) {
+                Ok(n) => self.sent += n,
+                Err(Os::AGAIN) => return false,
+                Err(Os::INTR) => {}
+                Err(_) => self.broken = true,
+            }
+        }
+        self.output.clear();
+        self.sent = 0;
+        if self.output.capacity() > SEND_BYTES_KEPT {
+            self.output = Vec::new();
+        }
+        true
+    }
+
+    /// Whether the connection is over: nothing in flight, nothing to send, no more to read.
+    pub fn is_over(&self) -> bool {
+        (self.finishing || self.broken)
+            && self.requests.is_empty()
+            && (self.broken || !self.has_output())
+    }
+
+    /// What to do after a request was answered: perhaps there is room for more now.
+    pub fn after_done(&self) -> Outcome {
+        if self.is_over() {
+            Outcome::Closed
+        } else if self.wants_turn() {
+            Outcome::Ready
+        } else {
+            Outcome::Waiting
+        }
+    }
+
+    /// Whether a turn could get further: bytes to work on, or to receive.
+    pub fn wants_turn(&self) -> bool {
+        !self.finishing && !self.broken && (self.readable || !self.input.bytes().is_empty())
+    }
+
+    /// Whether nothing is in flight and everything is sent, or never can be.
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_empty() && (self.broken || !self.has_output())
+    }
+
+    /// No further requests are read; what is in flight is answered.
+    pub fn finish(&mut self) {
+        self.finishing = true;
+    }
+
+    /// The client has gone: cancels what is not yet appended. Replies of the rest are still sent,
+    /// in case only its sending direction is closed.
+    pub fn gone(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        self.finishing = true;
+        for key in self.requests.keys() {
+            around.core.cancel(key);
+        }
+        if let Phase::Transmission(session) = &mut self.phase
+            && let Some(stream) = session.stream.take()
+        {
+            // The rest of this write's payload will never come.
+            self.requests.drop_part(stream.request);
+        }
+        self.settle(Outcome::Waiting)
+    }
+
+    fn is_paused(&self, around: &Surroundings<'_>) -> bool {
+        self.output.len() - self.sent >= SEND_BYTES_MAX
+            || self.requests.len() >= around.limits.requests_max
+            || self.requests.bytes() >= around.limits.bytes_max
+    }
+
+    fn settle(&self, outcome: Outcome) -> Outcome {
+        if self.is_over() { Outcome::Closed } else { outcome }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(volume) = self.volume() {
+            volume.connections.fetch_sub(1, Ordering::AcqRel);
+            tracing::info!(peer = %self.peer, volume = %volume.name, "client disconnected");
+        }
+    }
+}
+
+fn dead_phase() -> Phase {
+    let machine = Box::new(ServerHandshake::new(HandshakeLimits::DEFAULT));
+    Phase::Handshake { machine, deadline_ms: 0 }
+}

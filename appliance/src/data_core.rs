@@ -1,0 +1,613 @@
+//! The loop of one data core: sockets with direct recv and send, the engine's core, one ring for
+//! WAL files, polls and wake-ups. One submission a turn.
+
+mod effects;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use rustix::event::PollFlags;
+use taipan_engine::api::ShardStatus;
+use taipan_engine::core::{Core, OpKey};
+use taipan_engine::ring::{Completed, FileSlot, Ring};
+use taipan_engine::shard::VolumeSlot;
+
+use crate::connection::{Connection, ConnectionId, ConnectionLimits, Outcome, Surroundings};
+use crate::directory::Directory;
+use crate::doorbell::Doorbell;
+use crate::fetcher::Fetcher;
+use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
+use crate::metrics::{CoreCounters, Metrics};
+use crate::uploader::UploaderAddress;
+
+use effects::Carrier;
+
+/// Submission entries of the ring.
+const RING_ENTRIES: u32 = 512;
+/// Messages taken from the inbox in one turn.
+const MESSAGES_PER_TURN: usize = 256;
+/// A core turns at least so often, so that the watchdog sees it alive.
+const TURN_MS_MAX: u64 = 1000;
+/// How long a stop waits for requests in flight.
+const QUIESCE_MS_MAX: u64 = 15_000;
+const MAX_CONNECTIONS: usize = 1 << 16;
+
+/// Kinds of ring tokens, in bits 56..63.
+mod token {
+    pub(super) const OP: u64 = 1 << 56;
+    pub(super) const READABLE: u64 = 2 << 56;
+    pub(super) const WRITABLE: u64 = 3 << 56;
+    pub(super) const BELL: u64 = 4 << 56;
+    pub(super) const RUNG: u64 = 5 << 56;
+    pub(super) const IGNORED: u64 = 6 << 56;
+    pub(super) const KIND: u64 = 0x7F << 56;
+}
+
+/// How flush barriers reach the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarrierScope {
+    /// One fdatasync covers all WAL files: same device, proven file system.
+    Device,
+    /// One fdatasync a file.
+    File,
+}
+
+/// What a data core is made of. Built by `boot`, taken to the core's own thread.
+pub struct DataCoreParts {
+    /// Index among the data cores.
+    pub index: usize,
+    /// The engine.
+    pub core: Core,
+    /// WAL files of the own shards, in order.
+    pub wal_files: Vec<Arc<File>>,
+    /// How barriers work here.
+    pub barrier: BarrierScope,
+    /// The inbox.
+    pub inbox: Receiver<CoreMessage>,
+    /// All data cores, this one included.
+    pub addresses: Vec<CoreAddress>,
+    /// Backend reads.
+    pub fetcher: Fetcher,
+    /// The uploader.
+    pub uploader: UploaderAddress,
+    /// The volumes.
+    pub directory: Arc<Directory>,
+    /// Counters of the daemon.
+    pub metrics: Arc<Metrics>,
+    /// Bounds on connections.
+    pub limits: ConnectionLimits,
+    /// Poll so long before sleeping.
+    pub spin: Duration,
+    /// Last turn in milliseconds since `started`, for the watchdog.
+    pub heartbeat: Arc<AtomicU64>,
+    /// Zero of the daemon's clock.
+    pub started: Instant,
+}
+
+struct Slot {
+    connection: Option<Connection>,
+    id: ConnectionId,
+    queued: bool,
+    /// A poll for room to send is armed.
+    awaits_room: bool,
+    /// Answers of other cores outstanding before the connection may join its volume.
+    joins: usize,
+}
+
+/// A stop in progress.
+struct Quiesce {
+    ack: Sender<()>,
+    deadline_ms: u64,
+}
+
+/// The loop's state.
+pub struct DataCore {
+    index: usize,
+    core: Core,
+    ring: Ring,
+    carrier: Carrier,
+    inbox: Receiver<CoreMessage>,
+    bell: Arc<Doorbell>,
+    addresses: Vec<CoreAddress>,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+    counters: Arc<CoreCounters>,
+    limits: ConnectionLimits,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    ready: VecDeque<u32>,
+    unsent: Vec<u32>,
+    spin: Duration,
+    heartbeat: Arc<AtomicU64>,
+    started: Instant,
+    now_ns: u64,
+    quiesce: Option<Quiesce>,
+    stopped: bool,
+    handshakes_checked_ms: u64,
+}
+
+impl DataCore {
+    /// Takes the parts over on the thread that will run them: the ring belongs to one thread.
+    pub fn new(parts: DataCoreParts) -> std::io::Result<Self> {
+        let mut ring = Ring::new(RING_ENTRIES)?;
+        let files: Vec<FileSlot> =
+            parts.wal_files.iter().map(|file| ring.add_file(Arc::clone(file))).collect();
+        let bell = Arc::clone(parts.addresses[parts.index].bell());
+        bell.set_ring(ring.raw_fd());
+        ring.poll(bell.event(), u32::from(PollFlags::IN.bits()), true, token::BELL);
+        tracing::info!(core = parts.index, ring = ring.flags(), "data core runs");
+        let counters = parts.metrics.core(parts.index);
+        let carrier = Carrier::new(
+            files,
+            parts.barrier,
+            parts.fetcher,
+            parts.uploader,
+            parts.addresses[parts.index].clone(),
+            Arc::clone(&counters),
+        );
+        Ok(Self {
+            index: parts.index,
+            core: parts.core,
+            ring,
+            carrier,
+            inbox: parts.inbox,
+            bell,
+            addresses: parts.addresses,
+            directory: parts.directory,
+            counters,
+            metrics: parts.metrics,
+            limits: parts.limits,
+            slots: Vec::new(),
+            free: Vec::new(),
+            ready: VecDeque::new(),
+            unsent: Vec::new(),
+            spin: parts.spin,
+            heartbeat: parts.heartbeat,
+            started: parts.started,
+            now_ns: 0,
+            quiesce: None,
+            stopped: false,
+            handshakes_checked_ms: 0,
+        })
+    }
+
+    /// Runs until a [`CoreMessage::Stop`]. An error means that the ring is unusable.
+    pub fn run(mut self) -> std::io::Result<()> {
+        while !self.stopped {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> std::io::Result<()> {
+        self.now_ns = self.started.elapsed().as_nanos() as u64;
+        let now_ms = self.now_ms();
+        self.core.tick(now_ms);
+        self.heartbeat.store(now_ms, Ordering::Relaxed);
+        self.take_messages();
+        while let Some(completed) = self.ring.next_completed() {
+            self.completed(completed);
+        }
+        self.carrier.deliver_failures(&mut self.core);
+        for _ in 0..self.ready.len() {
+            let Some(index) = self.ready.pop_front() else { break };
+            self.slots[index as usize].queued = false;
+            self.serve(index, Connection::turn);
+        }
+        self.core.pump();
+        self.carry_out();
+        self.send_output();
+        self.check_handshakes(now_ms);
+        self.check_quiesce(now_ms);
+        self.sleep_or_submit(now_ms)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_ns / 1_000_000
+    }
+
+    fn take_messages(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Ok(message) = self.inbox.try_recv() else { break };
+            self.handle(message);
+        }
+    }
+
+    fn handle(&mut self, message: CoreMessage) {
+        match message {
+            CoreMessage::Accepted { socket, peer } => self.accept(socket, peer),
+            CoreMessage::Peers { from, messages } => {
+                for message in messages {
+                    self.core.peer(from, message);
+                }
+            }
+            CoreMessage::CloseDead { from, slot, connection } => {
+                self.close_dead(slot, None);
+                self.post(from, CoreMessage::DeadClosed { connection });
+            }
+            CoreMessage::DeadClosed { connection } => self.joined(connection),
+            CoreMessage::Fetched { op, blocks } => match blocks {
+                Ok(blocks) => self.core.fetched(op, Ok(&blocks)),
+                Err(failure) => self.core.fetched(op, Err(failure)),
+            },
+            // The pump that follows looks at the epoch.
+            CoreMessage::Seal => {}
+            CoreMessage::Committed(commit) => self.core.committed(commit),
+            CoreMessage::BackendFull(full) => self.core.set_backend_full(full),
+            CoreMessage::AddVolume(add) => {
+                let add = *add;
+                let (slot, id, committed) = (add.slot, add.id, add.committed);
+                self.core.add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
+            }
+            CoreMessage::RemoveVolume { slot, ack } => {
+                self.close_volume(slot);
+                self.core.remove_volume(slot);
+                drop(ack);
+            }
+            CoreMessage::FenceVolume { slot } => {
+                self.core.fence_volume(slot);
+                self.close_volume(slot);
+            }
+            CoreMessage::ForgetVolume { id } => self.core.forget_volume(id),
+            CoreMessage::Configure { slot, ack_mode, read_only } => {
+                self.core.configure_volume(slot, ack_mode, read_only);
+            }
+            CoreMessage::Report(reply) => {
+                let _ = reply.send(self.report());
+            }
+            CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
+            CoreMessage::Stop => self.stopped = true,
+        }
+    }
+
+    fn completed(&mut self, completed: Completed) {
+        let low = completed.token & !token::KIND;
+        match completed.token & token::KIND {
+            token::OP => {
+                self.carrier.completed(OpKey(low as u32), &completed, &mut self.core);
+                self.carrier.recycle(completed.buffer);
+            }
+            token::READABLE => {
+                let id = ConnectionId::unpack(low);
+                if let Some(connection) = self.connection(id) {
+                    connection.notice();
+                    self.queue(id.index);
+                    if !completed.more {
+                        self.arm(id);
+                    }
+                }
+            }
+            token::WRITABLE => {
+                let id = ConnectionId::unpack(low);
+                if self.connection(id).is_some() {
+                    self.slots[id.index as usize].awaits_room = false;
+                    self.unsent.push(id.index);
+                }
+            }
+            token::BELL => {
+                self.bell.drain();
+                if !completed.more {
+                    let events = u32::from(PollFlags::IN.bits());
+                    self.ring.poll(self.bell.event(), events, true, token::BELL);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        let slot = self.slots.get_mut(id.index as usize)?;
+        slot.connection.as_mut().filter(|connection| connection.id() == id)
+    }
+
+    fn queue(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if !slot.queued {
+            slot.queued = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    fn accept(&mut self, socket: std::os::fd::OwnedFd, peer: String) {
+        if self.quiesce.is_some() || self.slots.len() - self.free.len() >= MAX_CONNECTIONS {
+            self.counters.connections.refused.add(1);
+            return;
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            let id = ConnectionId { index: self.slots.len() as u32, generation: 0 };
+            let slot =
+                Slot { connection: None, id, queued: false, awaits_room: false, joins: 0 };
+            self.slots.push(slot);
+            id.index
+        });
+        let deadline_ms = self.now_ms() + self.limits.handshake_ms;
+        let slot = &mut self.slots[index as usize];
+        let id = slot.id;
+        slot.connection = Some(Connection::new(id, socket, peer, deadline_ms));
+        self.counters.connections.accepted.add(1);
+        self.arm(id);
+        self.unsent.push(index);
+        self.queue(index);
+    }
+
+    /// Arms the multishot poll of a connection's socket.
+    fn arm(&mut self, id: ConnectionId) {
+        let Some(connection) = self.slots[id.index as usize].connection.as_ref() else { return };
+        let events = PollFlags::IN | PollFlags::RDHUP;
+        let token = token::READABLE | id.packed();
+        self.ring.poll(connection.socket(), u32::from(events.bits()), true, token);
+    }
+
+    /// Lets a connection work and does what it asks for.
+    fn serve(
+        &mut self,
+        index: u32,
+        work: impl FnOnce(&mut Connection, &mut Surroundings<'_>) -> Outcome,
+    ) {
+        let Some(mut connection) = self.slots[index as usize].connection.take() else { return };
+        let metrics = &self.metrics;
+        let core_index = self.index;
+        let mut around = Surroundings {
+            core: &mut self.core,
+            directory: &self.directory,
+            counters: &self.counters,
+            now_ns: self.now_ns,
+            volume_counters: &|volume| metrics.volume(core_index, &volume.name),
+            limits: self.limits,
+        };
+        let outcome = work(&mut connection, &mut around);
+        let has_output = connection.has_output();
+        self.slots[index as usize].connection = Some(connection);
+        if has_output && !self.slots[index as usize].awaits_room {
+            self.unsent.push(index);
+        }
+        match outcome {
+            Outcome::Waiting => {}
+            Outcome::Ready => self.queue(index),
+            Outcome::Joining => self.start_join(index),
+            Outcome::Closed if has_output => {}
+            Outcome::Closed => self.close(index),
+        }
+    }
+
+    /// A client chose a volume: dead connections of that volume are closed first, on every core.
+    fn start_join(&mut self, index: u32) {
+        let Some(connection) = &self.slots[index as usize].connection else { return };
+        let Some(slot) = connection.volume().map(|volume| volume.slot) else { return };
+        let number = connection.id().packed();
+        self.close_dead(slot, Some(index));
+        let others = self.addresses.len() - 1;
+        self.slots[index as usize].joins = others;
+        let from = self.index;
+        for core in (0..self.addresses.len()).filter(|core| *core != from) {
+            self.post(core, CoreMessage::CloseDead { from, slot, connection: number });
+        }
+        if others == 0 {
+            self.serve(index, Connection::join);
+        }
+    }
+
+    fn joined(&mut self, number: u64) {
+        let id = ConnectionId::unpack(number);
+        if self.connection(id).is_none() {
+            return;
+        }
+        let slot = &mut self.slots[id.index as usize];
+        slot.joins -= 1;
+        if slot.joins == 0 {
+            self.serve(id.index, Connection::join);
+        }
+    }
+
+    /// Closes connections of the volume whose client has gone, so that none of their requests can
+    /// land after those of a successor.
+    fn close_dead(&mut self, slot: VolumeSlot, except: Option<u32>) {
+        for index in 0..self.slots.len() as u32 {
+            let of_volume = self.slots[index as usize].connection.as_ref().is_some_and(|c| {
+                Some(index) != except && c.volume().is_some_and(|v| v.slot == slot) && c.is_dead()
+            });
+            if of_volume {
+                self.serve(index, Connection::gone);
+                self.close(index);
+            }
+        }
+    }
+
+    fn close_volume(&mut self, slot: VolumeSlot) {
+        for index in 0..self.slots.len() as u32 {
+            let connection = self.slots[index as usize].connection.as_ref();
+            if connection.is_some_and(|c| c.volume().is_some_and(|v| v.slot == slot)) {
+                self.serve(index, Connection::gone);
+                self.close(index);
+            }
+        }
+    }
+
+    fn close(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let Some(connection) = slot.connection.take() else { return };
+        // The poll holds the socket open until it is cancelled.
+        self.ring.cancel(connection.socket(), token::IGNORED);
+        let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
+        drop(connection);
+        slot.id = slot.id.next();
+        slot.awaits_room = false;
+        slot.joins = 0;
+        self.free.push(index);
+        self.counters.connections.closed.add(1);
+    }
+
+    /// Puts a message into another core's inbox and rings its bell with this core's ring.
+    fn post(&mut self, core: usize, message: CoreMessage) {
+        let address = &self.addresses[core];
+        if address.post(message)
+            && let Some(ring) = address.bell().ring()
+        {
+            self.ring.message(ring, token::RUNG, token::IGNORED);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        self.carrier.carry_out(&mut self.core, &mut self.ring);
+        let mut done = std::mem::take(&mut self.core.effects.done);
+        for done in done.drain(..) {
+            let (id, request) = ConnectionId::of_ticket(done.ticket);
+            if self.connection(id).is_none() {
+                continue;
+            }
+            self.serve(id.index, |connection, around| {
+                connection.done(request, &done, around);
+                connection.after_done()
+            });
+        }
+        self.core.effects.done = done;
+        let mut peers = std::mem::take(&mut self.core.effects.peers);
+        if !peers.is_empty() {
+            let mut by_core: Vec<Vec<_>> = (0..self.addresses.len()).map(|_| vec![]).collect();
+            for (core, message) in peers.drain(..) {
+                by_core[core].push(message);
+            }
+            for (core, messages) in by_core.into_iter().enumerate() {
+                if !messages.is_empty() {
+                    self.post(core, CoreMessage::Peers { from: self.index, messages });
+                }
+            }
+        }
+        self.core.effects.peers = peers;
+    }
+
+    fn send_output(&mut self) {
+        let mut unsent = std::mem::take(&mut self.unsent);
+        for index in unsent.drain(..) {
+            let slot = &mut self.slots[index as usize];
+            let Some(connection) = &mut slot.connection else { continue };
+            if slot.awaits_room {
+                continue;
+            }
+            if connection.flush_output() {
+                if connection.is_over() {
+                    self.close(index);
+                } else if connection.wants_turn() {
+                    self.queue(index);
+                }
+            } else {
+                slot.awaits_room = true;
+                let token = token::WRITABLE | connection.id().packed();
+                let events = u32::from(PollFlags::OUT.bits());
+                self.ring.poll(connection.socket(), events, false, token);
+            }
+        }
+        self.unsent = unsent;
+    }
+
+    fn check_handshakes(&mut self, now_ms: u64) {
+        if now_ms < self.handshakes_checked_ms + 200 {
+            return;
+        }
+        self.handshakes_checked_ms = now_ms;
+        for index in 0..self.slots.len() as u32 {
+            let connection = self.slots[index as usize].connection.as_ref();
+            if let Some(connection) = connection.filter(|c| c.is_overdue(now_ms)) {
+                tracing::info!(peer = connection.peer(), "handshake took too long: closed");
+                self.counters.connections.handshake_failures.add(1);
+                self.close(index);
+            }
+        }
+    }
+
+    fn start_quiesce(&mut self, ack: Sender<()>) {
+        for slot in &mut self.slots {
+            if let Some(connection) = &mut slot.connection {
+                connection.finish();
+            }
+        }
+        self.quiesce = Some(Quiesce { ack, deadline_ms: self.now_ms() + QUIESCE_MS_MAX });
+    }
+
+    /// A stop: in-flight requests are answered and durable before the sockets are closed.
+    fn check_quiesce(&mut self, now_ms: u64) {
+        let Some(quiesce) = &self.quiesce else { return };
+        let late = now_ms >= quiesce.deadline_ms;
+        let answered = self.slots.iter().filter_map(|s| s.connection.as_ref()).all(|c| c.is_idle());
+        if !answered && !late {
+            return;
+        }
+        self.core.make_durable();
+        if !self.core.is_quiet() && !late {
+            return;
+        }
+        for index in 0..self.slots.len() as u32 {
+            if self.slots[index as usize].connection.is_some() {
+                self.serve(index, Connection::gone);
+                self.close(index);
+            }
+        }
+        if let Some(quiesce) = self.quiesce.take() {
+            drop(quiesce.ack);
+        }
+    }
+
+    fn sleep_or_submit(&mut self, now_ms: u64) -> std::io::Result<()> {
+        let busy = !self.ready.is_empty()
+            || !self.unsent.is_empty()
+            || self.carrier.has_failures()
+            || self.stopped;
+        if busy || !self.inbox.is_empty() {
+            return self.ring.submit();
+        }
+        let due_ms = if self.quiesce.is_some() { 5 } else { TURN_MS_MAX };
+        let timeout_ms = self.core.deadline_ms().unwrap_or(due_ms).clamp(1, due_ms);
+        if !self.spin.is_zero() {
+            let until = Instant::now() + self.spin;
+            while Instant::now() < until {
+                self.ring.submit()?;
+                if self.ring.has_completions() || !self.inbox.is_empty() {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.bell.flag().prepare();
+        if self.inbox.is_empty() {
+            let _ = now_ms;
+            self.ring.wait(Duration::from_millis(timeout_ms))?;
+        }
+        self.bell.flag().clear();
+        Ok(())
+    }
+
+    fn report(&self) -> CoreReport {
+        let mut report = CoreReport::default();
+        for (position, shard) in self.core.shards().iter().enumerate() {
+            let (overlay, base, _) = shard.index_bytes();
+            report.overlay_bytes += overlay as u64;
+            report.base_bytes += base as u64;
+            let log = shard.log();
+            let stats = log.stats();
+            report.shards.push(ShardStatus {
+                shard: shard.id().index() as u8,
+                core: self.index,
+                wal_total_bytes: stats.wal_bytes,
+                wal_used_bytes: stats.wal_used_bytes,
+                undurable_bytes: stats.undurable_bytes as u64,
+                resident_bytes: stats.resident_bytes as u64,
+                durable_batch: log.durable_through().0,
+                last_batch: log.last().0,
+                parked: self.core.parked(position) as u32,
+                failure: log.failed().map(|errno| {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    format!("the WAL cannot be written: {error}; reads go on, writes are refused")
+                }),
+            });
+        }
+        for volume in self.directory.all() {
+            let blocks = self.core.shards().iter().map(|s| s.uncommitted_blocks(volume.slot));
+            report.uncommitted_blocks.push((volume.slot, blocks.sum()));
+        }
+        report
+    }
+}

@@ -1,0 +1,220 @@
+//! Carries the core's effects out on the ring, the fetcher and the uploader, and brings back how
+//! they ended.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use taipan_engine::core::{Core, Io, OpKey};
+use taipan_engine::failpoint;
+use taipan_engine::ring::{AlignedBuf, Completed, FileSlot, Ring};
+
+use super::{BarrierScope, token};
+use crate::fetcher::Fetcher;
+use crate::inbox::CoreAddress;
+use crate::metrics::CoreCounters;
+use crate::uploader::UploaderAddress;
+
+/// Read buffers kept for reuse.
+const SPARE_BUFFERS: usize = 64;
+/// Read buffers larger than this are not kept.
+const SPARE_BYTES_MAX: usize = 64 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Write,
+    Read,
+    Barrier,
+}
+
+/// One operation of the core on the ring.
+#[derive(Debug)]
+struct Running {
+    kind: Kind,
+    /// Bytes that must be transferred; 0 for barriers.
+    expected: usize,
+    /// Ring operations outstanding (a barrier may be several).
+    parts: usize,
+    failure: Option<io::Error>,
+    started: Instant,
+}
+
+/// The driver's side of the core's effects.
+pub(super) struct Carrier {
+    files: Vec<FileSlot>,
+    barrier: BarrierScope,
+    fetcher: Fetcher,
+    uploader: UploaderAddress,
+    own: CoreAddress,
+    counters: Arc<CoreCounters>,
+    running: Vec<Option<Running>>,
+    failures: Vec<(OpKey, io::Error)>,
+    spare: Vec<AlignedBuf>,
+}
+
+impl Carrier {
+    pub(super) fn new(
+        files: Vec<FileSlot>,
+        barrier: BarrierScope,
+        fetcher: Fetcher,
+        uploader: UploaderAddress,
+        own: CoreAddress,
+        counters: Arc<CoreCounters>,
+    ) -> Self {
+        Self {
+            files,
+            barrier,
+            fetcher,
+            uploader,
+            own,
+            counters,
+            running: Vec::new(),
+            failures: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Whether [`Carrier::deliver_failures`] has something to do.
+    pub(super) fn has_failures(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
+    /// Starts everything that the core asked for, except replies and peer messages.
+    pub(super) fn carry_out(&mut self, core: &mut Core, ring: &mut Ring) {
+        let cores = core.cores();
+        let mut queue = std::mem::take(&mut core.effects.io);
+        for io in queue.drain(..) {
+            self.start(io, cores, ring);
+        }
+        core.effects.io = queue;
+        for fetch in core.effects.fetches.drain(..) {
+            self.fetcher.submit(fetch, self.own.clone());
+        }
+        if let Some(sealed) = core.effects.sealed.take() {
+            self.uploader.sealed(sealed);
+        }
+        if let Some(load) = core.effects.load.take() {
+            self.uploader.load(load);
+        }
+        for (volume, epoch) in core.effects.applied.drain(..) {
+            self.uploader.applied(volume, epoch);
+        }
+    }
+
+    fn start(&mut self, io: Io, cores: usize, ring: &mut Ring) {
+        match io {
+            Io::WalWrite { op, shard, write, slice } => {
+                if let Err(error) = failpoint::hit("wal.write") {
+                    self.refuse(op, Kind::Write, error);
+                    return;
+                }
+                self.run(op, Kind::Write, slice.len(), 1);
+                let file = self.files[shard.index() / cores];
+                let (offset, dsync) = (write.file_offset, write.dsync);
+                ring.write_arena(file, slice, offset, dsync, token::OP | u64::from(op.0));
+            }
+            Io::WalRead { op, shard, file_offset, len } => {
+                if let Err(error) = failpoint::hit("wal.read") {
+                    self.refuse(op, Kind::Read, error);
+                    return;
+                }
+                self.run(op, Kind::Read, len, 1);
+                let buffer = match self.spare.pop() {
+                    Some(buffer) if buffer.len() >= len => buffer,
+                    _ => AlignedBuf::zeroed(len),
+                };
+                let file = self.files[shard.index() / cores];
+                ring.read(file, buffer, len, file_offset, token::OP | u64::from(op.0));
+            }
+            Io::Barrier { op, shards } => {
+                if let Err(error) = failpoint::hit("wal.barrier") {
+                    self.refuse(op, Kind::Barrier, error);
+                    return;
+                }
+                let mask = match self.barrier {
+                    BarrierScope::Device => shards & shards.wrapping_neg(),
+                    BarrierScope::File => shards,
+                };
+                self.run(op, Kind::Barrier, 0, mask.count_ones() as usize);
+                for shard in (0..16usize).filter(|shard| mask & 1 << shard != 0) {
+                    ring.fdatasync(self.files[shard / cores], token::OP | u64::from(op.0));
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, op: OpKey, kind: Kind, expected: usize, parts: usize) {
+        let index = op.0 as usize;
+        if self.running.len() <= index {
+            self.running.resize_with(index + 1, || None);
+        }
+        let started = Instant::now();
+        let running = Running { kind, expected, parts, failure: None, started };
+        assert!(self.running[index].replace(running).is_none(), "an operation runs once");
+    }
+
+    /// Books an operation that a failpoint refuses; delivered in the next turn.
+    fn refuse(&mut self, op: OpKey, kind: Kind, error: io::Error) {
+        self.run(op, kind, 0, 1);
+        self.failures.push((op, error));
+    }
+
+    /// Delivers the refusals of failpoints as if the device had made them.
+    pub(super) fn deliver_failures(&mut self, core: &mut Core) {
+        for (op, error) in std::mem::take(&mut self.failures) {
+            self.running[op.0 as usize] = None;
+            self.counters.wal.errors.add(1);
+            core.io_done(op, Err(error), &[]);
+        }
+    }
+
+    /// A ring operation of the core ended.
+    pub(super) fn completed(&mut self, op: OpKey, completed: &Completed, core: &mut Core) {
+        let slot = &mut self.running[op.0 as usize];
+        let running = slot.as_mut().expect("completions belong to running operations");
+        if let Err(error) = completed.transferred(running.expected) {
+            running.failure.get_or_insert(error);
+        }
+        running.parts -= 1;
+        if running.parts > 0 {
+            return;
+        }
+        let running = slot.take().expect("looked at above");
+        let result = running.failure.map_or(Ok(()), Err);
+        self.count(running.kind, running.expected, running.started.elapsed(), result.is_err());
+        if let Err(error) = &result {
+            tracing::error!(operation = ?running.kind, %error, "WAL operation failed");
+        }
+        let data = completed.buffer.as_deref().map_or(&[][..], |b| &b[..running.expected]);
+        core.io_done(op, result, data);
+    }
+
+    /// Keeps a read buffer for the next read.
+    pub(super) fn recycle(&mut self, buffer: Option<AlignedBuf>) {
+        if let Some(buffer) = buffer
+            && self.spare.len() < SPARE_BUFFERS
+            && buffer.len() <= SPARE_BYTES_MAX
+        {
+            self.spare.push(buffer);
+        }
+    }
+
+    fn count(&self, kind: Kind, bytes: usize, took: Duration, failed: bool) {
+        if failed {
+            self.counters.wal.errors.add(1);
+            return;
+        }
+        match kind {
+            Kind::Write => {
+                self.counters.wal.writes.add(1);
+                self.counters.wal.write_bytes.add(bytes as u64);
+                self.counters.wal_write_latency.record(took);
+            }
+            Kind::Barrier => {
+                self.counters.wal.barriers.add(1);
+                self.counters.wal_barrier_latency.record(took);
+            }
+            Kind::Read => {}
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The volumes that this daemon serves, shared by all its threads.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use taipan_engine::api::{Lineage, VolumeState};
+use taipan_engine::identity::VolumeId;
+use taipan_engine::registry::LocalHead;
+use taipan_engine::shard::VolumeSlot;
+use taipan_engine::volume::{VolumeName, VolumeSettings};
+use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
+
+/// One served volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its index in the tables of the cores.
+    pub slot: VolumeSlot,
+    /// Its settings now.
+    pub settings: RwLock<VolumeSettings>,
+    /// Open connections on all cores.
+    pub connections: AtomicU32,
+    /// Refuse writes.
+    pub read_only: AtomicBool,
+    /// No new connections: it is being deleted.
+    pub closing: AtomicBool,
+    /// Last committed cut.
+    pub committed_epoch: AtomicU64,
+    /// Last committed manifest.
+    pub manifest: AtomicU64,
+    /// Writer generation.
+    pub generation: AtomicU64,
+    /// Committed blocks that hold data.
+    pub mapped_blocks: AtomicU64,
+    /// Chunk objects with live blocks.
+    pub chunks: AtomicU64,
+    /// Heap bytes of the committed index.
+    pub index_bytes: AtomicU64,
+    /// Milliseconds of the daemon's clock at the last commit; 0: none yet.
+    pub last_commit_ms: AtomicU64,
+    /// What became of answered writes at the last start.
+    pub lineage: Lineage,
+    /// Whether it is served, and why not.
+    pub state: RwLock<(VolumeState, Option<String>)>,
+}
+
+impl Volume {
+    /// A volume that was just opened for writing.
+    pub fn serving(slot: VolumeSlot, local: &LocalHead, was_clean: bool) -> Self {
+        Self {
+            name: local.name.clone(),
+            id: local.id,
+            slot,
+            settings: RwLock::new(local.settings.clone()),
+            connections: AtomicU32::new(0),
+            read_only: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            committed_epoch: AtomicU64::new(local.committed_epoch.0),
+            manifest: AtomicU64::new(local.head.0),
+            generation: AtomicU64::new(local.generation.0),
+            mapped_blocks: AtomicU64::new(0),
+            chunks: AtomicU64::new(0),
+            index_bytes: AtomicU64::new(0),
+            last_commit_ms: AtomicU64::new(0),
+            lineage: if was_clean { Lineage::Intact } else { Lineage::Broken },
+            state: RwLock::new((VolumeState::Online, None)),
+        }
+    }
+
+    /// A volume that cannot be served, with the reason.
+    pub fn refused(
+        slot: VolumeSlot,
+        (name, id): (VolumeName, VolumeId),
+        settings: VolumeSettings,
+        cause: String,
+    ) -> Self {
+        let local = LocalHead::named(id, name, settings);
+        let volume = Self::serving(slot, &local, true);
+        volume.set_state(VolumeState::Refused, Some(cause));
+        volume
+    }
+
+    /// The settings now.
+    pub fn settings(&self) -> VolumeSettings {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The state now, with its cause.
+    pub fn state(&self) -> (VolumeState, Option<String>) {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the state.
+    pub fn set_state(&self, state: VolumeState, cause: Option<String>) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = (state, cause);
+    }
+
+    /// What a client is told about the volume.
+    pub fn export(&self) -> Result<ExportInfo, LookupError> {
+        let (state, cause) = self.state();
+        let why = || cause.unwrap_or_else(|| "see the server's status".to_owned());
+        match state {
+            VolumeState::Refused | VolumeState::Fenced => return Err(LookupError::Policy(why())),
+            VolumeState::Deleting => return Err(LookupError::Unknown),
+            VolumeState::Online | VolumeState::ReadOnly | VolumeState::Unverified => {}
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Err(LookupError::Unknown);
+        }
+        let settings = self.settings();
+        let mut info = ExportInfo::new(self.name.as_str(), settings.size_bytes);
+        info.preferred_block = settings.block_size_bytes.max(4096);
+        info.read_only = self.read_only.load(Ordering::Acquire);
+        info.description = format!("Taipan volume {}", self.id);
+        Ok(info)
+    }
+}
+
+/// All volumes by name.
+#[derive(Debug, Default)]
+pub struct Directory {
+    volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
+    stopping: AtomicBool,
+}
+
+impl Directory {
+    /// The volume of that name.
+    pub fn get(&self, name: &VolumeName) -> Option<Arc<Volume>> {
+        self.volumes.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// All volumes, by name.
+    pub fn all(&self) -> Vec<Arc<Volume>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.values().cloned().collect()
+    }
+
+    /// Adds a volume; the name must be free.
+    pub fn insert(&self, volume: Arc<Volume>) {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        let earlier = volumes.insert(volume.name.clone(), volume);
+        assert!(earlier.is_none(), "a volume name is inserted once");
+    }
+
+    /// Removes a volume.
+    pub fn remove(&self, name: &VolumeName) {
+        self.volumes.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The lowest slot that no volume has.
+    pub fn free_slot(&self) -> VolumeSlot {
+        let taken: Vec<VolumeSlot> = self.all().iter().map(|volume| volume.slot).collect();
+        let free = (0..).map(VolumeSlot).find(|slot| !taken.contains(slot));
+        free.expect("there are more slots than volumes")
+    }
+
+    /// Refuses every further negotiation.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// The volume that a client means; an empty name means the only one there is.
+    pub fn resolve(&self, name: &str) -> Result<Arc<Volume>, LookupError> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(LookupError::Shutdown);
+        }
+        if name.is_empty() {
+            let volumes = self.all();
+            return match volumes.as_slice() {
+                [only] => Ok(Arc::clone(only)),
+                _ => Err(LookupError::Unknown),
+            };
+        }
+        let name = VolumeName::parse(name).map_err(|_| LookupError::Unknown)?;
+        self.get(&name).ok_or(LookupError::Unknown)
+    }
+}
+
+impl ExportDirectory for Directory {
+    fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(LookupError::Shutdown);
+        }
+        for volume in self.all() {
+            if let Ok(info) = volume.export() {
+                visit(volume.name.as_str(), &info.description);
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
+        self.resolve(name)?.export()
+    }
+}

@@ -1,0 +1,160 @@
+//! What other threads send to a data core, and how they reach it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use taipan_engine::api::ShardStatus;
+use taipan_engine::block::ShardId;
+use taipan_engine::core::{Committed, Failure, OpKey, PeerMessage};
+use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::index::{Overlay, ShardBase};
+use taipan_engine::shard::VolumeSlot;
+use taipan_engine::volume::{Ack, VolumeSettings};
+
+use crate::doorbell::Doorbell;
+
+/// A message to a data core.
+pub enum CoreMessage {
+    /// A connection to serve.
+    Accepted {
+        /// The socket, non-blocking.
+        socket: OwnedFd,
+        /// Who it is, for the log.
+        peer: String,
+    },
+    /// What another data core said in one of its turns, in order.
+    Peers {
+        /// Which core.
+        from: usize,
+        /// What it said.
+        messages: Vec<PeerMessage>,
+    },
+    /// Close the dead connections of a volume before a new one starts (DESIGN §4.8), then answer
+    /// [`CoreMessage::DeadClosed`].
+    CloseDead {
+        /// Who asks.
+        from: usize,
+        /// The volume.
+        slot: VolumeSlot,
+        /// The asker's connection.
+        connection: u64,
+    },
+    /// The answer to [`CoreMessage::CloseDead`].
+    DeadClosed {
+        /// The asker's connection.
+        connection: u64,
+    },
+    /// Blocks from the backend, verified, or why there are none.
+    Fetched {
+        /// The core's operation.
+        op: OpKey,
+        /// The wanted blocks one after the other.
+        blocks: Result<Vec<u8>, Failure>,
+    },
+    /// Look at the epoch: a cut is wanted.
+    Seal,
+    /// A cut of a volume is committed.
+    Committed(Committed),
+    /// The backend has no room, or has again.
+    BackendFull(bool),
+    /// Serve a volume. Acknowledged by dropping `ack`.
+    AddVolume(Box<AddVolume>),
+    /// Stop serving a deleted volume and close its connections.
+    RemoveVolume {
+        /// Its slot.
+        slot: VolumeSlot,
+        /// Dropped when done.
+        ack: Sender<()>,
+    },
+    /// Change a volume's settings.
+    Configure {
+        /// Its slot.
+        slot: VolumeSlot,
+        /// When writes are answered.
+        ack_mode: Ack,
+        /// Refuse writes.
+        read_only: bool,
+    },
+    /// Report the state of the shards.
+    Report(Sender<CoreReport>),
+    /// Another writer owns the volume: refuse its writes and close its connections.
+    FenceVolume {
+        /// Its slot.
+        slot: VolumeSlot,
+    },
+    /// A volume that is not served here: its records in the WAL need not be kept.
+    ForgetVolume {
+        /// Its identity.
+        id: VolumeId,
+    },
+    /// Answer what is in flight, make it durable, close the sockets, accept no more; then drop the
+    /// sender.
+    Quiesce(Sender<()>),
+    /// End the loop.
+    Stop,
+}
+
+/// A volume for one core.
+pub struct AddVolume {
+    /// Its slot.
+    pub slot: VolumeSlot,
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its settings.
+    pub settings: VolumeSettings,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Last committed cut.
+    pub committed: Epoch,
+    /// Overlay and base of each of the core's shards.
+    pub parts: Vec<(ShardId, Overlay, ShardBase)>,
+    /// Dropped when the volume is served.
+    pub ack: Sender<()>,
+}
+
+/// State of a core.
+#[derive(Clone, Debug, Default)]
+pub struct CoreReport {
+    /// Its shards.
+    pub shards: Vec<ShardStatus>,
+    /// Blocks of each volume that are in no committed chunk.
+    pub uncommitted_blocks: Vec<(VolumeSlot, u64)>,
+    /// Heap bytes of the overlays.
+    pub overlay_bytes: u64,
+    /// Heap bytes of the committed index.
+    pub base_bytes: u64,
+}
+
+/// The sending side of a core's inbox. Everything in it is bounded by what its senders may have
+/// outstanding: requests of connections, fetches, one cut.
+#[derive(Clone)]
+pub struct CoreAddress {
+    sender: Sender<CoreMessage>,
+    bell: Arc<Doorbell>,
+}
+
+impl CoreAddress {
+    /// An inbox with its bell.
+    pub fn new() -> std::io::Result<(Self, Receiver<CoreMessage>)> {
+        let (sender, receiver) = unbounded();
+        Ok((Self { sender, bell: Doorbell::new()? }, receiver))
+    }
+
+    /// Sends from a thread without a ring. A core that has ended takes nothing more.
+    pub fn send(&self, message: CoreMessage) {
+        if self.sender.send(message).is_ok() {
+            self.bell.wake();
+        }
+    }
+
+    /// Puts a message in the inbox; true if the core must be woken by [`Doorbell::ring`].
+    pub fn post(&self, message: CoreMessage) -> bool {
+        self.sender.send(message).is_ok() && self.bell.flag().must_wake()
+    }
+
+    /// The core's bell.
+    pub fn bell(&self) -> &Arc<Doorbell> {
+        &self.bell
+    }
+}

@@ -1,0 +1,280 @@
+//! Brings the 16 logs back at start: replay, what only shared memory still has, fresh regions.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use taipan_engine::arena::{Arena, ArenaReader};
+use taipan_engine::block::ShardId;
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::failpoint;
+use taipan_engine::identity::{Epoch, Lsn, VolumeId};
+use taipan_engine::index::{Overlay, Point};
+use taipan_engine::registry::RecordFate;
+use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
+use taipan_engine::wal::region_files::{boot_id, create_region, list_regions};
+use taipan_engine::wal::{
+    Content, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, recover_shard,
+};
+
+/// Shards are replayed by so many threads.
+const REPLAY_THREADS: usize = 4;
+
+/// The WAL directory with everything that replay found in it.
+pub struct Replayed {
+    files: WalFiles,
+    dir: PathBuf,
+    config: LogConfig,
+    shards: Vec<(LogIdentity, Recovered)>,
+    old_regions: Vec<PathBuf>,
+    /// Whether the memory of the process before is there for every shard.
+    pub memory_survived: bool,
+}
+
+/// One shard ready to run, except for the volumes' overlays that are added to it.
+pub struct ReadyShard {
+    /// The shard.
+    pub id: ShardId,
+    /// Its log; everything recovered is durable in it.
+    pub log: ShardLog,
+    /// Number of the next record.
+    pub next_lsn: Lsn,
+    /// Its WAL file.
+    pub file: Arc<File>,
+    /// Its batch memory, for the uploader.
+    pub arena: ArenaReader,
+}
+
+/// Counts for the status and the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RecoveryFigures {
+    /// Batches that count.
+    pub batches: u64,
+    /// Records taken over.
+    pub records: u64,
+    /// Records that only memory had.
+    pub region_records: u64,
+    /// Batches cut off as a torn tail.
+    pub torn_batches: u64,
+}
+
+impl Replayed {
+    /// Opens or creates the WAL in `dir` and replays it with the regions in `runtime_dir`.
+    pub fn open(dir: &Path, runtime_dir: &Path, wanted: &LogConfig) -> Result<Self> {
+        let files = WalFiles::open(dir, wanted)?;
+        let config = files.fit(wanted)?;
+        let boot = boot_id()?;
+        let found = list_regions(runtime_dir)?;
+        let memory_survived =
+            ShardId::all().all(|shard| found.iter().any(|region| region.shard == shard));
+        let mut shards = Vec::new();
+        let ids: Vec<ShardId> = ShardId::all().collect();
+        for group in ids.chunks(REPLAY_THREADS) {
+            let replayed: Vec<Result<(LogIdentity, Recovered)>> = std::thread::scope(|scope| {
+                let replay = |shard: &ShardId| {
+                    let identity = files.identity(*shard, boot);
+                    let paths = found.iter().filter(|region| region.shard == identity.shard);
+                    let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
+                    let files = &files;
+                    scope.spawn(move || replay_shard(files, identity, &paths))
+                };
+                let threads: Vec<_> = group.iter().map(replay).collect();
+                threads.into_iter().map(|t| t.join().expect("replay does not panic")).collect()
+            });
+            for shard in replayed {
+                shards.push(shard?);
+            }
+        }
+        let old_regions = found.into_iter().map(|region| region.path).collect();
+        Ok(Self { files, dir: dir.to_owned(), config, shards, old_regions, memory_survived })
+    }
+
+    /// Greatest epoch ever stamped, as far as can be seen.
+    pub fn stamped_through(&self) -> Epoch {
+        self.shards.iter().map(|(_, found)| found.max_epoch).max().unwrap_or_default()
+    }
+
+    /// Every volume that has records.
+    pub fn volumes(&self) -> Vec<VolumeId> {
+        let mut ids: Vec<VolumeId> = Vec::new();
+        for (_, found) in &self.shards {
+            ids.extend(found.records().map(|record| record.volume));
+            ids.extend(found.region_only.iter().map(|record| record.volume));
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Sizes of each shard's log.
+    pub fn config(&self) -> &LogConfig {
+        &self.config
+    }
+
+    /// Whether records of the volume were found that `fate` wants quarantined.
+    pub fn has_foreign(&self, id: VolumeId, fate: impl Fn(Epoch) -> RecordFate) -> bool {
+        self.shards.iter().any(|(_, found)| {
+            let in_file = found.records().map(|record| (record.volume, record.epoch));
+            let in_memory = found.region_only.iter().map(|record| (record.volume, record.epoch));
+            in_file
+                .chain(in_memory)
+                .any(|(volume, epoch)| volume == id && fate(epoch) == RecordFate::Quarantine)
+        })
+    }
+
+    /// The overlay of one volume in one shard: its records that no manifest holds.
+    pub fn overlay(
+        &self,
+        shard: ShardId,
+        id: VolumeId,
+        fate: impl Fn(Epoch) -> RecordFate,
+    ) -> Overlay {
+        let mut overlay = Overlay::new();
+        let (_, found) = &self.shards[shard.index()];
+        for record in found.records() {
+            if record.volume != id || fate(record.epoch) != RecordFate::Replay {
+                continue;
+            }
+            match &record.content {
+                Content::Data { .. } => {
+                    for (local, place, crc) in record.points() {
+                        overlay.insert_point(local, Point { lsn: record.lsn, place, crc });
+                    }
+                }
+                Content::Mark(_) => overlay.insert_zero(record.blocks.clone(), record.lsn),
+            }
+        }
+        overlay
+    }
+
+    /// Makes the logs: fresh regions, then the records that only old memory had are written to the
+    /// files again and made durable, then the old regions go. `wanted` says whether a record is
+    /// needed, `enter` is told where its blocks are now.
+    pub fn resume(
+        self,
+        runtime_dir: &Path,
+        wanted: impl Fn(VolumeId, Epoch) -> bool,
+        mut enter: impl FnMut(ShardId, VolumeId, Recovery),
+    ) -> Result<(Vec<ReadyShard>, RecoveryFigures, WalFiles)> {
+        let mut figures = RecoveryFigures::default();
+        let mut ready = Vec::new();
+        for (identity, found) in self.shards {
+            figures.batches += found.batches().len() as u64;
+            figures.records += found.records().count() as u64;
+            figures.region_records += found.region_only.len() as u64;
+            if let Some(torn) = found.torn {
+                figures.torn_batches += torn.void_batches + 1;
+                tracing::warn!(
+                    shard = %identity.shard, first = %torn.first, void = torn.void_batches,
+                    "the log ended in a torn tail: writes that were never durable are void"
+                );
+            }
+            let shard = identity.shard;
+            let bytes = self.config.arena_bytes;
+            let region = create_region(runtime_dir, identity.incarnation, shard, bytes)?;
+            let arena = Arena::map_file(&region, bytes)?;
+            let mut log = ShardLog::resume(identity, self.config, arena, &found)?;
+            let file = self.files.file(shard);
+            write_out(&mut log, file)?;
+            for record in &found.region_only {
+                if !wanted(record.volume, record.epoch) {
+                    continue;
+                }
+                let points = append(&mut log, file, record)?;
+                let blocks = record.blocks.clone();
+                enter(shard, record.volume, Recovery { lsn: record.lsn, blocks, points });
+            }
+            log.close();
+            write_out(&mut log, file)?;
+            let clone = file
+                .try_clone()
+                .map_err(|e| Error::io("opening the WAL file again", e))?;
+            ready.push(ReadyShard {
+                id: shard,
+                arena: log.reader(),
+                next_lsn: found.next_lsn,
+                log,
+                file: Arc::new(clone),
+            });
+        }
+        for path in self.old_regions {
+            fs::remove_file(&path)
+                .map_err(|e| Error::io("removing an old region", e).with_path(path))?;
+        }
+        Ok((ready, figures, self.files))
+    }
+
+    /// The WAL files by shard.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        ShardId::all().map(|shard| shard_path(&self.dir, shard)).collect()
+    }
+}
+
+/// A record that was taken from old memory into the log.
+pub struct Recovery {
+    /// Its number.
+    pub lsn: Lsn,
+    /// Its shard-local blocks.
+    pub blocks: std::ops::Range<u64>,
+    /// Where its blocks are now; empty for a mark.
+    pub points: Vec<Point>,
+}
+
+fn replay_shard(
+    files: &WalFiles,
+    identity: LogIdentity,
+    regions: &[PathBuf],
+) -> Result<(LogIdentity, Recovered)> {
+    let media = files.media(identity.shard)?;
+    let open = |path: &PathBuf| {
+        File::open(path).map_err(|e| Error::io("opening a memory region", e).with_path(path))
+    };
+    let regions: Vec<File> = regions.iter().map(open).collect::<Result<_>>()?;
+    let regions: Vec<FileMedia<'_>> = regions.iter().map(FileMedia::new).collect::<Result<_>>()?;
+    let regions: Vec<&dyn ReadMedia> = regions.iter().map(|r| r as &dyn ReadMedia).collect();
+    let found = recover_shard(&identity, &media, &regions).map_err(|damage| {
+        Error::corrupt(format!("the WAL of shard {} is damaged: {damage}", identity.shard))
+            .with_shard(identity.shard)
+    })?;
+    Ok((identity, found))
+}
+
+/// Appends one record again; writes out and retries when memory is short.
+fn append(
+    log: &mut ShardLog,
+    file: &File,
+    record: &taipan_engine::wal::RegionRecord,
+) -> Result<Vec<Point>> {
+    failpoint::hit("region.append").map_err(|e| Error::io("a failpoint refused", e))?;
+    for _ in 0..2 {
+        let mut points = Vec::new();
+        let lsn = record.lsn;
+        let appended =
+            log.append_recovered(record, |_, place, crc| points.push(Point { lsn, place, crc }));
+        if appended.is_ok() {
+            return Ok(points);
+        }
+        log.close();
+        write_out(log, file)?;
+    }
+    let text = "the log has no room for what the process before answered; nothing is lost, \
+                the region is kept";
+    Err(Error::new(ErrorKind::Full, text).with_shard(log.identity().shard))
+}
+
+/// Writes what is queued and makes it durable.
+fn write_out(log: &mut ShardLog, file: &File) -> Result<()> {
+    let failed = |e| Error::io("writing recovered records to the WAL", e);
+    while let Some(write) = log.start_write(false) {
+        let result = file.write_all_at(log.write_bytes(&write), write.file_offset);
+        let result = result.and_then(|()| if write.dsync { file.sync_data() } else { Ok(()) });
+        let code = result.as_ref().map(|()| ()).map_err(|e| e.raw_os_error().unwrap_or(0));
+        log.write_finished(&write, code);
+        result.map_err(failed)?;
+    }
+    let mark = log.barrier_mark();
+    file.sync_data().map_err(failed)?;
+    log.barrier_finished(mark, Ok(()));
+    Ok(())
+}

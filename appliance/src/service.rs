@@ -1,0 +1,438 @@
+//! The running data plane as the control plane and the daemon see it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use taipan_engine::api::{
+    BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, Status,
+    VolumeInfo, VolumePatch, WalStatus,
+};
+use taipan_engine::core::EpochClock;
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::volume::{VolumeName, VolumeSettings};
+use taipan_engine::wal::files::WalFiles;
+
+use crate::budget::{MemoryBudget, resident_bytes};
+use crate::config::Config;
+use crate::control::Appliance;
+use crate::daemon::Running;
+use crate::directory::{Directory, Volume};
+use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
+use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::sync_mode::SyncChoice;
+use crate::uploader::{Request, UploaderAddress, UploaderState};
+
+/// How long a core may take to report.
+const REPORT_WAIT: Duration = Duration::from_secs(2);
+/// How long the uploader may take for a request other than a drain.
+const REQUEST_WAIT: Duration = Duration::from_secs(110);
+/// How long a stop waits for the cores to answer and flush.
+const QUIESCE_WAIT: Duration = Duration::from_secs(20);
+
+/// What a service is made of.
+pub struct ServiceParts {
+    /// Settings.
+    pub config: Config,
+    /// Data directory.
+    pub data_dir: PathBuf,
+    /// Directory of the memory that outlives the process.
+    pub runtime_dir: PathBuf,
+    /// Limits of memory.
+    pub budget: MemoryBudget,
+    /// The volumes.
+    pub directory: Arc<Directory>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// The global epoch.
+    pub clock: Arc<EpochClock>,
+    /// The data cores.
+    pub addresses: Vec<CoreAddress>,
+    /// The uploader.
+    pub uploader: UploaderAddress,
+    /// Its state.
+    pub state: Arc<UploaderState>,
+    /// What the backend is.
+    pub backend: String,
+    /// How WAL writes become durable.
+    pub sync: SyncChoice,
+    /// Where NBD is served.
+    pub listening: Vec<String>,
+    /// Zero of the daemon's clock.
+    pub started: Instant,
+    /// The locked WAL files.
+    pub files: WalFiles,
+}
+
+/// The threads of the data plane.
+#[derive(Default)]
+pub struct Threads {
+    /// Data cores.
+    pub data: Vec<JoinHandle<std::io::Result<()>>>,
+    /// The uploader.
+    pub uploader: Option<JoinHandle<()>>,
+    /// The acceptor and what ends it.
+    pub acceptor: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
+}
+
+/// The running data plane.
+pub struct Service {
+    shared: Arc<Shared>,
+    threads: Mutex<Threads>,
+}
+
+struct Shared {
+    parts: ServiceParts,
+    recovery: Mutex<RecoveryStatus>,
+    run_state: Mutex<RunState>,
+}
+
+impl Service {
+    /// A service whose threads follow with [`Service::adopt`].
+    pub fn new(parts: ServiceParts) -> Self {
+        let shared = Shared {
+            parts,
+            recovery: Mutex::default(),
+            run_state: Mutex::new(RunState::Serving),
+        };
+        Self { shared: Arc::new(shared), threads: Mutex::default() }
+    }
+
+    /// Takes over the threads.
+    pub fn adopt(&self, threads: Threads) {
+        *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+    }
+
+    /// The volumes.
+    pub fn directory(&self) -> &Directory {
+        &self.shared.parts.directory
+    }
+
+    /// Keeps what the start recovered, for the status.
+    pub fn set_recovery(&self, recovery: RecoveryStatus) {
+        *self.shared.recovery.lock().unwrap_or_else(PoisonError::into_inner) = recovery;
+    }
+
+    /// Creates the configured volumes that do not exist yet; existing ones keep their settings.
+    pub fn create_configured(&self) -> Result<()> {
+        for wanted in &self.shared.parts.config.volumes {
+            match self.shared.parts.directory.get(&wanted.name) {
+                Some(volume) => {
+                    for difference in wanted.differences(&volume.settings()) {
+                        tracing::warn!(
+                            volume = %wanted.name,
+                            "the volume exists and keeps its settings: {difference}"
+                        );
+                    }
+                }
+                None => {
+                    let (name, settings) = (wanted.name.clone(), wanted.settings.clone());
+                    self.shared.ask(|reply| Request::Create { name, settings, reply })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Running for Service {
+    fn appliance(&self) -> Arc<dyn Appliance> {
+        Arc::clone(&self.shared) as Arc<dyn Appliance>
+    }
+
+    fn stop(self: Box<Self>, drain: bool) -> Result<()> {
+        self.shared.set_run_state(RunState::Stopping);
+        let mut threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some((acceptor, stop)) = threads.acceptor.take() {
+            stop.store(true, Ordering::Release);
+            let _ = acceptor.join();
+        }
+        let (ack, quiet) = bounded(0);
+        for core in &self.shared.parts.addresses {
+            core.send(CoreMessage::Quiesce(ack.clone()));
+        }
+        drop(ack);
+        // The channel closes when every core has answered, flushed and closed its sockets.
+        let _ = quiet.recv_timeout(QUIESCE_WAIT);
+        let mut result = if drain { self.shared.drain() } else { Ok(()) };
+        let durable = self.shared.everything_durable();
+        if !durable {
+            let text = "not everything answered could be made durable; the memory regions are kept";
+            result = result.and(Err(Error::new(ErrorKind::Io, text)));
+        }
+        let closed = self.shared.ask(|reply| Request::Stop { clean: durable, reply });
+        for core in &self.shared.parts.addresses {
+            core.send(CoreMessage::Stop);
+        }
+        for thread in threads.data {
+            if let Ok(Err(error)) = thread.join() {
+                result = result.and(Err(Error::io("a data core failed", error)));
+            }
+        }
+        if let Some(uploader) = threads.uploader {
+            let _ = uploader.join();
+        }
+        if durable && closed.is_ok() {
+            self.shared.remove_regions();
+        }
+        result.and(closed)
+    }
+}
+
+impl Shared {
+    fn set_run_state(&self, state: RunState) {
+        *self.run_state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// Sends a request to the uploader and waits for its answer.
+    fn ask(
+        &self,
+        request: impl FnOnce(crossbeam_channel::Sender<Result<()>>) -> Request,
+    ) -> Result<()> {
+        let (reply, answer) = bounded(1);
+        self.parts.uploader.request(request(reply));
+        answer.recv_timeout(REQUEST_WAIT).unwrap_or_else(|_| {
+            let text = "the uploader does not answer; the backend may be slow, see the status";
+            Err(Error::new(ErrorKind::Transient, text))
+        })
+    }
+
+    fn reports(&self) -> Vec<CoreReport> {
+        let (reply, answers) = bounded(self.parts.addresses.len());
+        for core in &self.parts.addresses {
+            core.send(CoreMessage::Report(reply.clone()));
+        }
+        drop(reply);
+        let deadline = Instant::now() + REPORT_WAIT;
+        let mut reports = Vec::new();
+        while let Ok(report) = answers.recv_deadline(deadline) {
+            reports.push(report);
+        }
+        reports
+    }
+
+    fn everything_durable(&self) -> bool {
+        let reports = self.reports();
+        reports.len() == self.parts.addresses.len()
+            && reports.iter().flat_map(|report| &report.shards).all(|shard| {
+                shard.failure.is_none() && shard.durable_batch >= shard.last_batch
+            })
+    }
+
+    /// The regions of this process hold nothing that is not durable elsewhere.
+    fn remove_regions(&self) {
+        let Ok(regions) = taipan_engine::wal::region_files::list_regions(&self.parts.runtime_dir)
+        else {
+            return;
+        };
+        let own = self.parts.files.state().incarnation;
+        for region in regions.into_iter().filter(|region| region.incarnation <= own) {
+            if let Err(error) = std::fs::remove_file(&region.path) {
+                tracing::warn!(path = %region.path.display(), %error, "region not removed");
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.parts.started.elapsed().as_millis() as u64
+    }
+
+    fn info(&self, volume: &Volume, reports: &[CoreReport]) -> VolumeInfo {
+        let (state, cause) = volume.state();
+        let settings = volume.settings();
+        let uncommitted: u64 = reports
+            .iter()
+            .flat_map(|report| &report.uncommitted_blocks)
+            .filter(|(slot, _)| *slot == volume.slot)
+            .map(|(_, blocks)| blocks)
+            .sum();
+        let load = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+        let committed_ms = load(&volume.last_commit_ms);
+        VolumeInfo {
+            name: volume.name.clone(),
+            id: volume.id,
+            dirty_bytes: uncommitted * u64::from(settings.block_size_bytes),
+            settings,
+            state,
+            cause,
+            lineage: volume.lineage,
+            connections: volume.connections.load(Ordering::Relaxed),
+            mapped_blocks: load(&volume.mapped_blocks),
+            committed_epoch: load(&volume.committed_epoch),
+            manifest: load(&volume.manifest),
+            generation: load(&volume.generation),
+            chunks: load(&volume.chunks),
+            index_bytes: load(&volume.index_bytes),
+            last_commit_age_seconds: (committed_ms > 0)
+                .then(|| self.now_ms().saturating_sub(committed_ms) as f64 / 1000.0),
+        }
+    }
+
+    fn backend_status(&self) -> BackendStatus {
+        let state = &self.parts.state;
+        let since = state.failing_since_ms.load(Ordering::Relaxed);
+        let failing = (since > 0).then(|| self.now_ms().saturating_sub(since) as f64 / 1000.0);
+        BackendStatus {
+            url: self.parts.backend.clone(),
+            state: match failing {
+                None => BackendState::Healthy,
+                Some(_) if state.full.load(Ordering::Relaxed) => BackendState::Full,
+                Some(_) => BackendState::Retrying,
+            },
+            last_error: state.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            failing_seconds: failing,
+        }
+    }
+
+    fn problems(&self, status: &Status) -> Vec<String> {
+        let mut problems = Vec::new();
+        for shard in &status.shards {
+            if let Some(failure) = &shard.failure {
+                problems.push(format!("shard {}: {failure}", shard.shard));
+            }
+        }
+        if status.backend.state != BackendState::Healthy {
+            let error = status.backend.last_error.as_deref().unwrap_or("unknown error");
+            problems.push(format!("backend: commits wait: {error}"));
+        }
+        for volume in &status.volumes {
+            if let Some(cause) = &volume.cause {
+                problems.push(format!("volume {}: {cause}", volume.name));
+            }
+        }
+        if status.shards.len() < taipan_engine::block::SHARD_COUNT {
+            problems.push("a data core does not report".to_owned());
+        }
+        problems
+    }
+}
+
+impl Appliance for Shared {
+    fn status(&self) -> Status {
+        let parts = &self.parts;
+        let reports = self.reports();
+        let volumes = parts.directory.all();
+        let volumes: Vec<_> = volumes.iter().map(|v| self.info(v, &reports)).collect();
+        let mut shards: Vec<_> = reports.iter().flat_map(|r| r.shards.iter().cloned()).collect();
+        shards.sort_by_key(|shard| shard.shard);
+        let overlays: u64 = reports.iter().map(|report| report.overlay_bytes).sum();
+        let bases: u64 = volumes.iter().map(|volume| volume.index_bytes).sum();
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: parts.started.elapsed().as_secs_f64(),
+            state: *self.run_state.lock().unwrap_or_else(PoisonError::into_inner),
+            data_dir: parts.data_dir.display().to_string(),
+            runtime_dir: parts.runtime_dir.display().to_string(),
+            listeners: parts.listening.clone(),
+            connections: volumes.iter().map(|volume| volume.connections).sum(),
+            data_cores: parts.config.cores.data.clone(),
+            uploader_core: Some(parts.config.cores.uploader),
+            epoch: parts.clock.now().0,
+            wal: WalStatus {
+                total_bytes: shards.iter().map(|shard| shard.wal_total_bytes).sum(),
+                used_bytes: shards.iter().map(|shard| shard.wal_used_bytes).sum(),
+                sync_mode: parts.sync.name().to_owned(),
+                sync_reason: parts.sync.reason.clone(),
+            },
+            shards,
+            backend: self.backend_status(),
+            memory: MemoryStatus {
+                budget_bytes: parts.budget.total_bytes(),
+                parts: parts.budget.parts(),
+                index_bytes: overlays + bases,
+                resident_bytes: resident_bytes(),
+            },
+            recovery: self.recovery.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            volumes,
+            problems: Vec::new(),
+        };
+        status.problems = self.problems(&status);
+        status
+    }
+
+    fn list(&self) -> Vec<VolumeInfo> {
+        let reports = self.reports();
+        self.parts.directory.all().iter().map(|volume| self.info(volume, &reports)).collect()
+    }
+
+    fn show(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        let volume = self.parts.directory.get(name).ok_or_else(|| no_volume(name))?;
+        Ok(self.info(&volume, &self.reports()))
+    }
+
+    fn create(&self, name: VolumeName, settings: VolumeSettings) -> Result<VolumeInfo> {
+        let created = name.clone();
+        self.ask(|reply| Request::Create { name, settings, reply })?;
+        self.show(&created)
+    }
+
+    fn resize(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {
+        let grow = move |settings: &VolumeSettings| {
+            if size_bytes < settings.size_bytes {
+                let text = format!(
+                    "the volume has {} bytes and cannot shrink to {size_bytes}",
+                    settings.size_bytes
+                );
+                return Err(Error::invalid(text));
+            }
+            Ok(VolumeSettings { size_bytes, ..settings.clone() })
+        };
+        let (change, wanted) = (Box::new(grow), name.clone());
+        self.ask(|reply| Request::Configure { name: wanted, change, reply })?;
+        self.show(name)
+    }
+
+    fn configure(&self, name: &VolumeName, patch: VolumePatch) -> Result<VolumeInfo> {
+        let change = Box::new(move |settings: &VolumeSettings| Ok(patch.apply(settings)));
+        let wanted = name.clone();
+        self.ask(|reply| Request::Configure { name: wanted, change, reply })?;
+        self.show(name)
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<()> {
+        let wanted = name.clone();
+        self.ask(|reply| Request::Delete { name: wanted, reply })
+    }
+
+    fn drain(&self) -> Result<()> {
+        let (reply, answer) = bounded(1);
+        self.parts.uploader.request(Request::Drain { reply });
+        // However long it takes: the backend may be slow, and the caller chose to wait.
+        match answer.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(Error::new(ErrorKind::Transient, why)),
+            Err(_) => Err(Error::new(ErrorKind::Transient, "the daemon stops")),
+        }
+    }
+
+    fn metrics(&self) -> MetricsSnapshot {
+        self.parts.metrics.snapshot()
+    }
+}
+
+fn no_volume(name: &VolumeName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no volume {:?}", name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taipan_engine::api::Lineage;
+
+    #[test]
+    fn lineage_is_part_of_what_an_operator_sees() {
+        let local = taipan_engine::registry::LocalHead::named(
+            taipan_engine::identity::VolumeId(1),
+            VolumeName::parse("v").unwrap(),
+            VolumeSettings::with_size(4096),
+        );
+        let slot = taipan_engine::shard::VolumeSlot(0);
+        assert_eq!(Volume::serving(slot, &local, true).lineage, Lineage::Intact);
+        assert_eq!(Volume::serving(slot, &local, false).lineage, Lineage::Broken);
+    }
+}

@@ -1,0 +1,253 @@
+//! One volume's commits as the uploader drives them.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use glommio::spawn_local_into;
+use taipan_engine::api::VolumeState;
+use taipan_engine::block::ShardId;
+use taipan_engine::commit::{Effect, Event, Publication, SealedVolume, VolumeCommit};
+use taipan_engine::core::Committed;
+use taipan_engine::error::ErrorKind;
+use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::manifest::Manifest;
+use taipan_engine::pack::PackPlan;
+use taipan_engine::registry::LocalHead;
+
+use super::chunks::CutPlaces;
+use super::{Message, Uploader};
+use crate::directory::Volume;
+use crate::fetcher::ChunkTables;
+use crate::inbox::CoreMessage;
+
+/// A volume with its commit machine.
+pub struct UploadVolume {
+    pub(super) commit: VolumeCommit,
+    pub(super) local: LocalHead,
+    pub(super) volume: Arc<Volume>,
+    places: Arc<CutPlaces>,
+    /// A publication that cores have still to apply.
+    publishing: Option<(Epoch, usize)>,
+    /// An effect is with a task; deletes and settings changes wait for it.
+    in_flight: usize,
+    cut_ms: u64,
+    packed_blocks: usize,
+}
+
+impl UploadVolume {
+    /// A volume that was opened for writing.
+    pub fn new(commit: VolumeCommit, local: LocalHead, volume: Arc<Volume>) -> Self {
+        let this = Self {
+            commit,
+            local,
+            volume,
+            places: Arc::new(CutPlaces::default()),
+            publishing: None,
+            in_flight: 0,
+            cut_ms: 0,
+            packed_blocks: 0,
+        };
+        this.publish_figures(0);
+        this
+    }
+
+    pub(super) fn id(&self) -> VolumeId {
+        self.commit.volume()
+    }
+
+    pub(super) fn next_wake_ms(&self) -> Option<u64> {
+        self.commit.next_wake_ms()
+    }
+
+    pub(super) fn last_failure(&self) -> Option<(ErrorKind, String)> {
+        let status = self.commit.status();
+        (status.failures > 0).then_some(status.last_failure).flatten()
+    }
+
+    /// Whether nothing of the commit is under way, so that the head may be changed otherwise.
+    pub(super) fn is_settled(&self) -> bool {
+        self.commit.is_idle() && self.in_flight == 0
+    }
+
+    pub(super) fn head(&self) -> &Manifest {
+        self.commit.head()
+    }
+
+    /// Takes over a manifest that this writer stored otherwise, and its record.
+    pub(super) fn adopt(&mut self, head: Manifest, local: LocalHead) {
+        self.local = local;
+        self.commit.adopt_head(head);
+        self.publish_figures(self.volume.last_commit_ms.load(Ordering::Relaxed));
+    }
+
+    /// Begins to commit a cut.
+    pub(super) fn start(&mut self, sealed: SealedVolume, places: Arc<CutPlaces>, cut_ms: u64) {
+        let settings = self.commit.head().settings.clone();
+        let layers = sealed.layers.iter().map(|(shard, layer)| (*shard, &**layer));
+        let plan =
+            PackPlan::new(sealed.epoch, settings.block_size(), settings.chunk_slots(), layers);
+        self.packed_blocks = plan.blocks_len();
+        self.places = places;
+        self.cut_ms = cut_ms;
+        self.commit.start(plan);
+    }
+
+    /// Tells every chunk's ordinal to the fetcher.
+    pub fn fill_tables(&self, tables: &ChunkTables) {
+        for (ordinal, entry) in self.commit.base().chunks() {
+            tables.set(self.id(), ordinal, Some(entry.reference));
+        }
+    }
+
+    fn publish_figures(&self, now_ms: u64) {
+        let (head, base) = (self.commit.head(), self.commit.base());
+        let volume = &self.volume;
+        volume.committed_epoch.store(head.epoch.0, Ordering::Relaxed);
+        volume.manifest.store(head.number.0, Ordering::Relaxed);
+        volume.generation.store(head.generation.0, Ordering::Relaxed);
+        volume.mapped_blocks.store(base.mapped_blocks(), Ordering::Relaxed);
+        volume.chunks.store(base.chunks().count() as u64, Ordering::Relaxed);
+        volume.index_bytes.store(base.heap_bytes() as u64, Ordering::Relaxed);
+        volume.last_commit_ms.store(now_ms, Ordering::Relaxed);
+    }
+}
+
+impl Uploader {
+    /// Starts every effect that any commit has ready.
+    pub(super) fn run_effects(&mut self, now_ms: u64) {
+        let ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
+        for id in ids {
+            while let Some(effect) =
+                self.volumes.get_mut(&id).and_then(|volume| volume.commit.next_effect(now_ms))
+            {
+                self.run_effect(id, effect);
+            }
+        }
+        self.note_health();
+    }
+
+    fn run_effect(&mut self, id: VolumeId, effect: Effect) {
+        let means = Rc::clone(&self.means);
+        match effect {
+            Effect::PutChunk(job) => {
+                let places = Arc::clone(&self.volumes[&id].places);
+                self.spawn(id, means.put_chunk(job, places));
+            }
+            Effect::PutIndex { key, body } => self.spawn(id, means.put_index(key.object(), body)),
+            Effect::PutManifest { key, body } => self.spawn(id, means.put_manifest(key, body)),
+            Effect::GetManifest { key } => self.spawn(id, means.get_manifest(key)),
+            Effect::SaveHead(update) => {
+                let volume = self.volumes.get_mut(&id).expect("the effect is of this volume");
+                assert_eq!(update.head, volume.commit.head().number, "the committed head is saved");
+                volume.local.advance(volume.commit.head());
+                let local = volume.local.clone();
+                self.spawn(id, means.save_head(local));
+            }
+            Effect::Publish(publication) => self.publish(id, publication),
+            Effect::Delete { objects } => self.spawn(id, means.delete(objects)),
+            Effect::Fenced { by } => self.fenced(id, by.0),
+        }
+    }
+
+    /// Runs `work` as a task of the upload queue; its event comes back through the inbox.
+    fn spawn(&mut self, id: VolumeId, work: impl Future<Output = Event> + 'static) {
+        let volume = self.volumes.get_mut(&id).expect("the effect is of this volume");
+        volume.in_flight += 1;
+        let own = self.own.clone();
+        let task = async move {
+            let event = work.await;
+            // The uploader reads its inbox until it stops; after that nothing is committed.
+            let _ = own.unbounded_send(Message::Event(id, event));
+        };
+        spawn_local_into(task, self.uploads).expect("the task queue exists").detach();
+    }
+
+    pub(super) fn event(&mut self, id: VolumeId, event: Event) {
+        let now_ms = self.now_ms();
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        volume.in_flight -= 1;
+        let before = volume.last_failure();
+        let counters = self.metrics.uploader();
+        if let Event::ChunkPut { result: Ok(_), .. } = &event {
+            counters.chunks.add(1);
+        }
+        volume.commit.handle(event, now_ms);
+        let after = volume.last_failure();
+        match &after {
+            Some((kind, text)) if after != before => {
+                counters.commit_failures.add(1);
+                tracing::warn!(volume = %volume.volume.name, ?kind, error = text, "commit waits");
+                if *kind == ErrorKind::Corrupt {
+                    self.coordinator.volume_stuck(id);
+                }
+            }
+            None if before.is_some() => {
+                tracing::info!(volume = %volume.volume.name, "commit goes on");
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives the committed leaves to the shards' cores.
+    fn publish(&mut self, id: VolumeId, publication: Publication) {
+        let volume = self.volumes.get_mut(&id).expect("the publication is of this volume");
+        volume.fill_tables(&self.tables);
+        volume.publishing = Some((publication.epoch, self.cores.len()));
+        let cores = self.cores.len();
+        let mut by_core: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
+        for (shard, leaves) in ShardId::all().zip(publication.leaves) {
+            by_core[shard.core(cores)].push((shard, leaves));
+        }
+        let slot = volume.volume.slot;
+        for (core, leaves) in self.cores.iter().zip(by_core) {
+            let epoch = publication.epoch;
+            core.send(CoreMessage::Committed(Committed { slot, volume: id, epoch, leaves }));
+        }
+        let counters = self.metrics.uploader();
+        counters.packed_blocks.add(volume.packed_blocks as u64);
+        tracing::debug!(
+            volume = %volume.volume.name, epoch = %publication.epoch, chunks = publication.chunks,
+            bytes = publication.chunk_bytes, "committed"
+        );
+    }
+
+    /// A core has installed a publication; when all have, the commit is over.
+    pub(super) fn applied(&mut self, id: VolumeId, epoch: Epoch) {
+        let now_ms = self.now_ms();
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let Some((publishing, missing)) = &mut volume.publishing else { return };
+        if *publishing != epoch {
+            return;
+        }
+        *missing -= 1;
+        if *missing > 0 {
+            return;
+        }
+        volume.publishing = None;
+        volume.commit.handle(Event::Published, now_ms);
+        volume.publish_figures(now_ms.max(1));
+        let counters = self.metrics.uploader();
+        counters.commits.add(1);
+        let took_ms = now_ms.saturating_sub(volume.cut_ms);
+        counters.commit_nanos.add(took_ms * 1_000_000);
+        self.coordinator.volume_done(id);
+        self.finish_drains();
+    }
+
+    /// Another writer owns the volume: nothing more is acknowledged.
+    fn fenced(&mut self, id: VolumeId, by: u64) {
+        let volume = &self.volumes[&id];
+        tracing::error!(
+            volume = %volume.volume.name, generation = by,
+            "another appliance has taken the volume over; it is no longer served here"
+        );
+        let cause = format!("taken over by the writer of generation {by}");
+        volume.volume.set_state(VolumeState::Fenced, Some(cause));
+        volume.volume.closing.store(true, Ordering::Release);
+        for core in &self.cores {
+            core.send(CoreMessage::FenceVolume { slot: volume.volume.slot });
+        }
+        self.coordinator.forget_volume(id);
+    }
+}
