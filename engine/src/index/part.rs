@@ -270,3 +270,6 @@ fn decode_root(
         condemned: fields.list(condemned, SealedRef::ENCODED_BYTES, SealedRef::decode)?,
     }))
 }
+
+#[cfg(test)]
+mod tests;

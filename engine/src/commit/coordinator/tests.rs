@@ -1,1 +1,202 @@
-//! Tests of the coordinator.
+//! When cuts are made, and that only whole cuts are handed out.
+
+use super::*;
+use crate::block::LocalBlock;
+use crate::identity::{BatchNum, Lsn};
+use crate::index::{Hit, Point};
+use crate::wal::place::Place;
+
+const A: VolumeId = VolumeId(1);
+const B: VolumeId = VolumeId(2);
+
+fn coordinator() -> Coordinator {
+    Coordinator::new(CutPolicy::default(), Epoch(5))
+}
+
+fn load(pending_bytes: u64, wal_percent: u8) -> Load {
+    Load {
+        pending_bytes,
+        wal_percent,
+    }
+}
+
+fn layer(lsn: u64) -> Arc<Overlay> {
+    let mut overlay = Overlay::new();
+    let place = Place {
+        batch: BatchNum(lsn),
+        page: 1,
+    };
+    let lsn = Lsn(lsn);
+    overlay.insert_point(LocalBlock(0), Point { lsn, place, crc: 0 });
+    Arc::new(overlay)
+}
+
+fn shard(index: u8) -> ShardId {
+    ShardId::new(index).unwrap()
+}
+
+/// All shards seal; shard 3 has changes of these volumes.
+fn seal(coordinator: &mut Coordinator, cut: Cut, volumes: &[(VolumeId, u64)]) {
+    for id in ShardId::all() {
+        let dirty = if id == shard(3) { volumes } else { &[] };
+        let layers = dirty.iter().map(|&(volume, lsn)| (volume, layer(lsn)));
+        let complete = coordinator.sealed(cut.epoch, id, layers);
+        assert_eq!(complete, id == shard(15));
+    }
+}
+
+fn demand(coordinator: &mut Coordinator, now_ms: u64) -> Option<Cut> {
+    coordinator.demand_cut();
+    coordinator.tick(now_ms, &load(0, 0))
+}
+
+#[test]
+fn a_cut_is_made_for_each_reason_and_not_without_one() {
+    // (pending bytes, WAL percent, demanded, ms since they wait) → reason.
+    let cases = [
+        (0, 0, false, 1 << 40, None),
+        (0, 99, false, 1 << 40, None),
+        (1, 0, false, 29_999, None),
+        (1, 0, false, 30_000, Some(CutReason::Interval)),
+        ((64 << 20) - 1, 49, false, 0, None),
+        (64 << 20, 0, false, 0, Some(CutReason::Bytes)),
+        (4096, 50, false, 0, Some(CutReason::Wal)),
+        (0, 0, true, 0, Some(CutReason::Demand)),
+    ];
+    for (bytes, wal, demanded, waited, reason) in cases {
+        let mut coordinator = coordinator();
+        // The first look starts the wait of pending bytes.
+        if bytes > 0 && waited > 0 {
+            assert_eq!(coordinator.tick(1000, &load(bytes.min(1), 0)), None);
+        }
+        if demanded {
+            coordinator.demand_cut();
+        }
+        let cut = coordinator.tick(1000 + waited, &load(bytes, wal));
+        assert_eq!(
+            cut.map(|cut| cut.reason),
+            reason,
+            "{bytes} {wal} {demanded} {waited}"
+        );
+        if let Some(cut) = cut {
+            assert_eq!((cut.epoch, coordinator.epoch()), (Epoch(5), Epoch(6)));
+        }
+    }
+}
+
+#[test]
+fn the_interval_counts_from_the_first_pending_byte() {
+    let mut coordinator = coordinator();
+    assert_eq!(coordinator.next_wake_ms(), None);
+    assert_eq!(coordinator.tick(0, &load(0, 0)), None);
+    assert_eq!(coordinator.tick(50_000, &load(1, 0)), None);
+    assert_eq!(coordinator.next_wake_ms(), Some(80_000));
+    assert_eq!(coordinator.tick(79_999, &load(9, 0)), None);
+    let cut = coordinator.tick(80_000, &load(9, 0)).unwrap();
+    seal(&mut coordinator, cut, &[]);
+    // Nothing sealed: nothing to commit, and idle volumes make no more cuts.
+    assert!(coordinator.next_volume().is_none() && coordinator.is_idle());
+    assert_eq!(coordinator.tick(10 << 20, &load(0, 0)), None);
+}
+
+#[test]
+fn one_cut_at_a_time() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    assert_eq!(demand(&mut coordinator, 1), None, "sealing");
+    assert!(!coordinator.is_idle());
+    seal(&mut coordinator, cut, &[(A, 1), (B, 2)]);
+    assert_eq!(demand(&mut coordinator, 2), None, "two volumes wait");
+    let first = coordinator.next_volume().unwrap();
+    let second = coordinator.next_volume().unwrap();
+    assert_eq!((first.volume, second.volume), (A, B));
+    assert_eq!((first.epoch, first.layers.len()), (Epoch(5), 1));
+    assert!(coordinator.next_volume().is_none());
+    coordinator.volume_done(A);
+    assert_eq!(demand(&mut coordinator, 3), None, "one volume commits");
+    coordinator.volume_done(B);
+    assert_eq!(demand(&mut coordinator, 4).unwrap().epoch, Epoch(6));
+}
+
+#[test]
+fn a_half_sealed_cut_is_not_handed_out() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    assert!(!coordinator.sealed(cut.epoch, shard(0), [(A, layer(1))]));
+    assert!(coordinator.next_volume().is_none());
+    for id in ShardId::all().skip(1) {
+        coordinator.sealed(cut.epoch, id, []);
+    }
+    assert_eq!(coordinator.next_volume().unwrap().volume, A);
+}
+
+#[test]
+fn a_stuck_volume_holds_up_nobody_and_its_cuts_merge() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    seal(&mut coordinator, cut, &[(A, 1), (B, 2)]);
+    coordinator.next_volume().unwrap();
+    coordinator.next_volume().unwrap();
+    coordinator.volume_done(B);
+    coordinator.volume_stuck(A);
+    for round in 0..3 {
+        let cut = demand(&mut coordinator, 10 + round).unwrap();
+        seal(&mut coordinator, cut, &[(A, 10 + round), (B, 20 + round)]);
+        let next = coordinator.next_volume().unwrap();
+        assert_eq!((next.volume, next.layers.len()), (B, 1));
+        assert!(
+            coordinator.next_volume().is_none(),
+            "A still commits its first cut"
+        );
+        coordinator.volume_done(B);
+    }
+    coordinator.volume_done(A);
+    let merged = coordinator.next_volume().unwrap();
+    assert_eq!(
+        (merged.volume, merged.epoch, merged.layers.len()),
+        (A, Epoch(8), 3)
+    );
+    let newest = merged.layers.last().unwrap().1.lookup(LocalBlock(0));
+    assert!(matches!(newest, Some(Hit::Data(point)) if point.lsn == Lsn(12)));
+    // It is not stuck any more: the next cut waits for it.
+    assert_eq!(demand(&mut coordinator, 20), None);
+    coordinator.volume_done(A);
+    assert!(demand(&mut coordinator, 21).is_some());
+}
+
+#[test]
+fn a_forgotten_volume_is_not_handed_out_again() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    seal(&mut coordinator, cut, &[(A, 1)]);
+    coordinator.next_volume().unwrap();
+    coordinator.forget_volume(A);
+    assert!(coordinator.is_idle());
+    // A shard that had not heard of it yet seals it once more.
+    let cut = demand(&mut coordinator, 1).unwrap();
+    seal(&mut coordinator, cut, &[(A, 2)]);
+    assert!(coordinator.next_volume().is_none() && coordinator.is_idle());
+    coordinator.volume_done(A);
+    coordinator.readmit_volume(A);
+    let cut = demand(&mut coordinator, 2).unwrap();
+    seal(&mut coordinator, cut, &[(A, 3)]);
+    assert_eq!(coordinator.next_volume().unwrap().volume, A);
+}
+
+#[test]
+fn cuts_by_bytes_keep_their_distance() {
+    let mut coordinator = coordinator();
+    let cut = coordinator.tick(100, &load(1 << 30, 100)).unwrap();
+    seal(&mut coordinator, cut, &[]);
+    assert_eq!(coordinator.tick(101, &load(1 << 30, 100)), None);
+    assert!(coordinator.tick(120, &load(1 << 30, 100)).is_some());
+}
+
+#[test]
+#[should_panic(expected = "sealed twice")]
+fn a_shard_seals_a_cut_once() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    coordinator.sealed(cut.epoch, shard(0), []);
+    coordinator.sealed(cut.epoch, shard(0), []);
+}

@@ -1,6 +1,7 @@
 //! Commits against a backend in memory: every failure, and a crash after every effect.
 
 mod crashes;
+mod damage;
 mod rig;
 
 use futures::executor::block_on;
@@ -99,11 +100,19 @@ fn every_failure_is_tried_again_until_it_passes() {
 fn a_lost_response_of_a_manifest_adopts_what_is_stored() {
     let (mut world, mut rig) = begun();
     let lost = Fault::FailAfter(ErrorKind::Transient);
-    world.backend.script(FaultRule::once(Operation::PutIfAbsent, "manifests/", lost));
+    world
+        .backend
+        .script(FaultRule::once(Operation::PutIfAbsent, "manifests/", lost));
     // Reading it back fails too, and comes back damaged once.
     let failed = Fault::FailBefore(ErrorKind::Transient);
-    world.backend.script(FaultRule::once(Operation::Get, "manifests/", failed));
-    world.backend.script(FaultRule::once(Operation::Get, "manifests/", Fault::CorruptByte(50)));
+    world
+        .backend
+        .script(FaultRule::once(Operation::Get, "manifests/", failed));
+    world.backend.script(FaultRule::once(
+        Operation::Get,
+        "manifests/",
+        Fault::CorruptByte(50),
+    ));
     finish(&mut world, &mut rig);
     let expected = "chunk chunk manifest manifest get get get head publish";
     assert_eq!(rig.trace.join(" "), expected);
@@ -117,9 +126,17 @@ fn a_manifest_that_vanishes_again_is_put_again() {
     while rig.trace.last() != Some(&"manifest") {
         rig.step(&mut world);
     }
-    block_on(world.backend.delete(&ObjectKey::manifest(VOLUME, ManifestNum(4)))).unwrap();
+    block_on(
+        world
+            .backend
+            .delete(&ObjectKey::manifest(VOLUME, ManifestNum(4))),
+    )
+    .unwrap();
     finish(&mut world, &mut rig);
-    assert_eq!(rig.trace[2..], ["manifest", "get", "manifest", "head", "publish"]);
+    assert_eq!(
+        rig.trace[2..],
+        ["manifest", "get", "manifest", "head", "publish"]
+    );
 }
 
 #[test]
@@ -162,7 +179,11 @@ fn another_writer_fences() {
     assert_eq!(rig.trace, ["chunk", "chunk", "manifest", "get", "fenced"]);
     assert_eq!(rig.commit.fenced_by(), Some(other.generation));
     assert_eq!(rig.commit.status().phase, "fenced");
-    assert_eq!(world.head_record.unwrap().committed_epoch, Epoch(1), "its head is not ours");
+    assert_eq!(
+        world.head_record.unwrap().committed_epoch,
+        Epoch(1),
+        "its head is not ours"
+    );
     // A later cut is ignored, whatever races with the fence.
     rig.start(&mut world);
     assert!(rig.next_effect().is_none() && !rig.commit.is_idle());
@@ -173,7 +194,10 @@ fn another_writer_fences() {
 #[test]
 fn our_token_with_other_content_fences() {
     let (mut world, mut rig) = begun();
-    let mut twin = rig.commit.head().successor(crate::manifest::ManifestKind::Commit);
+    let mut twin = rig
+        .commit
+        .head()
+        .successor(crate::manifest::ManifestKind::Commit);
     twin.epoch = Epoch(9);
     block_on(world.backend.put_if_absent(&twin.object(), twin.encode())).unwrap();
     rig.run(&mut world);
@@ -188,7 +212,10 @@ fn rubbish_under_our_number_blocks_and_is_reported() {
         rig.step(&mut world);
     }
     let status = rig.commit.status();
-    assert_eq!((status.phase, status.last_failure.unwrap().0), ("manifest", ErrorKind::Corrupt));
+    assert_eq!(
+        (status.phase, status.last_failure.unwrap().0),
+        ("manifest", ErrorKind::Corrupt)
+    );
     assert_eq!(world.head_record.unwrap().committed_epoch, Epoch(1));
 }
 
@@ -241,7 +268,12 @@ fn overwritten_chunks_are_condemned_deleted_and_dropped() {
     assert!(chunks < 50, "{chunks} chunks for 7 chunks of data");
     assert!(parts < 90, "{parts} index parts");
     // The ordinals are recycled too.
-    let ordinals = rig.commit.base().chunks().map(|(ordinal, _)| ordinal.0).max();
+    let ordinals = rig
+        .commit
+        .base()
+        .chunks()
+        .map(|(ordinal, _)| ordinal.0)
+        .max();
     assert!(ordinals.unwrap() < 60, "{ordinals:?}");
     // A writer that takes over later goes on deleting what this one condemned.
     let mut next = world.open(eager());
@@ -255,7 +287,11 @@ fn overwritten_chunks_are_condemned_deleted_and_dropped() {
 fn failed_deletes_are_tried_again() {
     let mut world = World::new();
     let mut rig = world.open(eager());
-    let mut rule = FaultRule::once(Operation::Delete, "", Fault::FailBefore(ErrorKind::Transient));
+    let mut rule = FaultRule::once(
+        Operation::Delete,
+        "",
+        Fault::FailBefore(ErrorKind::Transient),
+    );
     rule.times = 5;
     world.backend.script(rule);
     for _ in 0..12 {
@@ -282,7 +318,10 @@ fn settings_changed_otherwise_are_adopted_between_commits() {
     let (mut world, mut rig) = begun();
     finish(&mut world, &mut rig);
     world.note_committed();
-    let mut grown = rig.commit.head().successor(crate::manifest::ManifestKind::Configured);
+    let mut grown = rig
+        .commit
+        .head()
+        .successor(crate::manifest::ManifestKind::Configured);
     grown.settings.size_bytes *= 2;
     block_on(world.backend.put_if_absent(&grown.object(), grown.encode())).unwrap();
     rig.commit.adopt_head(grown.clone());

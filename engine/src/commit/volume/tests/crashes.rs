@@ -26,7 +26,10 @@ fn prepare(world: &mut World, rounds: u64) -> Rig {
 /// Whatever was not committed is still in the WAL: committing it again brings the newest content.
 fn recover(world: &mut World, before: Epoch, during: Epoch) {
     let found = world.verify();
-    assert!(found == before || found == during, "the image is cut {found}");
+    assert!(
+        found == before || found == during,
+        "the image is cut {found}"
+    );
     if found == during {
         // The new manifest is there, so the records up to it are skipped at replay.
         world.note_committed();
@@ -93,12 +96,26 @@ fn two_crashes_in_a_row_leave_one_cut_or_the_other() {
 /// What happens next to a volume.
 #[derive(Clone, Debug)]
 enum Act {
-    Write { start: u64, count: u64, step: u64 },
-    Zero { start: u64, count: u64 },
+    Write {
+        start: u64,
+        count: u64,
+        step: u64,
+    },
+    Zero {
+        start: u64,
+        count: u64,
+    },
     Commit,
     /// Commit, but die after so many effects.
-    Crash { effects: u8, reported: bool },
-    Fault { on: u8, times: u8, lost: bool },
+    Crash {
+        effects: u8,
+        reported: bool,
+    },
+    Fault {
+        on: u8,
+        times: u8,
+        lost: bool,
+    },
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {

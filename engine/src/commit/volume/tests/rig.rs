@@ -99,7 +99,11 @@ impl World {
         self.opens += 1;
         let mut history = block_on(read_history(&self.backend, VOLUME, None)).unwrap();
         let opened = history.head().opened_by(WriterToken(self.opens + 100));
-        block_on(self.backend.put_if_absent(&opened.object(), opened.encode())).unwrap();
+        block_on(
+            self.backend
+                .put_if_absent(&opened.object(), opened.encode()),
+        )
+        .unwrap();
         history.manifests.push(opened);
         let rebuilt = block_on(rebuild(&self.backend, &history.manifests)).unwrap();
         let shards = ShardId::all().map(|shard| rebuilt.base.shard(shard).clone());
@@ -143,7 +147,8 @@ impl World {
         self.next_lsn += 1;
         for block in blocks {
             let local = BlockNum(block).local().0;
-            self.layer(BlockNum(block).shard()).insert_zero(local..local + 1, lsn);
+            self.layer(BlockNum(block).shard())
+                .insert_zero(local..local + 1, lsn);
             self.model.remove(&block);
         }
     }
@@ -171,12 +176,16 @@ impl World {
     /// The epoch of the bucket's image, after checking that the image is that cut to the byte.
     pub(super) fn verify(&self) -> Epoch {
         let history = block_on(read_history(&self.backend, VOLUME, None)).unwrap();
-        let image = block_on(rebuild(&self.backend, &history.manifests)).unwrap().base;
+        let image = block_on(rebuild(&self.backend, &history.manifests))
+            .unwrap()
+            .base;
         let epoch = history.head().epoch;
         let expected = &self.cuts[&epoch];
         assert_eq!(image.mapped_blocks(), expected.len() as u64, "cut {epoch}");
         for (&block, &lsn) in expected {
-            let loc = image.lookup(BlockNum(block)).expect("a written block is mapped");
+            let loc = image
+                .lookup(BlockNum(block))
+                .expect("a written block is mapped");
             let chunk = image.chunk(loc.chunk).unwrap().reference;
             let range = chunk.slot_range(BlockSize::MIN, loc.slot, 1);
             let len = range.end - range.start;
@@ -191,7 +200,8 @@ impl World {
 
     fn layer(&mut self, shard: ShardId) -> &mut Overlay {
         if self.layers.is_empty() {
-            self.layers.extend(ShardId::all().map(|shard| (shard, Overlay::new())));
+            self.layers
+                .extend(ShardId::all().map(|shard| (shard, Overlay::new())));
         }
         &mut self.layers[shard.index()].1
     }
@@ -205,7 +215,9 @@ impl Rig {
 
     /// Performs one effect, advancing the clock if it must; `false` when there is none.
     pub(super) fn step(&mut self, world: &mut World) -> bool {
-        let Some(effect) = self.next_effect() else { return false };
+        let Some(effect) = self.next_effect() else {
+            return false;
+        };
         if let Some(event) = self.perform(world, effect) {
             self.commit.handle(event, self.now_ms);
         }
@@ -256,18 +268,19 @@ impl Rig {
                 let index = job.index;
                 ("chunk", Event::ChunkPut { index, result })
             }
-            Effect::PutIndex { key, body } => {
-                ("index", Event::IndexPut(put(&key.object(), body).map(|_| ())))
-            }
+            Effect::PutIndex { key, body } => (
+                "index",
+                Event::IndexPut(put(&key.object(), body).map(|_| ())),
+            ),
             Effect::PutManifest { key, body } => ("manifest", Event::ManifestPut(put(&key, body))),
-            Effect::GetManifest { key } => {
-                ("get", Event::ManifestGot(block_on(backend.get(&key))))
-            }
+            Effect::GetManifest { key } => ("get", Event::ManifestGot(block_on(backend.get(&key)))),
             Effect::SaveHead(update) => ("head", Event::HeadSaved(self.save_head(world, update))),
             Effect::Publish(publication) => {
                 assert_eq!(publication.leaves.len(), SHARD_COUNT);
                 // WAL space is released now: the head record must be durable, the image complete.
-                let saved = world.head_record.expect("published before the head was saved");
+                let saved = world
+                    .head_record
+                    .expect("published before the head was saved");
                 assert_eq!(saved.committed_epoch, publication.epoch);
                 for (shard, leaves) in self.shards.iter_mut().zip(publication.leaves) {
                     shard.install(leaves);
@@ -306,7 +319,10 @@ impl Rig {
             let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
             return Err(Error::io("saving the head record", full));
         }
-        assert_eq!((update.volume, update.head), (VOLUME, self.commit.head().number));
+        assert_eq!(
+            (update.volume, update.head),
+            (VOLUME, self.commit.head().number)
+        );
         world.head_record = Some(update);
         Ok(())
     }
