@@ -257,6 +257,18 @@ fn what_the_export_cannot_do_is_refused_before_the_run() {
 }
 
 #[test]
+fn large_requests_are_verified_over_tcp() {
+    let server = MemoryServer::start_tcp(32 * MIB);
+    let run = "--rw randrw --bs 512-4MiB --iodepth 4 --verify crc32c --json";
+    let output = bench(&server.uri(), run);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(json(&output)["verify"]["blocks_checked"].as_u64().unwrap() > 1000);
+    server.inject(Fault::FlipBit(2));
+    let output = bench(&server.uri(), &run.replace("randrw", "write"));
+    assert_fails(&output, 3, "CRC32C fails");
+}
+
+#[test]
 fn the_rate_is_kept() {
     let server = MemoryServer::start(MIB, |_| {});
     let output = bench(

@@ -1,8 +1,8 @@
-//! An NBD server over a unix socket that keeps one export in memory and can be told to go wrong.
+//! An NBD server over a unix socket or TCP that keeps one export in memory and can be told to go wrong.
 
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -49,7 +49,7 @@ pub(crate) struct MemoryServer {
     pub(crate) seen: Arc<Seen>,
     disk: Arc<Mutex<Vec<u8>>>,
     fault: Arc<Mutex<Fault>>,
-    socket: PathBuf,
+    uri: String,
     _dir: tempfile::TempDir,
 }
 
@@ -71,43 +71,61 @@ impl ExportDirectory for Directory {
 }
 
 impl MemoryServer {
-    /// Serves export `vol0` as `change` has it, of `size` zero bytes.
+    /// Serves export `vol0` as `change` has it, of `size` zero bytes, over a unix socket.
     pub(crate) fn start(size: usize, change: impl FnOnce(&mut ExportInfo)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let mut info = ExportInfo::new("vol0", size as u64);
-        change(&mut info);
-        let server = Self {
-            seen: Arc::default(),
-            disk: Arc::new(Mutex::new(vec![0; size])),
-            fault: Arc::new(Mutex::new(Fault::None)),
-            socket,
-            _dir: dir,
-        };
-        let (seen, disk, fault) = (
-            server.seen.clone(),
-            server.disk.clone(),
-            server.fault.clone(),
-        );
+        let uri = format!("nbd+unix:///vol0?socket={}", socket.display());
+        let (server, host) = Self::new(size, change, uri, dir);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let session = Session {
-                    stream,
-                    directory: Directory(info.clone()),
-                    seen: seen.clone(),
-                    disk: disk.clone(),
-                    fault: fault.clone(),
-                };
-                thread::spawn(move || session.serve());
+                host.admit(stream);
             }
         });
         server
     }
 
+    /// The same over TCP.
+    pub(crate) fn start_tcp(size: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("nbd://{}/vol0", listener.local_addr().unwrap());
+        let (server, host) = Self::new(size, |_| {}, uri, tempfile::tempdir().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                host.admit(stream);
+            }
+        });
+        server
+    }
+
+    fn new(
+        size: usize,
+        change: impl FnOnce(&mut ExportInfo),
+        uri: String,
+        dir: tempfile::TempDir,
+    ) -> (Self, Host) {
+        let mut info = ExportInfo::new("vol0", size as u64);
+        change(&mut info);
+        let host = Host {
+            info,
+            seen: Arc::default(),
+            disk: Arc::new(Mutex::new(vec![0; size])),
+            fault: Arc::new(Mutex::new(Fault::None)),
+        };
+        let server = Self {
+            seen: host.seen.clone(),
+            disk: host.disk.clone(),
+            fault: host.fault.clone(),
+            uri,
+            _dir: dir,
+        };
+        (server, host)
+    }
+
     /// Address of the export.
     pub(crate) fn uri(&self) -> String {
-        format!("nbd+unix:///vol0?socket={}", self.socket.display())
+        self.uri.clone()
     }
 
     /// Lets something go wrong, counted from now on.
@@ -122,15 +140,36 @@ impl MemoryServer {
     }
 }
 
-struct Session {
-    stream: UnixStream,
+/// What all connections share.
+struct Host {
+    info: ExportInfo,
+    seen: Arc<Seen>,
+    disk: Arc<Mutex<Vec<u8>>>,
+    fault: Arc<Mutex<Fault>>,
+}
+
+impl Host {
+    fn admit(&self, stream: impl Read + Write + Send + 'static) {
+        let session = Session {
+            stream,
+            directory: Directory(self.info.clone()),
+            seen: self.seen.clone(),
+            disk: self.disk.clone(),
+            fault: self.fault.clone(),
+        };
+        thread::spawn(move || session.serve());
+    }
+}
+
+struct Session<S> {
+    stream: S,
     directory: Directory,
     seen: Arc<Seen>,
     disk: Arc<Mutex<Vec<u8>>>,
     fault: Arc<Mutex<Fault>>,
 }
 
-impl Session {
+impl<S: Read + Write> Session<S> {
     /// Serves until the client leaves or a fault closes the connection.
     fn serve(mut self) {
         if let Some(export) = self.shake_hands() {
