@@ -21,7 +21,7 @@ const SECTOR_BYTES: usize = 512;
 /// A small geometry, so that segments are recycled soon.
 pub(super) fn small() -> LogConfig {
     let config = LogConfig {
-        arena_bytes: 512 << 10,
+        arena_bytes: 200 << 10,
         undurable_bytes_max: 160 << 10,
         batch_payload_max: 64 << 10,
         segment_bytes: 160 << 10,
