@@ -121,6 +121,8 @@ pub struct CommitStatus {
     pub last_failure: Option<(ErrorKind, String)>,
     /// When it tries again, in the driver's milliseconds.
     pub retry_at_ms: Option<u64>,
+    /// Why objects that are no longer needed could not be deleted the last time; commits go on.
+    pub delete_failure: Option<(ErrorKind, String)>,
     /// Generation of the writer that took the volume over.
     pub fenced_by: Option<Generation>,
 }

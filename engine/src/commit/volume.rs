@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod garbage;
+mod retry;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::pack::{ChunkJob, PackPlan};
 
 use checkpoint::Checkpoint;
 use garbage::{Condemnation, Garbage};
+use retry::Retry;
 
 /// How a [`VolumeCommit`] works.
 #[derive(Clone, Debug)]
@@ -74,16 +76,8 @@ pub struct VolumeCommit {
     garbage: Garbage,
     phase: Phase,
     retry: Retry,
-}
-
-/// Failures in a row, and when to try again.
-#[derive(Default)]
-struct Retry {
-    failures: u32,
-    last: Option<(ErrorKind, String)>,
-    at_ms: u64,
-    /// An effect was held back until then.
-    held: bool,
+    /// Deletes wait on their own: they must not hold up commits.
+    delete_retry: Retry,
 }
 
 enum Phase {
@@ -153,6 +147,7 @@ impl VolumeCommit {
             garbage: Garbage::new(rebuilt.condemned),
             phase: Phase::Idle,
             retry: Retry::default(),
+            delete_retry: Retry::default(),
         }
     }
 
@@ -229,13 +224,18 @@ impl VolumeCommit {
             let by = *by;
             return (!std::mem::replace(told, true)).then_some(Effect::Fenced { by });
         }
-        self.retry.held = now_ms < self.retry.at_ms;
-        if self.retry.held {
+        if self.is_idle() {
+            self.retry.let_go();
+            let held = self.delete_retry.holds(now_ms);
+            let head = self.head.number;
+            return (!held).then(|| self.garbage.next_delete(head)).flatten();
+        }
+        self.delete_retry.let_go();
+        if self.retry.holds(now_ms) {
             return None;
         }
         let volume = self.head.volume;
         match &mut self.phase {
-            Phase::Idle => self.garbage.next_delete(self.head.number),
             Phase::Chunks(chunks) => chunks.next_job(&self.config).map(Effect::PutChunk),
             Phase::Index(staged, checkpoint, ask) => ask.once().then(|| {
                 let (key, body) = checkpoint.body(&self.base, staged.manifest.number);
@@ -259,13 +259,15 @@ impl VolumeCommit {
                 })
             }),
             Phase::Publish(publication) => publication.take().map(Effect::Publish),
-            Phase::Fenced { .. } => None,
+            Phase::Idle | Phase::Fenced { .. } => None,
         }
     }
 
-    /// When to ask for an effect again although no event came.
+    /// When to ask for an effect again although no event came; as of the last
+    /// [`next_effect`](Self::next_effect).
     pub fn next_wake_ms(&self) -> Option<u64> {
-        self.retry.held.then_some(self.retry.at_ms)
+        let retries = [&self.retry, &self.delete_retry];
+        retries.into_iter().filter_map(Retry::wake_ms).min()
     }
 
     /// Takes the outcome of an effect.
@@ -273,7 +275,8 @@ impl VolumeCommit {
     /// # Panics
     /// On the answer to an effect that is not out: the driver mixed something up.
     pub fn handle(&mut self, event: Event, now_ms: u64) {
-        let failure = match event {
+        let is_delete = matches!(event, Event::Deleted(_));
+        let result = match event {
             Event::ChunkPut { index, result } => self.chunk_put(index, result),
             Event::IndexPut(result) => self.index_put(result),
             Event::ManifestPut(result) => self.manifest_put(result),
@@ -282,12 +285,13 @@ impl VolumeCommit {
             Event::Published => self.published(),
             Event::Deleted(result) => self.garbage.deleted(result, &mut self.base),
         };
-        match failure {
-            Ok(()) => {
-                self.retry.failures = 0;
-                self.retry.last = None;
-            }
-            Err(error) => self.note_failure(&error, now_ms),
+        let retry = match is_delete {
+            true => &mut self.delete_retry,
+            false => &mut self.retry,
+        };
+        match result {
+            Ok(()) => retry.succeeded(),
+            Err(error) => retry.failed(&error, now_ms, &self.config, &mut self.random),
         }
         self.advance();
     }
@@ -315,21 +319,10 @@ impl VolumeCommit {
             chunks_stored,
             failures: self.retry.failures,
             last_failure: self.retry.last.clone(),
-            retry_at_ms: self.next_wake_ms(),
+            retry_at_ms: self.retry.wake_ms(),
+            delete_failure: self.delete_retry.last.clone(),
             fenced_by: self.fenced_by(),
         }
-    }
-
-    fn note_failure(&mut self, error: &Error, now_ms: u64) {
-        let doublings = self.retry.failures.min(32);
-        let wait = self.config.backoff_min_ms.saturating_mul(1 << doublings);
-        let wait = self.random.jittered(wait.min(self.config.backoff_max_ms));
-        self.retry = Retry {
-            failures: self.retry.failures.saturating_add(1),
-            last: Some((error.kind(), error.to_string())),
-            at_ms: now_ms.saturating_add(wait),
-            held: true,
-        };
     }
 
     fn chunk_spec(&mut self, epoch: Epoch) -> ChunkSpec {

@@ -170,11 +170,15 @@ fn write(layers: &mut Layers, block: u64, lsn: u64) {
         place,
         crc: 0,
     };
-    layers[block.shard().index()].1.insert_point(block.local(), point);
+    layers[block.shard().index()]
+        .1
+        .insert_point(block.local(), point);
 }
 
 fn empty_layers() -> Layers {
-    ShardId::all().map(|shard| (shard, Overlay::new())).collect()
+    ShardId::all()
+        .map(|shard| (shard, Overlay::new()))
+        .collect()
 }
 
 #[test]

@@ -284,23 +284,36 @@ fn overwritten_chunks_are_condemned_deleted_and_dropped() {
 }
 
 #[test]
-fn failed_deletes_are_tried_again() {
+fn failed_deletes_are_tried_again_and_hold_up_no_commit() {
     let mut world = World::new();
     let mut rig = world.open(eager());
-    let mut rule = FaultRule::once(
-        Operation::Delete,
-        "",
-        Fault::FailBefore(ErrorKind::Transient),
-    );
-    rule.times = 5;
+    let denied = Fault::FailBefore(ErrorKind::Io);
+    let mut rule = FaultRule::once(Operation::Delete, "", denied);
+    rule.times = u32::MAX;
     world.backend.script(rule);
     for _ in 0..12 {
         world.write(0..50);
-        rig.commit_and_verify(&mut world);
+        rig.start(&mut world);
+        // The clock stands still: a commit waits for no delete.
+        while let Some(effect) = rig.commit.next_effect(rig.now_ms) {
+            let event = rig.perform(&mut world, effect).unwrap();
+            rig.commit.handle(event, rig.now_ms);
+        }
+        assert!(rig.commit.is_idle());
+        world.note_committed();
     }
-    assert!(rig.trace.iter().filter(|name| **name == "delete").count() > 5);
-    let is_chunk = |key: &&String| key.contains("chunks/");
-    assert!(world.backend.keys().iter().filter(is_chunk).count() < 25);
+    let status = rig.commit.status();
+    assert_eq!((status.failures, status.retry_at_ms), (0, None));
+    assert_eq!(status.delete_failure.unwrap().0, ErrorKind::Io);
+    let chunks = |world: &World| {
+        let keys = world.backend.keys();
+        keys.iter().filter(|key| key.contains("chunks/")).count()
+    };
+    assert_eq!(chunks(&world), 12 * 4);
+    world.backend.clear_script();
+    world.write(0..50);
+    rig.commit_and_verify(&mut world);
+    assert!(chunks(&world) < 25 && rig.commit.status().delete_failure.is_none());
 }
 
 #[test]
