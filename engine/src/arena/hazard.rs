@@ -4,18 +4,10 @@
 //! publishes the eviction, then looks for readers. With a full fence between the two steps on both
 //! sides at least one of them sees the other.
 
-#[cfg(all(loom, test))]
-use loom::sync::atomic::{AtomicU64, Ordering, fence};
-#[cfg(not(all(loom, test)))]
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
 use crate::identity::BatchNum;
 
-/// Copies that can be under way at the same time.
-#[cfg(not(all(loom, test)))]
-const SLOTS: usize = 8;
-#[cfg(all(loom, test))]
-const SLOTS: usize = 1;
+// Of the standard library, or of loom where this file is compiled for its model.
+use super::sync::{AtomicU64, Ordering, SLOTS, fence, yield_now};
 
 /// Value of a slot that no reader uses.
 const FREE: u64 = u64::MAX;
@@ -69,10 +61,7 @@ impl Hazards {
                     return slot;
                 }
             }
-            #[cfg(all(loom, test))]
-            loom::thread::yield_now();
-            #[cfg(not(all(loom, test)))]
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }
@@ -85,75 +74,5 @@ pub(super) struct Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         self.slot.store(FREE, Ordering::Release);
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_eviction_waits_for_the_reader_and_shuts_out_the_next() {
-        let hazards = Hazards::new();
-        let guard = hazards.protect(BatchNum(3)).unwrap();
-        assert!(hazards.evict_below(BatchNum(3)), "3 itself is not evicted");
-        assert!(!hazards.evict_below(BatchNum(4)));
-        assert!(
-            hazards.protect(BatchNum(3)).is_none(),
-            "evicted although memory is in use"
-        );
-        drop(guard);
-        assert!(hazards.evict_below(BatchNum(4)));
-    }
-
-    #[test]
-    fn all_slots_can_be_used_at_once() {
-        let hazards = Hazards::new();
-        let guards: Vec<_> = (0..SLOTS as u64)
-            .map(|n| hazards.protect(BatchNum(n)))
-            .collect();
-        assert!(guards.iter().all(Option::is_some));
-        assert!(!hazards.evict_below(BatchNum(1)));
-        drop(guards);
-        assert!(hazards.evict_below(BatchNum(SLOTS as u64)));
-    }
-}
-
-/// Run with `RUSTFLAGS="--cfg loom" cargo test -p taipan-engine --lib hazard`.
-#[cfg(all(loom, test))]
-mod loom_tests {
-    use super::*;
-    use loom::cell::UnsafeCell;
-    use loom::sync::Arc;
-
-    struct World {
-        hazards: Hazards,
-        page: UnsafeCell<u64>,
-    }
-
-    /// The reader copies the page of batch 0 while the owner evicts it and reuses the page: loom
-    /// reports a race if both can touch it at once.
-    #[test]
-    fn a_page_is_never_reused_under_a_reader() {
-        loom::model(|| {
-            let world = Arc::new(World {
-                hazards: Hazards::new(),
-                page: UnsafeCell::new(1),
-            });
-            let other = Arc::clone(&world);
-            let reader = loom::thread::spawn(move || {
-                let Some(_guard) = other.hazards.protect(BatchNum(0)) else {
-                    return;
-                };
-                // SAFETY: what is tested: the guard excludes the owner's write.
-                let seen = other.page.with(|page| unsafe { *page });
-                assert_eq!(seen, 1);
-            });
-            if world.hazards.evict_below(BatchNum(1)) {
-                // SAFETY: what is tested: no reader holds the page.
-                world.page.with_mut(|page| unsafe { *page = 2 });
-            }
-            reader.join().unwrap();
-        });
     }
 }

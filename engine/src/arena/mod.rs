@@ -8,6 +8,19 @@
 #![allow(unsafe_code)]
 
 mod hazard;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+/// What the hazard protocol is built of.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
+    pub(super) use std::thread::yield_now;
+
+    /// Copies that can be under way at the same time.
+    pub(super) const SLOTS: usize = 8;
+}
 
 use std::fs::File;
 use std::ptr::NonNull;
@@ -245,60 +258,5 @@ impl ArenaReader {
         // blocks were written before their place was handed to this thread.
         unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
         true
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_mapping_outlives_its_arena() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(8192).unwrap();
-        let mut arena = Arena::map_file(&file, 8192).unwrap();
-        arena.bytes_mut(4096, 3).copy_from_slice(b"abc");
-        arena.store_word(8, 7);
-        drop(arena);
-        let again = Arena::map_file(&file, 8192).unwrap();
-        assert_eq!(again.bytes(4096, 3), b"abc");
-        assert_eq!(again.bytes(8, 8), 7u64.to_le_bytes());
-    }
-
-    #[test]
-    fn a_short_file_or_odd_length_is_refused() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4096).unwrap();
-        assert!(Arena::map_file(&file, 8192).is_err());
-        assert!(Arena::anonymous(4095).is_err());
-        assert!(Arena::anonymous(0).is_err());
-    }
-
-    #[test]
-    fn a_slice_keeps_the_memory_alive() {
-        let mut arena = Arena::anonymous(4096).unwrap();
-        arena.bytes_mut(0, 1)[0] = 9;
-        let slice = arena.io_slice(0, 4096);
-        drop(arena);
-        assert_eq!((slice.len(), slice.is_empty()), (4096, false));
-    }
-
-    #[test]
-    fn readers_copy_until_the_batch_is_evicted() {
-        let mut arena = Arena::anonymous(8192).unwrap();
-        arena.bytes_mut(4096, 2).copy_from_slice(b"xy");
-        let reader = arena.reader();
-        let mut out = [0; 2];
-        assert!(reader.copy(BatchNum(5), 4096, &mut out));
-        assert_eq!(&out, b"xy");
-        assert!(arena.evict_below(BatchNum(6)));
-        assert!(!reader.copy(BatchNum(5), 4096, &mut out));
-        assert!(reader.copy(BatchNum(6), 4096, &mut out));
-    }
-
-    #[test]
-    #[should_panic(expected = "outside of")]
-    fn a_range_beyond_the_mapping_panics() {
-        Arena::anonymous(4096).unwrap().bytes(4095, 2);
     }
 }
