@@ -1,4 +1,5 @@
-//! What a [`VolumeCommit`](super::VolumeCommit) asks of its driver, what it is told, and how it fares.
+//! What a [`VolumeCommit`](super::VolumeCommit) asks of its driver, what it is told, and how it
+//! fares.
 
 use bytes::Bytes;
 

@@ -218,7 +218,8 @@ impl VolumeCommit {
         self.advance();
     }
 
-    /// What to do next; `None` while waiting for an event or for [`next_wake_ms`](Self::next_wake_ms).
+    /// What to do next; `None` while waiting for an event or for
+    /// [`next_wake_ms`](Self::next_wake_ms).
     pub fn next_effect(&mut self, now_ms: u64) -> Option<Effect> {
         if let Phase::Fenced { by, told } = &mut self.phase {
             let by = *by;
