@@ -49,8 +49,15 @@ struct ShardVolume {
     block_size: BlockSize,
     active: Overlay,
     frozen: Vec<(Epoch, Arc<Overlay>)>,
+    /// Committed blocks that are still in batch memory: the read cache. Says the same as `base`.
+    warm: Overlay,
+    /// Points in `warm` at which the evicted ones are dropped.
+    warm_limit: usize,
     base: ShardBase,
 }
+
+/// Fewest points of a read cache that are worth a look for evicted ones.
+const WARM_POINTS_MIN: usize = 1024;
 
 /// One shard of all volumes. Single-threaded; owned by one data core.
 pub struct Shard {
@@ -95,8 +102,15 @@ impl Shard {
             self.volumes.resize_with(index + 1, || None);
         }
         assert!(self.volumes[index].is_none(), "volume slot {index} is taken");
-        self.volumes[index] =
-            Some(ShardVolume { id, block_size, active: overlay, frozen: Vec::new(), base });
+        self.volumes[index] = Some(ShardVolume {
+            id,
+            block_size,
+            active: overlay,
+            frozen: Vec::new(),
+            warm: Overlay::new(),
+            warm_limit: WARM_POINTS_MIN,
+            base,
+        });
     }
 
     /// Forgets a deleted volume.
@@ -129,8 +143,18 @@ impl Shard {
                     }),
                 }
             }
-            None => volume.base.lookup(local).map_or(Found::Zero, Found::Chunk),
+            None => return Some(self.find_committed(volume, local)),
         })
+    }
+
+    #[inline]
+    fn find_committed<'a>(&'a self, volume: &'a ShardVolume, local: LocalBlock) -> Found<'a> {
+        if let Some(Hit::Data(point)) = volume.warm.lookup(local)
+            && let Some(bytes) = self.log.memory(point.place, volume.block_size.bytes())
+        {
+            return Found::Memory(bytes);
+        }
+        volume.base.lookup(local).map_or(Found::Zero, Found::Chunk)
     }
 
     /// Appends whole blocks `start..start + count`; `fill(i, block)` writes block i and returns its
@@ -200,7 +224,17 @@ impl Shard {
             return;
         }
         volume.base.install(leaves);
-        volume.frozen.retain(|(sealed, _)| *sealed > epoch);
+        let log = &self.log;
+        let bytes = volume.block_size.bytes();
+        let resident = |place| log.memory(place, bytes).is_some();
+        let split = volume.frozen.partition_point(|(sealed, _)| *sealed <= epoch);
+        for (_, layer) in volume.frozen.drain(..split) {
+            volume.warm.absorb(&layer);
+        }
+        if volume.warm.zeros_len() > 0 || volume.warm.points_len() > volume.warm_limit {
+            volume.warm.keep_points(resident);
+            volume.warm_limit = (volume.warm.points_len() * 2).max(WARM_POINTS_MIN);
+        }
     }
 
     /// Number of the volume's blocks that are not in a committed chunk, an upper bound.
@@ -215,7 +249,7 @@ impl Shard {
         let mut sum = (0, 0, 0);
         for volume in self.volumes.iter().flatten() {
             let frozen = volume.frozen.iter().map(|(_, layer)| layer.heap_bytes());
-            sum.0 += volume.active.heap_bytes() + frozen.sum::<usize>();
+            sum.0 += volume.active.heap_bytes() + volume.warm.heap_bytes() + frozen.sum::<usize>();
             sum.1 += volume.base.heap_bytes();
             sum.2 += volume.base.mapped_blocks();
         }

@@ -167,6 +167,17 @@ impl Overlay {
         }
     }
 
+    /// Drops every zeroed range, the data below them, and the data for which `keep` is false. For a
+    /// layer over a base that holds the same blocks: what is dropped is then found there.
+    pub fn keep_points(&mut self, mut keep: impl FnMut(Place) -> bool) {
+        let zeros = std::mem::take(&mut self.zeros);
+        self.points.retain(|entry| {
+            let local = u64::from(entry.local);
+            let zero = zeros.range(..=local).next_back().filter(|(_, zero)| local < zero.end);
+            zero.is_none_or(|(_, zero)| zero.lsn.0 <= entry.lsn) && keep(entry.point().place)
+        });
+    }
+
     /// What is known of `local`; `None` if no uncommitted record touched it.
     #[inline]
     pub fn lookup(&self, local: LocalBlock) -> Option<Hit> {
