@@ -135,7 +135,24 @@ impl BatchHeader {
     /// the numbers are possible; where it lies and whose it is, the caller compares.
     pub fn decode(page: &[u8]) -> Option<Self> {
         let fixed = opened(page, &BATCH_MAGIC)?;
-        let header = Self {
+        let header = Self::fields(fixed)?;
+        let possible = u32::from(fixed[HEADER_PAGES_AT]) == HEADER_PAGES
+            && header.number.0 > 0
+            && header.number.0 < u64::MAX
+            && header.generation < u64::MAX
+            && header.first <= header.number
+            && header.durable_through < header.number
+            && header.released_before <= header.number
+            && header.released_before.0 <= header.durable_through.0 + 1
+            && header.payload_pages < u32::from(u16::MAX)
+            && header.table_bytes as usize <= PAGE_BYTES - TABLE_START
+            && header.content_crc == header.compute_content_crc();
+        possible.then_some(header)
+    }
+
+    /// The fields as they are.
+    pub(super) fn fields(fixed: &[u8]) -> Option<Self> {
+        Some(Self {
             shard: ShardId::new(fixed[SHARD])?,
             wal: WalId(get_u64(fixed, WAL)),
             incarnation: Incarnation(get_u64(fixed, INCARNATION)),
@@ -151,18 +168,7 @@ impl BatchHeader {
             table_crc: get_u32(fixed, TABLE_CRC),
             previous_crc: get_u32(fixed, PREVIOUS_CRC),
             content_crc: get_u32(fixed, CONTENT_CRC),
-        };
-        let possible = u32::from(fixed[HEADER_PAGES_AT]) == HEADER_PAGES
-            && header.number.0 > 0
-            && header.number.0 < u64::MAX
-            && header.first <= header.number
-            && header.durable_through < header.number
-            && header.released_before <= header.number
-            && header.released_before.0 <= header.durable_through.0 + 1
-            && header.payload_pages < u32::from(u16::MAX)
-            && header.table_bytes as usize <= PAGE_BYTES - TABLE_START
-            && header.content_crc == header.compute_content_crc();
-        possible.then_some(header)
+        })
     }
 
     /// Bytes of header page and payload.
@@ -247,7 +253,8 @@ impl LogHead {
             && head.first.0 <= head.durable_through.0 + 1
             && head.segment_bytes >= 2 * PAGE_BYTES as u64
             && head.segment_bytes.is_multiple_of(PAGE_BYTES as u64)
-            && head.segment_bytes <= 1 << 40
+            && head.segment_bytes <= 1 << 32
+            && head.sequence < u64::MAX
             && head.segments > 0;
         possible.then_some(head)
     }
@@ -263,7 +270,8 @@ impl LogHead {
     }
 }
 
-fn seal(fixed: &mut [u8]) {
+/// Stores the CRC of a fixed part.
+pub(super) fn seal(fixed: &mut [u8]) {
     let crc = crc32c::crc32c(&fixed[..FIXED_CRC]);
     put_u32(fixed, FIXED_CRC, crc);
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod device;
 pub mod files;
 pub mod format;
+pub mod fuzz;
 mod log;
 pub mod media;
 mod pages;

@@ -189,7 +189,9 @@ impl<'a> Records<'a> {
         let start = get_u64(fixed, START);
         let count = get_u32(fixed, COUNT);
         let end = start.checked_add(u64::from(count))?;
-        if count == 0 || end > LOCAL_BLOCKS_MAX || get_u16(fixed, KEY_ID) != 0 {
+        let stamps = get_u64(fixed, LSN).max(get_u64(fixed, EPOCH));
+        if count == 0 || end > LOCAL_BLOCKS_MAX || get_u16(fixed, KEY_ID) != 0 || stamps == u64::MAX
+        {
             return None;
         }
         let mut at = self.at + RECORD_BYTES;
@@ -307,7 +309,9 @@ mod tests {
 
     #[test]
     fn impossible_records_end_the_walk() {
-        let cases: [(usize, &[u8]); 7] = [
+        let cases: [(usize, &[u8]); 9] = [
+            (LSN, &[0xFF; 8]),
+            (EPOCH, &[0xFF; 8]),
             (KIND, &[0]),
             (KIND, &[9]),
             (BLOCK_SHIFT, &[11]),

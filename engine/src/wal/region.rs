@@ -208,6 +208,7 @@ impl RegionPage {
         (possible
             && get_u64(fixed, RING_START) == layout.ring_start() as u64
             && layout.ring_pages() > 0
+            && header.last_batch.0 < u64::MAX
             && header.durable_through <= header.last_batch)
             .then_some(header)
     }

@@ -126,7 +126,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(150, 2))]
+    #![proptest_config(config(60, 2))]
 
     #[test]
     fn nothing_durable_is_lost_while_segments_are_recycled(
@@ -145,7 +145,7 @@ proptest! {
 /// Fills the log many times over, so that every segment is recycled and batches are evicted.
 #[test]
 fn recycled_segments_hold_no_ghosts() {
-    let mut dice = super::world::Dice(42);
+    let mut dice = super::dice::Dice(42);
     let mut world = World::new(7);
     for round in 0..400u64 {
         let mut full = false;

@@ -137,7 +137,7 @@ fn another_wal_or_shard_is_not_believed() {
     };
     let damage = recover_shard(&foreign, &file, &[]).unwrap_err();
     assert_eq!(damage.problems[0].kind, ProblemKind::NoHead);
-    let mut other = file.clone();
+    let mut other = file;
     let mut header = BatchHeader::decode(&other[at(3)..]).unwrap();
     header.wal = WalId(1);
     header.content_crc = header.compute_content_crc();

@@ -3,6 +3,7 @@
 mod appending;
 mod crashes;
 mod damage;
+pub(in crate::wal) mod dice;
 mod errors;
 mod format;
 mod world;

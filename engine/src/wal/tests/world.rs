@@ -16,6 +16,8 @@ use crate::wal::{
     RegionRecord, ShardLog, Shortage, WalId, WalWrite, recover_shard,
 };
 
+use super::dice::Dice;
+
 const SECTOR_BYTES: usize = 512;
 
 /// A small geometry, so that segments are recycled soon.
@@ -69,20 +71,6 @@ pub(super) fn block_bytes(lsn: Lsn, index: u32, out: &mut [u8]) {
     for (word, chunk) in out.chunks_exact_mut(8).enumerate() {
         let value = lsn.0 << 40 | u64::from(index) << 20 | word as u64;
         chunk.copy_from_slice(&value.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
-    }
-}
-
-/// A deterministic source of choices.
-#[derive(Clone, Debug)]
-pub(super) struct Dice(pub(super) u64);
-
-impl Dice {
-    pub(super) fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963);
-        (self.0 >> 33) % sides
     }
 }
 

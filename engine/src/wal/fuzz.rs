@@ -1,0 +1,221 @@
+//! Fuzz entry of the replay: whatever is in the WAL file and the region, it neither panics nor
+//! allocates without bound, and what it accepts can be served.
+
+use crate::arena::Arena;
+use crate::block::{BlockSize, LocalBlock, PAGE_BYTES, ShardId};
+use crate::identity::{Epoch, Incarnation, Lsn, VolumeId};
+
+use super::format::{
+    BATCH_MAGIC, BatchHeader, FIXED_BYTES, HEAD_AREA_BYTES, HEAD_MAGIC, LogHead, TABLE_START, seal,
+};
+use super::replay::blank_head;
+use super::{
+    BootId, LogConfig, LogIdentity, MarkKind, ReadMedia, RecordHead, Recovered, ShardLog, WalId,
+    recover_shard,
+};
+
+const CONFIG: LogConfig = LogConfig {
+    arena_bytes: 200 << 10,
+    undurable_bytes_max: 160 << 10,
+    batch_payload_max: 64 << 10,
+    segment_bytes: 160 << 10,
+    segments: 4,
+    reserve_segments: 3,
+};
+
+fn identity(incarnation: u64) -> LogIdentity {
+    LogIdentity {
+        wal: WalId(1),
+        shard: ShardId::new(0).expect("a shard"),
+        incarnation: Incarnation(incarnation),
+        boot: BootId([0; 16]),
+    }
+}
+
+/// Replays a file and region made of `data`. The first byte says how: as they are, or as changes
+/// to a whole log (5 bytes each: part and position, then the new byte), with checksums put right
+/// again if its lowest bit is set.
+pub fn fuzz_replay(data: &[u8]) {
+    let Some((mode, rest)) = data.split_first() else {
+        return;
+    };
+    let (file, region) = if mode & 2 == 0 {
+        let half = rest.len() / 2;
+        (rest[..half].to_vec(), rest[half..].to_vec())
+    } else {
+        changed(rest, mode & 1 == 1)
+    };
+    let regions: [&dyn ReadMedia; 1] = [&region];
+    if let Ok(recovered) = recover_shard(&identity(3), &file, &regions) {
+        serve(&recovered, &file);
+    }
+}
+
+/// A log that was accepted can be resumed, and everything it names is within the file.
+fn serve(recovered: &Recovered, file: &[u8]) {
+    for record in recovered.records() {
+        assert!(record.lsn < recovered.next_lsn && !record.blocks.is_empty());
+    }
+    let arena = Arena::anonymous(CONFIG.arena_bytes).expect("memory");
+    let Ok(mut log) = ShardLog::resume(identity(3), CONFIG, arena, recovered) else {
+        return;
+    };
+    for (_, place, _) in recovered
+        .records()
+        .flat_map(|r| r.points().collect::<Vec<_>>())
+    {
+        let at = log.file_offset(place).expect("nothing is released yet");
+        assert!(at + PAGE_BYTES as u64 <= file.len() as u64);
+    }
+    for record in &recovered.region_only {
+        if log.append_recovered(record, |_, _, _| {}).is_err() {
+            break;
+        }
+    }
+}
+
+/// A file of four batches, the last two in memory only, with changes.
+fn changed(changes: &[u8], repair: bool) -> (Vec<u8>, Vec<u8>) {
+    let (mut file, mut region) = whole();
+    for change in changes.chunks_exact(5) {
+        let position = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
+        let target = if change[3] & 1 == 0 {
+            &mut file
+        } else {
+            &mut region
+        };
+        let position = position % target.len();
+        target[position] = change[4];
+    }
+    if repair {
+        file.chunks_exact_mut(PAGE_BYTES).for_each(repair_page);
+    }
+    (file, region)
+}
+
+fn whole() -> (Vec<u8>, Vec<u8>) {
+    let mut file = vec![0; CONFIG.file_bytes() as usize];
+    let first = blank_head(&identity(1), &CONFIG);
+    for head in [
+        LogHead {
+            sequence: 0,
+            ..first
+        },
+        first,
+    ] {
+        let at = head.file_offset() as usize;
+        head.encode(&mut file[at..at + PAGE_BYTES]);
+    }
+    let arena = Arena::anonymous(CONFIG.arena_bytes).expect("memory");
+    let blank = Recovered::blank(&identity(1), &CONFIG);
+    let mut log = ShardLog::resume(identity(1), CONFIG, arena, &blank).expect("sizes that fit");
+    for batch in 0..4u64 {
+        let head = RecordHead {
+            volume: VolumeId(1),
+            epoch: Epoch(batch),
+            lsn: Lsn(2 * batch + 1),
+            start: LocalBlock(batch),
+            count: 2,
+            block_size: BlockSize::MIN,
+        };
+        let fill = |_, block: &mut [u8]| {
+            block.fill(batch as u8);
+            crc32c::crc32c(block)
+        };
+        let appended = log.append_data(&head, fill, |_, _, _| {});
+        appended.expect("an empty log has room");
+        let lsn = Lsn(2 * batch + 2);
+        let marked = log.append_mark(VolumeId(2), Epoch(batch), lsn, 0..9, MarkKind::Trim);
+        marked.expect("an empty log has room");
+        log.close();
+        while batch < 2 && log.next_queued().is_some() {
+            let write = log.start_write(true).expect("a batch is queued");
+            let at = write.file_offset as usize;
+            let bytes = log.arena.bytes(write.arena_offset, write.len);
+            file[at..at + write.len].copy_from_slice(bytes);
+            log.write_finished(&write, Ok(()));
+        }
+    }
+    (file, log.arena.bytes(0, CONFIG.arena_bytes).to_vec())
+}
+
+/// Puts the checksums of a header page or log head right.
+fn repair_page(page: &mut [u8]) {
+    if page.starts_with(&HEAD_MAGIC) {
+        seal(&mut page[..FIXED_BYTES]);
+    }
+    if !page.starts_with(&BATCH_MAGIC) {
+        return;
+    }
+    let Some(mut header) = BatchHeader::fields(page) else {
+        return;
+    };
+    let table_end = (TABLE_START + header.table_bytes as usize).min(PAGE_BYTES);
+    header.table_crc = crc32c::crc32c(&page[TABLE_START..table_end]);
+    header.content_crc = header.compute_content_crc();
+    header.encode(page);
+}
+
+// The template's batches lie behind the head area.
+const _: () = assert!(HEAD_AREA_BYTES < 1 << 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::tests::dice::Dice;
+
+    #[test]
+    fn the_template_is_whole() {
+        let (file, region) = changed(&[], true);
+        let regions: [&dyn ReadMedia; 1] = [&region];
+        let recovered = recover_shard(&identity(3), &file, &regions).unwrap();
+        assert_eq!(
+            (recovered.batches().len(), recovered.region_only.len()),
+            (2, 4)
+        );
+    }
+
+    #[test]
+    fn no_change_makes_the_replay_panic() {
+        let mut dice = Dice(5);
+        // Where the interesting bytes are: log heads, batch headers, the region's control area.
+        let bases = [0, 0x8000, 0x1_0000, 0x1_3000, 0x1_6000];
+        for _ in 0..1500 {
+            let mut data = vec![2 | dice.roll(2) as u8];
+            for _ in 0..1 + dice.roll(4) {
+                let region = dice.roll(3) == 0;
+                let base = bases[dice.roll(bases.len() as u64) as usize];
+                let base = if region {
+                    dice.roll(4) as u32 * 4096
+                } else {
+                    base
+                };
+                let position = base + dice.roll(260) as u32;
+                let byte = [0, 1, 0xFF, dice.roll(256) as u8][dice.roll(4) as usize];
+                data.extend(&position.to_le_bytes()[..3]);
+                data.extend([u8::from(region), byte]);
+            }
+            fuzz_replay(&data);
+        }
+    }
+
+    #[test]
+    fn no_noise_makes_the_replay_panic() {
+        let mut dice = Dice(6);
+        for len in [0, 1, 100, 5000, 100_000] {
+            let noise: Vec<u8> = (0..len).map(|_| dice.roll(256) as u8).collect();
+            fuzz_replay(&[&[0], noise.as_slice()].concat());
+        }
+    }
+
+    #[test]
+    fn the_corpus_is_replayed() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/replay");
+        let mut seeds = 0;
+        for seed in std::fs::read_dir(corpus).unwrap() {
+            fuzz_replay(&std::fs::read(seed.unwrap().path()).unwrap());
+            seeds += 1;
+        }
+        assert!(seeds >= 4);
+    }
+}
