@@ -7,6 +7,8 @@ mod sync {
     pub(super) const SLOTS: usize = 1;
 }
 
+// The point of this file: the same protocol over other atomics.
+#[allow(clippy::duplicate_mod)]
 #[path = "hazard.rs"]
 mod hazard;
 
