@@ -65,7 +65,9 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let heads = LocalHeads::open(&parts.data.path().join("volumes"))?;
     let stamped = replayed.stamped_through();
     let volumes = open_all(&*backend, &heads, stamped, &replayed)?;
-    let heads_epoch = volumes.iter().filter_map(|v| Some(v.opened.as_ref()?.commit.head().epoch));
+    let heads_epoch = volumes
+        .iter()
+        .filter_map(|v| Some(v.opened.as_ref()?.commit.head().epoch));
     let epoch = heads_epoch.max().unwrap_or_default().max(stamped).next();
     let clock = Arc::new(EpochClock::new(epoch));
 
@@ -88,10 +90,17 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         started,
     };
     let running = assembly.start(parts, volumes, recovered)?;
-    let clean = running.directory().all().iter().all(|v| v.lineage == Lineage::Intact);
+    let clean = running
+        .directory()
+        .all()
+        .iter()
+        .all(|v| v.lineage == Lineage::Intact);
     tracing::info!(
-        seconds = started.elapsed().as_secs_f64(), batches = figures.batches,
-        records = figures.records, from_memory = figures.region_records, memory_survived,
+        seconds = started.elapsed().as_secs_f64(),
+        batches = figures.batches,
+        records = figures.records,
+        from_memory = figures.region_records,
+        memory_survived,
         "serving"
     );
     running.set_recovery(RecoveryStatus {
@@ -139,10 +148,16 @@ fn judge(slot: VolumeSlot, opened: Opened, replayed: &Replayed) -> BootVolume {
             .to_owned();
         tracing::error!(volume = %volume.name, cause, "volume refused");
         volume.set_state(VolumeState::Refused, Some(cause));
-        return BootVolume { volume: Arc::new(volume), opened: None };
+        return BootVolume {
+            volume: Arc::new(volume),
+            opened: None,
+        };
     }
     if intact {
-        return BootVolume { volume: Arc::new(volume), opened: Some(opened) };
+        return BootVolume {
+            volume: Arc::new(volume),
+            opened: Some(opened),
+        };
     }
     let cause = "the host crashed: writes answered after the last FLUSH of their client may be \
                  missing"
@@ -164,17 +179,25 @@ fn judge(slot: VolumeSlot, opened: Opened, replayed: &Replayed) -> BootVolume {
             false
         }
     };
-    BootVolume { volume: Arc::new(volume), opened: keep.then_some(opened) }
+    BootVolume {
+        volume: Arc::new(volume),
+        opened: keep.then_some(opened),
+    }
 }
 
 fn refuse(slot: VolumeSlot, named: NamedVolume, heads: &LocalHeads, error: &Error) -> BootVolume {
     tracing::error!(volume = %named.name, %error, "volume refused");
     let known = heads.load(named.id).ok().flatten();
-    let settings =
-        known.map_or_else(|| VolumeSettings::with_size(512), |local: LocalHead| local.settings);
+    let settings = known.map_or_else(
+        || VolumeSettings::with_size(512),
+        |local: LocalHead| local.settings,
+    );
     let identity = (named.name, named.id);
     let volume = Volume::refused(slot, identity, settings, error.to_string());
-    BootVolume { volume: Arc::new(volume), opened: None }
+    BootVolume {
+        volume: Arc::new(volume),
+        opened: None,
+    }
 }
 
 /// The shards and what they know of each volume.
@@ -198,18 +221,25 @@ fn recover(replayed: Replayed, parts: &Parts<'_>, volumes: &[BootVolume]) -> Res
         }
     }
     let find = |id: VolumeId| volumes.iter().find(|boot| boot.volume.id == id);
-    let forgotten = replayed.volumes().into_iter().filter(|id| find(*id).is_none()).collect();
+    let forgotten = replayed
+        .volumes()
+        .into_iter()
+        .filter(|id| find(*id).is_none())
+        .collect();
     let memory_survived = replayed.memory_survived;
     let wanted = |id: VolumeId, epoch: Epoch| match find(id) {
         None => false,
         Some(BootVolume { opened: None, .. }) => true,
-        Some(BootVolume { opened: Some(opened), .. }) => {
-            opened.local.fate(epoch) == RecordFate::Replay
-        }
+        Some(BootVolume {
+            opened: Some(opened),
+            ..
+        }) => opened.local.fate(epoch) == RecordFate::Replay,
     };
     let (shards, figures, files) =
         replayed.resume(&parts.runtime_dir, wanted, |shard, id, record| {
-            let Some(overlay) = overlays.get_mut(&(id, shard)) else { return };
+            let Some(overlay) = overlays.get_mut(&(id, shard)) else {
+                return;
+            };
             if record.points.is_empty() {
                 overlay.insert_zero(record.blocks, record.lsn);
                 return;
@@ -218,7 +248,14 @@ fn recover(replayed: Replayed, parts: &Parts<'_>, volumes: &[BootVolume]) -> Res
                 overlay.insert_point(taipan_engine::block::LocalBlock(local), point);
             }
         })?;
-    Ok(Recovered { shards, overlays, figures, memory_survived, files, forgotten })
+    Ok(Recovered {
+        shards,
+        overlays,
+        figures,
+        memory_survived,
+        files,
+        forgotten,
+    })
 }
 
 /// Everything that the threads share.
@@ -253,7 +290,11 @@ impl Assembly {
         let (uploader, uploader_inbox) = UploaderAddress::new();
         let fetcher = Fetcher::start(&self.backend, &self.tables, &self.metrics.backend())
             .map_err(|e| Error::io("starting the fetcher", e))?;
-        let arenas = recovered.shards.iter().map(|shard| shard.arena.clone()).collect();
+        let arenas = recovered
+            .shards
+            .iter()
+            .map(|shard| shard.arena.clone())
+            .collect();
         let mut cores = self.build_cores(config, &volumes, recovered.shards, recovered.overlays);
         for core in &mut cores {
             for id in &recovered.forgotten {
@@ -308,7 +349,9 @@ impl Assembly {
         let thread = Uploader::start(upload_parts, uploader_inbox, uploader.clone())
             .map_err(|e| Error::io("starting the uploader", e))?;
         threads.uploader = Some(thread);
-        watchdog.start().map_err(|e| Error::io("starting the watchdog", e))?;
+        watchdog
+            .start()
+            .map_err(|e| Error::io("starting the watchdog", e))?;
 
         let service = Service::new(ServiceParts {
             config: config.clone(),
@@ -358,7 +401,8 @@ impl Assembly {
             undurable_bytes: self.log_config.undurable_bytes_max / 2,
             ..WritePolicy::default()
         };
-        let mut by_core: Vec<(Vec<Shard>, Vec<_>)> = (0..cores).map(|_| Default::default()).collect();
+        let mut by_core: Vec<(Vec<Shard>, Vec<_>)> =
+            (0..cores).map(|_| Default::default()).collect();
         for shard in shards {
             let (own, files) = &mut by_core[shard.id.core(cores)];
             files.push(shard.file);
@@ -381,7 +425,11 @@ impl Assembly {
                 let settings = volume.settings();
                 core.add_volume(volume.slot, volume.id, &settings, read_only, epoch, parts);
             }
-            built.push(BuiltCore { index, core, wal_files });
+            built.push(BuiltCore {
+                index,
+                core,
+                wal_files,
+            });
         }
         built
     }

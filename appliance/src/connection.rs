@@ -58,7 +58,10 @@ impl ConnectionId {
     /// The next use of the same index.
     pub fn next(self) -> Self {
         let mask = (1 << Self::GENERATION_BITS) - 1;
-        Self { index: self.index, generation: (self.generation + 1) & mask }
+        Self {
+            index: self.index,
+            generation: (self.generation + 1) & mask,
+        }
     }
 
     /// The connection whose request the ticket names, and the request's index.
@@ -100,9 +103,15 @@ pub struct Surroundings<'a> {
 
 /// The state of the protocol.
 enum Phase {
-    Handshake { machine: Box<ServerHandshake>, deadline_ms: u64 },
+    Handshake {
+        machine: Box<ServerHandshake>,
+        deadline_ms: u64,
+    },
     /// The handshake is done; dead connections of the volume are being closed on other cores.
-    Joining { session: Box<Session>, held: Vec<u8> },
+    Joining {
+        session: Box<Session>,
+        held: Vec<u8>,
+    },
     Transmission(Box<Session>),
 }
 
@@ -159,7 +168,10 @@ impl Connection {
             input: Input::new(RECEIVE_BYTES),
             output,
             sent: 0,
-            phase: Phase::Handshake { machine, deadline_ms },
+            phase: Phase::Handshake {
+                machine,
+                deadline_ms,
+            },
             requests: Requests::default(),
             finishing: false,
             broken: false,
@@ -204,7 +216,10 @@ impl Connection {
     pub fn is_dead(&self) -> bool {
         let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         let mut polled = [PollFd::new(&self.socket, gone)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         matches!(poll(&mut polled, Some(&now)), Ok(n) if n > 0)
             && polled[0].revents().intersects(gone)
     }
@@ -227,7 +242,11 @@ impl Connection {
         }
         if self.is_paused(around) {
             // Nothing is read now, so a client that has gone must be noticed here.
-            return if self.is_dead() { self.gone(around) } else { Outcome::Waiting };
+            return if self.is_dead() {
+                self.gone(around)
+            } else {
+                Outcome::Waiting
+            };
         }
         let room = self.input.room();
         let wanted = room.len();
@@ -286,7 +305,9 @@ impl Connection {
 
     /// Runs the handshake; `None`: transmission has begun.
     fn negotiate(&mut self, around: &mut Surroundings<'_>) -> Option<Outcome> {
-        let Phase::Handshake { machine, .. } = &mut self.phase else { return None };
+        let Phase::Handshake { machine, .. } = &mut self.phase else {
+            return None;
+        };
         let mut out = Vec::new();
         let advance = match machine.advance(self.input.bytes(), &mut out, around.directory) {
             Ok(advance) => advance,
@@ -321,31 +342,46 @@ impl Connection {
         around: &mut Surroundings<'_>,
     ) -> Outcome {
         // Deleted between the lookup and now: the client sees a closed connection.
-        let Ok(volume) = around.directory.resolve(&selected.name) else { return Outcome::Closed };
+        let Ok(volume) = around.directory.resolve(&selected.name) else {
+            return Outcome::Closed;
+        };
         volume.connections.fetch_add(1, Ordering::AcqRel);
         tracing::info!(peer = %self.peer, volume = %volume.name, "client connected");
         let counters = (around.volume_counters)(&volume);
-        let session =
-            Session { volume, info: selected.info, counters, stream: None, discard: 0 };
-        self.phase = Phase::Joining { session: Box::new(session), held };
+        let session = Session {
+            volume,
+            info: selected.info,
+            counters,
+            stream: None,
+            discard: 0,
+        };
+        self.phase = Phase::Joining {
+            session: Box::new(session),
+            held,
+        };
         Outcome::Joining
     }
 
     /// Books a finished request and queues its reply.
     pub fn done(&mut self, request: u32, done: &Done, around: &mut Surroundings<'_>) {
-        let Some(finished) = self.requests.part_done(request, done) else { return };
+        let Some(finished) = self.requests.part_done(request, done) else {
+            return;
+        };
         self.reply(&finished, &done.data, around);
     }
 
     fn reply(&mut self, finished: &InFlight, data: &[u8], around: &mut Surroundings<'_>) {
         let errno = finished.failure.map(requests::errno_of);
         if !self.broken {
-            self.output.extend_from_slice(&simple_reply(errno, finished.cookie));
+            self.output
+                .extend_from_slice(&simple_reply(errno, finished.cookie));
             if errno.is_none() {
                 self.output.extend_from_slice(data);
             }
         }
-        let Phase::Transmission(session) = &self.phase else { return };
+        let Phase::Transmission(session) = &self.phase else {
+            return;
+        };
         session.book(finished, &self.peer, around);
     }
 
@@ -424,7 +460,11 @@ impl Connection {
     }
 
     fn settle(&self, outcome: Outcome) -> Outcome {
-        if self.is_over() { Outcome::Closed } else { outcome }
+        if self.is_over() {
+            Outcome::Closed
+        } else {
+            outcome
+        }
     }
 }
 
@@ -439,5 +479,8 @@ impl Drop for Connection {
 
 fn dead_phase() -> Phase {
     let machine = Box::new(ServerHandshake::new(HandshakeLimits::DEFAULT));
-    Phase::Handshake { machine, deadline_ms: 0 }
+    Phase::Handshake {
+        machine,
+        deadline_ms: 0,
+    }
 }

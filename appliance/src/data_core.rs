@@ -134,11 +134,19 @@ impl DataCore {
     /// Takes the parts over on the thread that will run them: the ring belongs to one thread.
     pub fn new(parts: DataCoreParts) -> std::io::Result<Self> {
         let mut ring = Ring::new(RING_ENTRIES)?;
-        let files: Vec<FileSlot> =
-            parts.wal_files.iter().map(|file| ring.add_file(Arc::clone(file))).collect();
+        let files: Vec<FileSlot> = parts
+            .wal_files
+            .iter()
+            .map(|file| ring.add_file(Arc::clone(file)))
+            .collect();
         let bell = Arc::clone(parts.addresses[parts.index].bell());
         bell.set_ring(ring.raw_fd());
-        ring.poll(bell.event(), u32::from(PollFlags::IN.bits()), true, token::BELL);
+        ring.poll(
+            bell.event(),
+            u32::from(PollFlags::IN.bits()),
+            true,
+            token::BELL,
+        );
         tracing::info!(core = parts.index, ring = ring.flags(), "data core runs");
         let counters = parts.metrics.core(parts.index);
         let carrier = Carrier::new(
@@ -194,7 +202,9 @@ impl DataCore {
         }
         self.carrier.deliver_failures(&mut self.core);
         for _ in 0..self.ready.len() {
-            let Some(index) = self.ready.pop_front() else { break };
+            let Some(index) = self.ready.pop_front() else {
+                break;
+            };
             self.slots[index as usize].queued = false;
             self.serve(index, Connection::turn);
         }
@@ -212,7 +222,9 @@ impl DataCore {
 
     fn take_messages(&mut self) {
         for _ in 0..MESSAGES_PER_TURN {
-            let Ok(message) = self.inbox.try_recv() else { break };
+            let Ok(message) = self.inbox.try_recv() else {
+                break;
+            };
             self.handle(message);
         }
     }
@@ -225,7 +237,11 @@ impl DataCore {
                     self.core.peer(from, message);
                 }
             }
-            CoreMessage::CloseDead { from, slot, connection } => {
+            CoreMessage::CloseDead {
+                from,
+                slot,
+                connection,
+            } => {
                 self.close_dead(slot, None);
                 self.post(from, CoreMessage::DeadClosed { connection });
             }
@@ -241,7 +257,8 @@ impl DataCore {
             CoreMessage::AddVolume(add) => {
                 let add = *add;
                 let (slot, id, committed) = (add.slot, add.id, add.committed);
-                self.core.add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
+                self.core
+                    .add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
             }
             CoreMessage::RemoveVolume { slot, ack } => {
                 self.close_volume(slot);
@@ -253,7 +270,11 @@ impl DataCore {
                 self.close_volume(slot);
             }
             CoreMessage::ForgetVolume { id } => self.core.forget_volume(id),
-            CoreMessage::Configure { slot, ack_mode, read_only } => {
+            CoreMessage::Configure {
+                slot,
+                ack_mode,
+                read_only,
+            } => {
                 self.core.configure_volume(slot, ack_mode, read_only);
             }
             CoreMessage::Report(reply) => {
@@ -268,7 +289,8 @@ impl DataCore {
         let low = completed.token & !token::KIND;
         match completed.token & token::KIND {
             token::OP => {
-                self.carrier.completed(OpKey(low as u32), &completed, &mut self.core);
+                self.carrier
+                    .completed(OpKey(low as u32), &completed, &mut self.core);
                 self.carrier.recycle(completed.buffer);
             }
             token::READABLE => {
@@ -301,7 +323,9 @@ impl DataCore {
 
     fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         let slot = self.slots.get_mut(id.index as usize)?;
-        slot.connection.as_mut().filter(|connection| connection.id() == id)
+        slot.connection
+            .as_mut()
+            .filter(|connection| connection.id() == id)
     }
 
     fn queue(&mut self, index: u32) {
@@ -318,9 +342,17 @@ impl DataCore {
             return;
         }
         let index = self.free.pop().unwrap_or_else(|| {
-            let id = ConnectionId { index: self.slots.len() as u32, generation: 0 };
-            let slot =
-                Slot { connection: None, id, queued: false, awaits_room: false, joins: 0 };
+            let id = ConnectionId {
+                index: self.slots.len() as u32,
+                generation: 0,
+            };
+            let slot = Slot {
+                connection: None,
+                id,
+                queued: false,
+                awaits_room: false,
+                joins: 0,
+            };
             self.slots.push(slot);
             id.index
         });
@@ -336,10 +368,13 @@ impl DataCore {
 
     /// Arms the multishot poll of a connection's socket.
     fn arm(&mut self, id: ConnectionId) {
-        let Some(connection) = self.slots[id.index as usize].connection.as_ref() else { return };
+        let Some(connection) = self.slots[id.index as usize].connection.as_ref() else {
+            return;
+        };
         let events = PollFlags::IN | PollFlags::RDHUP;
         let token = token::READABLE | id.packed();
-        self.ring.poll(connection.socket(), u32::from(events.bits()), true, token);
+        self.ring
+            .poll(connection.socket(), u32::from(events.bits()), true, token);
     }
 
     /// Lets a connection work and does what it asks for.
@@ -348,7 +383,9 @@ impl DataCore {
         index: u32,
         work: impl FnOnce(&mut Connection, &mut Surroundings<'_>) -> Outcome,
     ) {
-        let Some(mut connection) = self.slots[index as usize].connection.take() else { return };
+        let Some(mut connection) = self.slots[index as usize].connection.take() else {
+            return;
+        };
         let metrics = &self.metrics;
         let core_index = self.index;
         let mut around = Surroundings {
@@ -376,15 +413,26 @@ impl DataCore {
 
     /// A client chose a volume: dead connections of that volume are closed first, on every core.
     fn start_join(&mut self, index: u32) {
-        let Some(connection) = &self.slots[index as usize].connection else { return };
-        let Some(slot) = connection.volume().map(|volume| volume.slot) else { return };
+        let Some(connection) = &self.slots[index as usize].connection else {
+            return;
+        };
+        let Some(slot) = connection.volume().map(|volume| volume.slot) else {
+            return;
+        };
         let number = connection.id().packed();
         self.close_dead(slot, Some(index));
         let others = self.addresses.len() - 1;
         self.slots[index as usize].joins = others;
         let from = self.index;
         for core in (0..self.addresses.len()).filter(|core| *core != from) {
-            self.post(core, CoreMessage::CloseDead { from, slot, connection: number });
+            self.post(
+                core,
+                CoreMessage::CloseDead {
+                    from,
+                    slot,
+                    connection: number,
+                },
+            );
         }
         if others == 0 {
             self.serve(index, Connection::join);
@@ -407,9 +455,14 @@ impl DataCore {
     /// land after those of a successor.
     fn close_dead(&mut self, slot: VolumeSlot, except: Option<u32>) {
         for index in 0..self.slots.len() as u32 {
-            let of_volume = self.slots[index as usize].connection.as_ref().is_some_and(|c| {
-                Some(index) != except && c.volume().is_some_and(|v| v.slot == slot) && c.is_dead()
-            });
+            let of_volume = self.slots[index as usize]
+                .connection
+                .as_ref()
+                .is_some_and(|c| {
+                    Some(index) != except
+                        && c.volume().is_some_and(|v| v.slot == slot)
+                        && c.is_dead()
+                });
             if of_volume {
                 self.serve(index, Connection::gone);
                 self.close(index);
@@ -429,7 +482,9 @@ impl DataCore {
 
     fn close(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
-        let Some(connection) = slot.connection.take() else { return };
+        let Some(connection) = slot.connection.take() else {
+            return;
+        };
         // The poll holds the socket open until it is cancelled.
         self.ring.cancel(connection.socket(), token::IGNORED);
         let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
@@ -473,7 +528,13 @@ impl DataCore {
             }
             for (core, messages) in by_core.into_iter().enumerate() {
                 if !messages.is_empty() {
-                    self.post(core, CoreMessage::Peers { from: self.index, messages });
+                    self.post(
+                        core,
+                        CoreMessage::Peers {
+                            from: self.index,
+                            messages,
+                        },
+                    );
                 }
             }
         }
@@ -484,7 +545,9 @@ impl DataCore {
         let mut unsent = std::mem::take(&mut self.unsent);
         for index in unsent.drain(..) {
             let slot = &mut self.slots[index as usize];
-            let Some(connection) = &mut slot.connection else { continue };
+            let Some(connection) = &mut slot.connection else {
+                continue;
+            };
             if slot.awaits_room {
                 continue;
             }
@@ -525,14 +588,21 @@ impl DataCore {
                 connection.finish();
             }
         }
-        self.quiesce = Some(Quiesce { ack, deadline_ms: self.now_ms() + QUIESCE_MS_MAX });
+        self.quiesce = Some(Quiesce {
+            ack,
+            deadline_ms: self.now_ms() + QUIESCE_MS_MAX,
+        });
     }
 
     /// A stop: in-flight requests are answered and durable before the sockets are closed.
     fn check_quiesce(&mut self, now_ms: u64) {
         let Some(quiesce) = &self.quiesce else { return };
         let late = now_ms >= quiesce.deadline_ms;
-        let answered = self.slots.iter().filter_map(|s| s.connection.as_ref()).all(|c| c.is_idle());
+        let answered = self
+            .slots
+            .iter()
+            .filter_map(|s| s.connection.as_ref())
+            .all(|c| c.is_idle());
         if !answered && !late {
             return;
         }
@@ -559,7 +629,11 @@ impl DataCore {
         if busy || !self.inbox.is_empty() {
             return self.ring.submit();
         }
-        let due_ms = if self.quiesce.is_some() { 5 } else { TURN_MS_MAX };
+        let due_ms = if self.quiesce.is_some() {
+            5
+        } else {
+            TURN_MS_MAX
+        };
         let timeout_ms = self.core.deadline_ms().unwrap_or(due_ms).clamp(1, due_ms);
         if !self.spin.is_zero() {
             let until = Instant::now() + self.spin;
@@ -605,7 +679,11 @@ impl DataCore {
             });
         }
         for volume in self.directory.all() {
-            let blocks = self.core.shards().iter().map(|s| s.uncommitted_blocks(volume.slot));
+            let blocks = self
+                .core
+                .shards()
+                .iter()
+                .map(|s| s.uncommitted_blocks(volume.slot));
             report.uncommitted_blocks.push((volume.slot, blocks.sum()));
         }
         report

@@ -66,7 +66,11 @@ impl Volume {
             chunks: AtomicU64::new(0),
             index_bytes: AtomicU64::new(0),
             last_commit_ms: AtomicU64::new(0),
-            lineage: if was_clean { Lineage::Intact } else { Lineage::Broken },
+            lineage: if was_clean {
+                Lineage::Intact
+            } else {
+                Lineage::Broken
+            },
             state: RwLock::new((VolumeState::Online, None)),
         }
     }
@@ -86,12 +90,18 @@ impl Volume {
 
     /// The settings now.
     pub fn settings(&self) -> VolumeSettings {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.settings
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The state now, with its cause.
     pub fn state(&self) -> (VolumeState, Option<String>) {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes the state.
@@ -130,7 +140,11 @@ pub struct Directory {
 impl Directory {
     /// The volume of that name.
     pub fn get(&self, name: &VolumeName) -> Option<Arc<Volume>> {
-        self.volumes.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.volumes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 
     /// All volumes, by name.
@@ -148,7 +162,10 @@ impl Directory {
 
     /// Removes a volume.
     pub fn remove(&self, name: &VolumeName) {
-        self.volumes.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.volumes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
     }
 
     /// The lowest slot that no volume has.

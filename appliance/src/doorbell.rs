@@ -54,7 +54,11 @@ impl Doorbell {
     /// A bell of a core that is awake.
     pub fn new() -> io::Result<Arc<Self>> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { flag: SleepFlag::awake(), event, ring: AtomicI32::new(-1) }))
+        Ok(Arc::new(Self {
+            flag: SleepFlag::awake(),
+            event,
+            ring: AtomicI32::new(-1),
+        }))
     }
 
     /// The core's sleep flag.

@@ -47,7 +47,10 @@ impl ChunkTables {
 
     /// Forgets a deleted volume.
     pub fn forget(&self, volume: VolumeId) {
-        self.tables.write().unwrap_or_else(PoisonError::into_inner).remove(&volume);
+        self.tables
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&volume);
     }
 
     /// The object of an ordinal.
@@ -95,7 +98,10 @@ impl Fetcher {
         let op = fetch.op;
         if let Err(refused) = self.jobs.send(Job { fetch, reply }) {
             let blocks = Err(Failure::Io);
-            refused.into_inner().reply.send(CoreMessage::Fetched { op, blocks });
+            refused
+                .into_inner()
+                .reply
+                .send(CoreMessage::Fetched { op, blocks });
         }
     }
 }
@@ -114,7 +120,10 @@ impl Worker {
                 tracing::error!(volume = %fetch.volume, chunk = fetch.chunk.0, %error, "read failed");
                 Failure::Io
             });
-            reply.send(CoreMessage::Fetched { op: fetch.op, blocks });
+            reply.send(CoreMessage::Fetched {
+                op: fetch.op,
+                blocks,
+            });
         }
     }
 
@@ -145,8 +154,11 @@ impl Worker {
 
     fn fetch(&self, fetch: &Fetch) -> Result<Vec<u8>> {
         let chunk = self.tables.get(fetch.volume, fetch.chunk).ok_or_else(|| {
-            Error::corrupt(format!("the index names chunk {} that is not known", fetch.chunk.0))
-                .with_volume(fetch.volume)
+            Error::corrupt(format!(
+                "the index names chunk {} that is not known",
+                fetch.chunk.0
+            ))
+            .with_volume(fetch.volume)
         })?;
         let bytes = self.get(fetch, &chunk)?;
         let stride = slot_stride(fetch.block_size);

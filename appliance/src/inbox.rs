@@ -138,7 +138,13 @@ impl CoreAddress {
     /// An inbox with its bell.
     pub fn new() -> std::io::Result<(Self, Receiver<CoreMessage>)> {
         let (sender, receiver) = unbounded();
-        Ok((Self { sender, bell: Doorbell::new()? }, receiver))
+        Ok((
+            Self {
+                sender,
+                bell: Doorbell::new()?,
+            },
+            receiver,
+        ))
     }
 
     /// Sends from a thread without a ring. A core that has ended takes nothing more.

@@ -3,26 +3,26 @@
 //! The control plane (this crate's `config`, `control`, `metrics`) talks to the data plane only
 //! through [`control::Appliance`] and the counters of [`metrics`].
 
+pub mod boot;
 pub mod budget;
 pub mod config;
+pub mod connection;
 pub mod control;
 pub mod daemon;
-pub mod lock;
-pub mod logging;
-pub mod metrics;
-pub mod signals;
-pub mod sockets;
-pub mod boot;
-pub mod connection;
 pub mod data_core;
 pub mod directory;
 pub mod doorbell;
 pub mod fetcher;
 pub mod inbox;
 pub mod listeners;
+pub mod lock;
+pub mod logging;
+pub mod metrics;
 pub mod opening;
 pub mod recovery;
 pub mod service;
+pub mod signals;
+pub mod sockets;
 pub mod sync_mode;
 pub mod uploader;
 pub mod watchdog;

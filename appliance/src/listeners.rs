@@ -51,15 +51,18 @@ impl Listeners {
             .set_nonblocking(true)
             .map_err(|e| Error::io("listen on the socket", e).with_path(unix))?;
         sockets.push(Listener::Unix(listener, unix.to_owned()));
-        Ok(Self { sockets, limits: limits.clone() })
+        Ok(Self {
+            sockets,
+            limits: limits.clone(),
+        })
     }
 
     /// The addresses, for the log and the status (a port of 0 shows the one that was given).
     pub fn addresses(&self) -> Vec<String> {
         let address = |listener: &Listener| match listener {
-            Listener::Tcp(tcp) => {
-                tcp.local_addr().map_or_else(|e| format!("tcp ({e})"), |a| a.to_string())
-            }
+            Listener::Tcp(tcp) => tcp
+                .local_addr()
+                .map_or_else(|e| format!("tcp ({e})"), |a| a.to_string()),
             Listener::Unix(_, path) => format!("unix:{}", path.display()),
         };
         self.sockets.iter().map(address).collect()
@@ -76,14 +79,22 @@ impl Listeners {
         let refused = AtomicU64::new(0);
         let mut next = 0;
         while !stop.load(Ordering::Acquire) {
-            let mut polled: Vec<PollFd<'_>> =
-                self.sockets.iter().map(|l| PollFd::from_borrowed_fd(l.fd(), PollFlags::IN)).collect();
-            let wait = Timespec { tv_sec: 0, tv_nsec: LOOK_MS * 1_000_000 };
+            let mut polled: Vec<PollFd<'_>> = self
+                .sockets
+                .iter()
+                .map(|l| PollFd::from_borrowed_fd(l.fd(), PollFlags::IN))
+                .collect();
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: LOOK_MS * 1_000_000,
+            };
             if poll(&mut polled, Some(&wait)).is_err() {
                 continue;
             }
-            let ready: Vec<bool> =
-                polled.iter().map(|p| p.revents().contains(PollFlags::IN)).collect();
+            let ready: Vec<bool> = polled
+                .iter()
+                .map(|p| p.revents().contains(PollFlags::IN))
+                .collect();
             for (listener, _) in self.sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
                 while let Some((socket, peer)) = self.accept(listener) {
                     if open_connections(metrics) >= u64::from(self.limits.connections_max) {

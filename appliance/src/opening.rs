@@ -29,5 +29,9 @@ pub async fn open_volume(
     let seed = [random_u64()?, random_u64()?, random_u64()?, random_u64()?];
     let head = opened.history.head().clone();
     let commit = VolumeCommit::new(head, rebuilt, CommitConfig::default(), Random::new(seed));
-    Ok(Opened { commit, local: opened.local, was_clean: opened.was_clean })
+    Ok(Opened {
+        commit,
+        local: opened.local,
+        was_clean: opened.was_clean,
+    })
 }

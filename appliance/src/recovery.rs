@@ -72,27 +72,41 @@ impl Replayed {
         let ids: Vec<ShardId> = ShardId::all().collect();
         for group in ids.chunks(REPLAY_THREADS) {
             let replayed: Vec<Result<(LogIdentity, Recovered)>> = std::thread::scope(|scope| {
-                let replay = |shard: &ShardId| {
+                let mut threads = Vec::new();
+                for shard in group {
                     let identity = files.identity(*shard, boot);
                     let paths = found.iter().filter(|region| region.shard == identity.shard);
                     let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
                     let files = &files;
-                    scope.spawn(move || replay_shard(files, identity, &paths))
-                };
-                let threads: Vec<_> = group.iter().map(replay).collect();
-                threads.into_iter().map(|t| t.join().expect("replay does not panic")).collect()
+                    threads.push(scope.spawn(move || replay_shard(files, identity, &paths)));
+                }
+                threads
+                    .into_iter()
+                    .map(|t| t.join().expect("replay does not panic"))
+                    .collect()
             });
             for shard in replayed {
                 shards.push(shard?);
             }
         }
         let old_regions = found.into_iter().map(|region| region.path).collect();
-        Ok(Self { files, dir: dir.to_owned(), config, shards, old_regions, memory_survived })
+        Ok(Self {
+            files,
+            dir: dir.to_owned(),
+            config,
+            shards,
+            old_regions,
+            memory_survived,
+        })
     }
 
     /// Greatest epoch ever stamped, as far as can be seen.
     pub fn stamped_through(&self) -> Epoch {
-        self.shards.iter().map(|(_, found)| found.max_epoch).max().unwrap_or_default()
+        self.shards
+            .iter()
+            .map(|(_, found)| found.max_epoch)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Every volume that has records.
@@ -116,7 +130,10 @@ impl Replayed {
     pub fn has_foreign(&self, id: VolumeId, fate: impl Fn(Epoch) -> RecordFate) -> bool {
         self.shards.iter().any(|(_, found)| {
             let in_file = found.records().map(|record| (record.volume, record.epoch));
-            let in_memory = found.region_only.iter().map(|record| (record.volume, record.epoch));
+            let in_memory = found
+                .region_only
+                .iter()
+                .map(|record| (record.volume, record.epoch));
             in_file
                 .chain(in_memory)
                 .any(|(volume, epoch)| volume == id && fate(epoch) == RecordFate::Quarantine)
@@ -139,7 +156,14 @@ impl Replayed {
             match &record.content {
                 Content::Data { .. } => {
                     for (local, place, crc) in record.points() {
-                        overlay.insert_point(local, Point { lsn: record.lsn, place, crc });
+                        overlay.insert_point(
+                            local,
+                            Point {
+                                lsn: record.lsn,
+                                place,
+                                crc,
+                            },
+                        );
                     }
                 }
                 Content::Mark(_) => overlay.insert_zero(record.blocks.clone(), record.lsn),
@@ -183,7 +207,15 @@ impl Replayed {
                 }
                 let points = append(&mut log, file, record)?;
                 let blocks = record.blocks.clone();
-                enter(shard, record.volume, Recovery { lsn: record.lsn, blocks, points });
+                enter(
+                    shard,
+                    record.volume,
+                    Recovery {
+                        lsn: record.lsn,
+                        blocks,
+                        points,
+                    },
+                );
             }
             log.close();
             write_out(&mut log, file)?;
@@ -207,7 +239,9 @@ impl Replayed {
 
     /// The WAL files by shard.
     pub fn paths(&self) -> Vec<PathBuf> {
-        ShardId::all().map(|shard| shard_path(&self.dir, shard)).collect()
+        ShardId::all()
+            .map(|shard| shard_path(&self.dir, shard))
+            .collect()
     }
 }
 
@@ -234,8 +268,11 @@ fn replay_shard(
     let regions: Vec<FileMedia<'_>> = regions.iter().map(FileMedia::new).collect::<Result<_>>()?;
     let regions: Vec<&dyn ReadMedia> = regions.iter().map(|r| r as &dyn ReadMedia).collect();
     let found = recover_shard(&identity, &media, &regions).map_err(|damage| {
-        Error::corrupt(format!("the WAL of shard {} is damaged: {damage}", identity.shard))
-            .with_shard(identity.shard)
+        Error::corrupt(format!(
+            "the WAL of shard {} is damaged: {damage}",
+            identity.shard
+        ))
+        .with_shard(identity.shard)
     })?;
     Ok((identity, found))
 }
@@ -250,8 +287,9 @@ fn append(
     for _ in 0..2 {
         let mut points = Vec::new();
         let lsn = record.lsn;
-        let appended =
-            log.append_recovered(record, |_, place, crc| points.push(Point { lsn, place, crc }));
+        let appended = log.append_recovered(record, |_, place, crc| {
+            points.push(Point { lsn, place, crc })
+        });
         if appended.is_ok() {
             return Ok(points);
         }
@@ -268,8 +306,17 @@ fn write_out(log: &mut ShardLog, file: &File) -> Result<()> {
     let failed = |e| Error::io("writing recovered records to the WAL", e);
     while let Some(write) = log.start_write(false) {
         let result = file.write_all_at(log.write_bytes(&write), write.file_offset);
-        let result = result.and_then(|()| if write.dsync { file.sync_data() } else { Ok(()) });
-        let code = result.as_ref().map(|()| ()).map_err(|e| e.raw_os_error().unwrap_or(0));
+        let result = result.and_then(|()| {
+            if write.dsync {
+                file.sync_data()
+            } else {
+                Ok(())
+            }
+        });
+        let code = match &result {
+            Ok(()) => Ok(()),
+            Err(e) => Err(e.raw_os_error().unwrap_or(0)),
+        };
         log.write_finished(&write, code);
         result.map_err(failed)?;
     }

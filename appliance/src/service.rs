@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use taipan_engine::api::{
-    BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, Status,
-    VolumeInfo, VolumePatch, WalStatus,
+    BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, Status, VolumeInfo,
+    VolumePatch, WalStatus,
 };
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
@@ -98,7 +98,10 @@ impl Service {
             recovery: Mutex::default(),
             run_state: Mutex::new(RunState::Serving),
         };
-        Self { shared: Arc::new(shared), threads: Mutex::default() }
+        Self {
+            shared: Arc::new(shared),
+            threads: Mutex::default(),
+        }
     }
 
     /// Takes over the threads.
@@ -113,7 +116,11 @@ impl Service {
 
     /// Keeps what the start recovered, for the status.
     pub fn set_recovery(&self, recovery: RecoveryStatus) {
-        *self.shared.recovery.lock().unwrap_or_else(PoisonError::into_inner) = recovery;
+        *self
+            .shared
+            .recovery
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = recovery;
     }
 
     /// Creates the configured volumes that do not exist yet; existing ones keep their settings.
@@ -130,7 +137,11 @@ impl Service {
                 }
                 None => {
                     let (name, settings) = (wanted.name.clone(), wanted.settings.clone());
-                    self.shared.ask(|reply| Request::Create { name, settings, reply })?;
+                    self.shared.ask(|reply| Request::Create {
+                        name,
+                        settings,
+                        reply,
+                    })?;
                 }
             }
         }
@@ -164,7 +175,10 @@ impl Running for Service {
             let text = "not everything answered could be made durable; the memory regions are kept";
             result = result.and(Err(Error::new(ErrorKind::Io, text)));
         }
-        let closed = self.shared.ask(|reply| Request::Stop { clean: durable, reply });
+        let closed = self.shared.ask(|reply| Request::Stop {
+            clean: durable,
+            reply,
+        });
         for core in &self.shared.parts.addresses {
             core.send(CoreMessage::Stop);
         }
@@ -185,7 +199,10 @@ impl Running for Service {
 
 impl Shared {
     fn set_run_state(&self, state: RunState) {
-        *self.run_state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *self
+            .run_state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// Sends a request to the uploader and waits for its answer.
@@ -218,9 +235,10 @@ impl Shared {
     fn everything_durable(&self) -> bool {
         let reports = self.reports();
         reports.len() == self.parts.addresses.len()
-            && reports.iter().flat_map(|report| &report.shards).all(|shard| {
-                shard.failure.is_none() && shard.durable_batch >= shard.last_batch
-            })
+            && reports
+                .iter()
+                .flat_map(|report| &report.shards)
+                .all(|shard| shard.failure.is_none() && shard.durable_batch >= shard.last_batch)
     }
 
     /// The regions of this process hold nothing that is not durable elsewhere.
@@ -230,7 +248,10 @@ impl Shared {
             return;
         };
         let own = self.parts.files.state().incarnation;
-        for region in regions.into_iter().filter(|region| region.incarnation <= own) {
+        for region in regions
+            .into_iter()
+            .filter(|region| region.incarnation <= own)
+        {
             if let Err(error) = std::fs::remove_file(&region.path) {
                 tracing::warn!(path = %region.path.display(), %error, "region not removed");
             }
@@ -283,7 +304,11 @@ impl Shared {
                 Some(_) if state.full.load(Ordering::Relaxed) => BackendState::Full,
                 Some(_) => BackendState::Retrying,
             },
-            last_error: state.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_error: state
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             failing_seconds: failing,
         }
     }
@@ -296,7 +321,11 @@ impl Shared {
             }
         }
         if status.backend.state != BackendState::Healthy {
-            let error = status.backend.last_error.as_deref().unwrap_or("unknown error");
+            let error = status
+                .backend
+                .last_error
+                .as_deref()
+                .unwrap_or("unknown error");
             problems.push(format!("backend: commits wait: {error}"));
         }
         for volume in &status.volumes {
@@ -317,7 +346,10 @@ impl Appliance for Shared {
         let reports = self.reports();
         let volumes = parts.directory.all();
         let volumes: Vec<_> = volumes.iter().map(|v| self.info(v, &reports)).collect();
-        let mut shards: Vec<_> = reports.iter().flat_map(|r| r.shards.iter().cloned()).collect();
+        let mut shards: Vec<_> = reports
+            .iter()
+            .flat_map(|r| r.shards.iter().cloned())
+            .collect();
         shards.sort_by_key(|shard| shard.shard);
         let overlays: u64 = reports.iter().map(|report| report.overlay_bytes).sum();
         let bases: u64 = volumes.iter().map(|volume| volume.index_bytes).sum();
@@ -325,7 +357,10 @@ impl Appliance for Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: parts.started.elapsed().as_secs_f64(),
-            state: *self.run_state.lock().unwrap_or_else(PoisonError::into_inner),
+            state: *self
+                .run_state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
             data_dir: parts.data_dir.display().to_string(),
             runtime_dir: parts.runtime_dir.display().to_string(),
             listeners: parts.listening.clone(),
@@ -347,7 +382,11 @@ impl Appliance for Shared {
                 index_bytes: overlays + bases,
                 resident_bytes: resident_bytes(),
             },
-            recovery: self.recovery.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            recovery: self
+                .recovery
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             volumes,
             problems: Vec::new(),
         };
@@ -357,17 +396,30 @@ impl Appliance for Shared {
 
     fn list(&self) -> Vec<VolumeInfo> {
         let reports = self.reports();
-        self.parts.directory.all().iter().map(|volume| self.info(volume, &reports)).collect()
+        self.parts
+            .directory
+            .all()
+            .iter()
+            .map(|volume| self.info(volume, &reports))
+            .collect()
     }
 
     fn show(&self, name: &VolumeName) -> Result<VolumeInfo> {
-        let volume = self.parts.directory.get(name).ok_or_else(|| no_volume(name))?;
+        let volume = self
+            .parts
+            .directory
+            .get(name)
+            .ok_or_else(|| no_volume(name))?;
         Ok(self.info(&volume, &self.reports()))
     }
 
     fn create(&self, name: VolumeName, settings: VolumeSettings) -> Result<VolumeInfo> {
         let created = name.clone();
-        self.ask(|reply| Request::Create { name, settings, reply })?;
+        self.ask(|reply| Request::Create {
+            name,
+            settings,
+            reply,
+        })?;
         self.show(&created)
     }
 
@@ -380,23 +432,37 @@ impl Appliance for Shared {
                 );
                 return Err(Error::invalid(text));
             }
-            Ok(VolumeSettings { size_bytes, ..settings.clone() })
+            Ok(VolumeSettings {
+                size_bytes,
+                ..settings.clone()
+            })
         };
         let (change, wanted) = (Box::new(grow), name.clone());
-        self.ask(|reply| Request::Configure { name: wanted, change, reply })?;
+        self.ask(|reply| Request::Configure {
+            name: wanted,
+            change,
+            reply,
+        })?;
         self.show(name)
     }
 
     fn configure(&self, name: &VolumeName, patch: VolumePatch) -> Result<VolumeInfo> {
         let change = Box::new(move |settings: &VolumeSettings| Ok(patch.apply(settings)));
         let wanted = name.clone();
-        self.ask(|reply| Request::Configure { name: wanted, change, reply })?;
+        self.ask(|reply| Request::Configure {
+            name: wanted,
+            change,
+            reply,
+        })?;
         self.show(name)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {
         let wanted = name.clone();
-        self.ask(|reply| Request::Delete { name: wanted, reply })
+        self.ask(|reply| Request::Delete {
+            name: wanted,
+            reply,
+        })
     }
 
     fn drain(&self) -> Result<()> {
@@ -416,7 +482,10 @@ impl Appliance for Shared {
 }
 
 fn no_volume(name: &VolumeName) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no volume {:?}", name.as_str()))
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no volume {:?}", name.as_str()),
+    )
 }
 
 #[cfg(test)]
@@ -433,6 +502,9 @@ mod tests {
         );
         let slot = taipan_engine::shard::VolumeSlot(0);
         assert_eq!(Volume::serving(slot, &local, true).lineage, Lineage::Intact);
-        assert_eq!(Volume::serving(slot, &local, false).lineage, Lineage::Broken);
+        assert_eq!(
+            Volume::serving(slot, &local, false).lineage,
+            Lineage::Broken
+        );
     }
 }

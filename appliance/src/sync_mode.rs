@@ -44,17 +44,25 @@ impl SyncChoice {
     /// Looks at the device under the WAL directory, measures if need be, and decides.
     pub fn decide(wal_dir: &Path, wanted: WalSync) -> Result<Self> {
         let device = DeviceInfo::of(wal_dir)?;
-        let barrier =
-            if device.one_flush_serves_all() { BarrierScope::Device } else { BarrierScope::File };
+        let barrier = if device.one_flush_serves_all() {
+            BarrierScope::Device
+        } else {
+            BarrierScope::File
+        };
         let (mode, reason) = match wanted {
             WalSync::Dsync => (SyncMode::Dsync, "configured".to_owned()),
             WalSync::Fdatasync => (SyncMode::Fdatasync, "configured".to_owned()),
-            WalSync::Auto if device.volatile_cache == Some(false) => {
-                (SyncMode::Dsync, "the device has no volatile cache".to_owned())
-            }
+            WalSync::Auto if device.volatile_cache == Some(false) => (
+                SyncMode::Dsync,
+                "the device has no volatile cache".to_owned(),
+            ),
             WalSync::Auto => Self::measure(wal_dir, &device)?,
         };
-        Ok(Self { mode, barrier, reason })
+        Ok(Self {
+            mode,
+            barrier,
+            reason,
+        })
     }
 
     fn measure(wal_dir: &Path, device: &DeviceInfo) -> Result<(SyncMode, String)> {
@@ -75,8 +83,11 @@ impl SyncChoice {
             yes_no(device.fua)
         );
         // A lone durable write may cost a little more than the pair and still saves a completion.
-        let mode =
-            if dsync <= flush + flush / 5 { SyncMode::Mixed } else { SyncMode::Fdatasync };
+        let mode = if dsync <= flush + flush / 5 {
+            SyncMode::Mixed
+        } else {
+            SyncMode::Fdatasync
+        };
         Ok((mode, facts))
     }
 }
@@ -93,14 +104,20 @@ fn probe(path: &Path) -> io::Result<(Duration, Duration)> {
     let zeros = AlignedBuf::zeroed(PROBE_SPAN_BYTES as usize);
     file.write_all_at(&zeros, 0)?;
     file.sync_all()?;
-    let durable =
-        OpenOptions::new().write(true).custom_flags(direct | OFlags::DSYNC.bits() as i32).open(path)?;
+    let durable = OpenOptions::new()
+        .write(true)
+        .custom_flags(direct | OFlags::DSYNC.bits() as i32)
+        .open(path)?;
     let buffer = AlignedBuf::zeroed(PROBE_BYTES);
     let mut times = (Vec::new(), Vec::new());
     for round in 0..PROBE_ROUNDS {
         let offset = (round * PROBE_BYTES) as u64 % PROBE_SPAN_BYTES;
-        times.0.push(timed(|| durable.write_all_at(&buffer, offset))?);
-        times.1.push(timed(|| write_and_flush(&file, &buffer, offset))?);
+        times
+            .0
+            .push(timed(|| durable.write_all_at(&buffer, offset))?);
+        times
+            .1
+            .push(timed(|| write_and_flush(&file, &buffer, offset))?);
     }
     Ok((median(times.0), median(times.1)))
 }
@@ -132,6 +149,10 @@ mod tests {
         assert_eq!((dsync.mode, dsync.name()), (SyncMode::Dsync, "dsync"));
         let auto = SyncChoice::decide(dir.path(), WalSync::Auto).unwrap();
         assert!(!auto.reason.is_empty());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the probe leaves nothing");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "the probe leaves nothing"
+        );
     }
 }

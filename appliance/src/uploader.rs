@@ -173,13 +173,15 @@ impl Uploader {
         address: UploaderAddress,
     ) -> std::io::Result<std::thread::JoinHandle<()>> {
         let placement = parts.cpu.map_or(Placement::Unbound, Placement::Fixed);
-        std::thread::Builder::new().name("uploader".to_owned()).spawn(move || {
-            let executor = LocalExecutorBuilder::new(placement)
-                .name("uploader")
-                .make()
-                .expect("the executor's rings can be made: checked by boot");
-            executor.run(async move { Self::new(parts, address).serve(inbox).await });
-        })
+        std::thread::Builder::new()
+            .name("uploader".to_owned())
+            .spawn(move || {
+                let executor = LocalExecutorBuilder::new(placement)
+                    .name("uploader")
+                    .make()
+                    .expect("the executor's rings can be made: checked by boot");
+                executor.run(async move { Self::new(parts, address).serve(inbox).await });
+            })
     }
 
     fn new(parts: UploaderParts, address: UploaderAddress) -> Self {
@@ -201,7 +203,12 @@ impl Uploader {
             own: address.0,
             clock: parts.clock,
             coordinator: parts.coordinator,
-            loads: (0..cores).map(|core| CoreLoad { core, ..CoreLoad::default() }).collect(),
+            loads: (0..cores)
+                .map(|core| CoreLoad {
+                    core,
+                    ..CoreLoad::default()
+                })
+                .collect(),
             places: Arc::new(CutPlaces::default()),
             gathering: CutPlaces::default(),
             volumes: parts.volumes.into_iter().map(|v| (v.id(), v)).collect(),
@@ -252,7 +259,8 @@ impl Uploader {
     fn next_wake_ms(&self, now_ms: u64) -> u64 {
         let retries = self.volumes.values().filter_map(UploadVolume::next_wake_ms);
         let next = retries.chain(self.coordinator.next_wake_ms()).min();
-        next.map_or(TURN_MS_MAX, |at| at.saturating_sub(now_ms)).clamp(1, TURN_MS_MAX)
+        next.map_or(TURN_MS_MAX, |at| at.saturating_sub(now_ms))
+            .clamp(1, TURN_MS_MAX)
     }
 
     async fn handle(&mut self, message: Message) {
@@ -269,12 +277,23 @@ impl Uploader {
     fn take_cut(&mut self, now_ms: u64) {
         let load = Load {
             pending_bytes: self.loads.iter().map(|load| load.pending_bytes).sum(),
-            wal_percent: self.loads.iter().map(|load| load.wal_percent).max().unwrap_or(0),
+            wal_percent: self
+                .loads
+                .iter()
+                .map(|load| load.wal_percent)
+                .max()
+                .unwrap_or(0),
         };
-        let Some(cut) = self.coordinator.tick(now_ms, &load) else { return };
+        let Some(cut) = self.coordinator.tick(now_ms, &load) else {
+            return;
+        };
         let ended = self.clock.advance();
         assert_eq!(ended, cut.epoch, "the coordinator alone moves the clock");
-        for drain in self.drains.iter_mut().filter(|drain| drain.through.is_none()) {
+        for drain in self
+            .drains
+            .iter_mut()
+            .filter(|drain| drain.through.is_none())
+        {
             drain.through = Some(cut.epoch);
         }
         self.cut_started_ms = now_ms;
@@ -286,11 +305,17 @@ impl Uploader {
     }
 
     fn sealed(&mut self, sealed: SealedCore) {
-        self.loads[sealed.core] = CoreLoad { core: sealed.core, ..CoreLoad::default() };
+        self.loads[sealed.core] = CoreLoad {
+            core: sealed.core,
+            ..CoreLoad::default()
+        };
         let mut complete = false;
         for shard in sealed.shards {
             self.gathering[shard.shard.index()] = Some(shard.places);
-            let volumes = shard.volumes.into_iter().map(|(_, id, overlay)| (id, overlay));
+            let volumes = shard
+                .volumes
+                .into_iter()
+                .map(|(_, id, overlay)| (id, overlay));
             complete = self.coordinator.sealed(sealed.epoch, shard.shard, volumes);
         }
         if complete {
@@ -302,7 +327,7 @@ impl Uploader {
         while let Some(sealed) = self.coordinator.next_volume() {
             match self.volumes.get_mut(&sealed.volume) {
                 Some(volume) => {
-                    volume.start(sealed, Arc::clone(&self.places), self.cut_started_ms);
+                    volume.start(&sealed, Arc::clone(&self.places), self.cut_started_ms);
                 }
                 None => self.coordinator.forget_volume(sealed.volume),
             }
@@ -324,21 +349,29 @@ impl Uploader {
     /// Whether the backend works, as the commits see it.
     fn note_health(&mut self) {
         let failing = self.volumes.values().find_map(UploadVolume::last_failure);
-        let full = failing.as_ref().is_some_and(|(kind, _)| *kind == ErrorKind::Full);
+        let full = failing
+            .as_ref()
+            .is_some_and(|(kind, _)| *kind == ErrorKind::Full);
         if self.state.full.swap(full, Ordering::AcqRel) != full {
             for core in &self.cores {
                 core.send(CoreMessage::BackendFull(full));
             }
         }
-        let since = match (&failing, self.state.failing_since_ms.load(Ordering::Relaxed)) {
+        let since = match (
+            &failing,
+            self.state.failing_since_ms.load(Ordering::Relaxed),
+        ) {
             (None, _) => 0,
             (Some(_), 0) => self.now_ms().max(1),
             (Some(_), since) => since,
         };
         self.state.failing_since_ms.store(since, Ordering::Relaxed);
         if let Some((_, text)) = failing {
-            let mut last =
-                self.state.last_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut last = self
+                .state
+                .last_error
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             *last = Some(text);
         }
     }

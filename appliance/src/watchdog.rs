@@ -18,7 +18,10 @@ pub struct Watchdog {
 impl Watchdog {
     /// A watchdog on the daemon's clock.
     pub fn new(started: Instant) -> Self {
-        Self { started, watched: Vec::new() }
+        Self {
+            started,
+            watched: Vec::new(),
+        }
     }
 
     /// Watches a thread that stores the time in milliseconds at every turn.
@@ -40,7 +43,10 @@ impl Watchdog {
                 }
             }
         };
-        std::thread::Builder::new().name("watchdog".to_owned()).spawn(look).map(drop)
+        std::thread::Builder::new()
+            .name("watchdog".to_owned())
+            .spawn(look)
+            .map(drop)
     }
 
     fn stuck(&self, now_ms: u64) -> Option<&str> {

@@ -227,8 +227,16 @@ impl Core {
         shards: Vec<Shard>,
         policy: WritePolicy,
     ) -> Self {
-        assert!(shards.iter().all(|s| s.id().core(cores) == index), "foreign shard");
-        assert!(shards.iter().enumerate().all(|(i, s)| s.id().index() / cores == i));
+        assert!(
+            shards.iter().all(|s| s.id().core(cores) == index),
+            "foreign shard"
+        );
+        assert!(
+            shards
+                .iter()
+                .enumerate()
+                .all(|(i, s)| s.id().index() / cores == i)
+        );
         let epoch = clock.now();
         Self {
             index,
@@ -269,7 +277,10 @@ impl Core {
         if self.volumes.len() <= index {
             self.volumes.resize_with(index + 1, || None);
         }
-        assert!(self.volumes[index].is_none(), "volume slot {index} is taken");
+        assert!(
+            self.volumes[index].is_none(),
+            "volume slot {index} is taken"
+        );
         self.observe_epoch();
         let block_size = settings.block_size();
         self.volumes[index] = Some(CoreVolume {
@@ -440,7 +451,9 @@ impl Core {
     pub fn cancel(&mut self, key: RequestKey) {
         self.requests.get(key).cancelled = true;
         for core in (0..self.cores).filter(|core| *core != self.index) {
-            self.effects.peers.push((core, PeerMessage::Cancel { request: key }));
+            self.effects
+                .peers
+                .push((core, PeerMessage::Cancel { request: key }));
         }
         self.drop_cancelled();
     }
@@ -481,10 +494,22 @@ impl Core {
         let (origin, result, data) = self.requests.remove(key).answer();
         match origin {
             Origin::Client(ticket) => {
-                self.effects.done.push(Done { ticket, key, result, data });
+                self.effects.done.push(Done {
+                    ticket,
+                    key,
+                    result,
+                    data,
+                });
             }
             Origin::Peer(core, request) => {
-                self.effects.peers.push((core, PeerMessage::Done { request, result, data }));
+                self.effects.peers.push((
+                    core,
+                    PeerMessage::Done {
+                        request,
+                        result,
+                        data,
+                    },
+                ));
             }
         }
     }
@@ -518,7 +543,9 @@ impl Ops {
     }
 
     fn remove(&mut self, key: OpKey) -> PendingOp {
-        let op = self.slots[key.0 as usize].take().expect("an operation ends once");
+        let op = self.slots[key.0 as usize]
+            .take()
+            .expect("an operation ends once");
         self.free.push(key.0);
         op
     }

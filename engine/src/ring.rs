@@ -59,7 +59,9 @@ enum Held {
     Nothing,
     Aligned(AlignedBuf),
     /// Keeps the mapping alive.
-    Arena { _slice: ArenaSlice },
+    Arena {
+        _slice: ArenaSlice,
+    },
 }
 
 struct Slot {
@@ -89,7 +91,10 @@ impl Ring {
         ] {
             let mut builder = IoUring::builder();
             match steps {
-                3 => builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag(),
+                3 => builder
+                    .setup_single_issuer()
+                    .setup_defer_taskrun()
+                    .setup_taskrun_flag(),
                 2 => builder.setup_coop_taskrun().setup_taskrun_flag(),
                 _ => &mut builder,
             };
@@ -144,7 +149,16 @@ impl Ring {
         token: u64,
     ) {
         let (ptr, len) = (slice.as_ptr(), slice.len() as u32);
-        self.write(file, (ptr, len), offset, dsync, Slot { token, held: Held::Arena { _slice: slice } });
+        self.write(
+            file,
+            (ptr, len),
+            offset,
+            dsync,
+            Slot {
+                token,
+                held: Held::Arena { _slice: slice },
+            },
+        );
     }
 
     /// Writes the first `len` bytes of `buffer` at `offset` of the file.
@@ -159,7 +173,16 @@ impl Ring {
     ) {
         assert!(len <= buffer.len(), "write beyond the buffer");
         let source = (buffer.as_raw().cast_const(), len as u32);
-        self.write(file, source, offset, dsync, Slot { token, held: Held::Aligned(buffer) });
+        self.write(
+            file,
+            source,
+            offset,
+            dsync,
+            Slot {
+                token,
+                held: Held::Aligned(buffer),
+            },
+        );
     }
 
     fn write(
@@ -189,40 +212,78 @@ impl Ring {
     ) {
         assert!(len <= buffer.len(), "read beyond the buffer");
         let fd = types::Fd(self.files[file.0].as_raw_fd());
-        let entry = opcode::Read::new(fd, buffer.as_raw(), len as u32).offset(offset).build();
-        self.push(entry, Slot { token, held: Held::Aligned(buffer) });
+        let entry = opcode::Read::new(fd, buffer.as_raw(), len as u32)
+            .offset(offset)
+            .build();
+        self.push(
+            entry,
+            Slot {
+                token,
+                held: Held::Aligned(buffer),
+            },
+        );
     }
 
     /// `fdatasync(2)` of the file.
     pub fn fdatasync(&mut self, file: FileSlot, token: u64) {
         let fd = types::Fd(self.files[file.0].as_raw_fd());
-        let entry = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
-        self.push(entry, Slot { token, held: Held::Nothing });
+        let entry = opcode::Fsync::new(fd)
+            .flags(types::FsyncFlags::DATASYNC)
+            .build();
+        self.push(
+            entry,
+            Slot {
+                token,
+                held: Held::Nothing,
+            },
+        );
     }
 
     /// Polls `fd` for `events` of `poll(2)`; a multishot poll completes again and again.
     pub fn poll(&mut self, fd: BorrowedFd<'_>, events: u32, multishot: bool, token: u64) {
-        let entry =
-            opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(multishot).build();
-        self.push(entry, Slot { token, held: Held::Nothing });
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events)
+            .multi(multishot)
+            .build();
+        self.push(
+            entry,
+            Slot {
+                token,
+                held: Held::Nothing,
+            },
+        );
     }
 
     /// Cancels every operation on `fd`, so that its descriptor can be closed.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: u64) {
         let target = types::CancelBuilder::fd(types::Fd(fd.as_raw_fd())).all();
         let entry = opcode::AsyncCancel2::new(target).build();
-        self.push(entry, Slot { token, held: Held::Nothing });
+        self.push(
+            entry,
+            Slot {
+                token,
+                held: Held::Nothing,
+            },
+        );
     }
 
     /// Wakes another ring: it sees a completion with [`Completed::token`] = `their_token`.
     pub fn message(&mut self, ring: RawFd, their_token: u64, token: u64) {
         let user_data = MESSAGE_BIT | their_token;
         let entry = opcode::MsgRingData::new(types::Fd(ring), 0, user_data, None).build();
-        self.push(entry, Slot { token, held: Held::Nothing });
+        self.push(
+            entry,
+            Slot {
+                token,
+                held: Held::Nothing,
+            },
+        );
     }
 
     fn push(&mut self, entry: squeue::Entry, slot: Slot) {
-        assert!(slot.token & MESSAGE_BIT == 0, "tokens leave the top bit to the ring");
+        assert!(
+            slot.token & MESSAGE_BIT == 0,
+            "tokens leave the top bit to the ring"
+        );
         let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index] = Some(slot);
@@ -297,22 +358,42 @@ impl Ring {
         let (data, result) = (entry.user_data(), entry.result());
         if data & MESSAGE_BIT != 0 {
             let token = data & !MESSAGE_BIT;
-            return Some(Completed { token, result, buffer: None, more: true });
+            return Some(Completed {
+                token,
+                result,
+                buffer: None,
+                more: true,
+            });
         }
         let index = data as usize;
         let more = cqueue::more(entry.flags());
         if more {
-            let token = self.slots[index].as_ref().expect("a completion has its slot").token;
-            return Some(Completed { token, result, buffer: None, more });
+            let token = self.slots[index]
+                .as_ref()
+                .expect("a completion has its slot")
+                .token;
+            return Some(Completed {
+                token,
+                result,
+                buffer: None,
+                more,
+            });
         }
-        let slot = self.slots[index].take().expect("an operation completes once");
+        let slot = self.slots[index]
+            .take()
+            .expect("an operation completes once");
         self.free.push(index);
         self.in_flight -= 1;
         let buffer = match slot.held {
             Held::Aligned(buffer) => Some(buffer),
             Held::Nothing | Held::Arena { .. } => None,
         };
-        Some(Completed { token: slot.token, result, buffer, more })
+        Some(Completed {
+            token: slot.token,
+            result,
+            buffer,
+            more,
+        })
     }
 }
 

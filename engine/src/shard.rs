@@ -70,7 +70,12 @@ pub struct Shard {
 impl Shard {
     /// A shard over `log`; the next record gets `next_lsn`.
     pub fn new(id: ShardId, log: ShardLog, next_lsn: Lsn) -> Self {
-        Self { id, log, next_lsn, volumes: Vec::new() }
+        Self {
+            id,
+            log,
+            next_lsn,
+            volumes: Vec::new(),
+        }
     }
 
     /// Which shard this is.
@@ -101,7 +106,10 @@ impl Shard {
         if self.volumes.len() <= index {
             self.volumes.resize_with(index + 1, || None);
         }
-        assert!(self.volumes[index].is_none(), "volume slot {index} is taken");
+        assert!(
+            self.volumes[index].is_none(),
+            "volume slot {index} is taken"
+        );
         self.volumes[index] = Some(ShardVolume {
             id,
             block_size,
@@ -121,17 +129,22 @@ impl Shard {
     }
 
     fn volume(&self, slot: VolumeSlot) -> &ShardVolume {
-        self.volumes[slot.0 as usize].as_ref().expect("the core checked that the slot is served")
+        self.volumes[slot.0 as usize]
+            .as_ref()
+            .expect("the core checked that the slot is served")
     }
 
     /// The newest version of block `local`; `None` when its bytes are lost to the log.
     #[inline]
     pub fn find(&self, slot: VolumeSlot, local: LocalBlock) -> Option<Found<'_>> {
         let volume = self.volume(slot);
-        let hit = volume
-            .active
-            .lookup(local)
-            .or_else(|| volume.frozen.iter().rev().find_map(|(_, layer)| layer.lookup(local)));
+        let hit = volume.active.lookup(local).or_else(|| {
+            volume
+                .frozen
+                .iter()
+                .rev()
+                .find_map(|(_, layer)| layer.lookup(local))
+        });
         Some(match hit {
             Some(Hit::Zero(_)) => Found::Zero,
             Some(Hit::Data(point)) => {
@@ -168,7 +181,9 @@ impl Shard {
         count: u32,
         fill: impl FnMut(u32, &mut [u8]) -> u32,
     ) -> Result<BatchNum, Shortage> {
-        let volume = self.volumes[slot.0 as usize].as_mut().expect("the slot is served");
+        let volume = self.volumes[slot.0 as usize]
+            .as_mut()
+            .expect("the slot is served");
         let lsn = self.next_lsn;
         let head = RecordHead {
             volume: volume.id,
@@ -180,7 +195,10 @@ impl Shard {
         };
         let active = &mut volume.active;
         let batch = self.log.append_data(&head, fill, |i, place, crc| {
-            active.insert_point(LocalBlock(start.0 + u64::from(i)), Point { lsn, place, crc });
+            active.insert_point(
+                LocalBlock(start.0 + u64::from(i)),
+                Point { lsn, place, crc },
+            );
         })?;
         self.next_lsn = lsn.next();
         Ok(batch)
@@ -194,9 +212,13 @@ impl Shard {
         range: Range<u64>,
         kind: MarkKind,
     ) -> Result<BatchNum, Shortage> {
-        let volume = self.volumes[slot.0 as usize].as_mut().expect("the slot is served");
+        let volume = self.volumes[slot.0 as usize]
+            .as_mut()
+            .expect("the slot is served");
         let lsn = self.next_lsn;
-        let batch = self.log.append_mark(volume.id, epoch, lsn, range.clone(), kind)?;
+        let batch = self
+            .log
+            .append_mark(volume.id, epoch, lsn, range.clone(), kind)?;
         self.next_lsn = lsn.next();
         volume.active.insert_zero(range, lsn);
         Ok(batch)
@@ -219,7 +241,9 @@ impl Shard {
 
     /// The cut `epoch` of the volume is committed: `leaves` replace its frozen layers.
     pub fn commit(&mut self, slot: VolumeSlot, id: VolumeId, epoch: Epoch, leaves: LeafChanges) {
-        let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) else { return };
+        let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) else {
+            return;
+        };
         if volume.id != id {
             return;
         }
@@ -227,7 +251,9 @@ impl Shard {
         let log = &self.log;
         let bytes = volume.block_size.bytes();
         let resident = |place| log.memory(place, bytes).is_some();
-        let split = volume.frozen.partition_point(|(sealed, _)| *sealed <= epoch);
+        let split = volume
+            .frozen
+            .partition_point(|(sealed, _)| *sealed <= epoch);
         for (_, layer) in volume.frozen.drain(..split) {
             volume.warm.absorb(&layer);
         }
@@ -239,7 +265,9 @@ impl Shard {
 
     /// Number of the volume's blocks that are not in a committed chunk, an upper bound.
     pub fn uncommitted_blocks(&self, slot: VolumeSlot) -> u64 {
-        let Some(Some(volume)) = self.volumes.get(slot.0 as usize) else { return 0 };
+        let Some(Some(volume)) = self.volumes.get(slot.0 as usize) else {
+            return 0;
+        };
         let frozen = volume.frozen.iter().map(|(_, layer)| layer.points_len());
         (volume.active.points_len() + frozen.sum::<usize>()) as u64
     }

@@ -63,8 +63,10 @@ impl VolumeName {
     pub fn encoded(&self) -> String {
         let text = utf8_percent_encode(&self.0, KEPT).to_string();
         // A leading dot would make a hidden file.
-        text.strip_prefix('.')
-            .map_or(text.clone(), |rest| format!("%2E{rest}"))
+        match text.strip_prefix('.') {
+            Some(rest) => format!("%2E{rest}"),
+            None => text,
+        }
     }
 
     /// Undoes [`VolumeName::encoded`].

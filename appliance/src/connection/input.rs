@@ -9,7 +9,11 @@ pub(super) struct Input {
 
 impl Input {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { buffer: vec![0; capacity], start: 0, end: 0 }
+        Self {
+            buffer: vec![0; capacity],
+            start: 0,
+            end: 0,
+        }
     }
 
     /// Most bytes that can ever be waiting.
@@ -26,7 +30,10 @@ impl Input {
     }
 
     pub(super) fn consume(&mut self, n: usize) {
-        assert!(n <= self.end - self.start, "consumed more than was received");
+        assert!(
+            n <= self.end - self.start,
+            "consumed more than was received"
+        );
         self.start += n;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);

@@ -57,7 +57,11 @@ impl Requests {
 
     /// The core's names of all unfinished parts.
     pub(super) fn keys(&self) -> Vec<RequestKey> {
-        self.slots.iter().flatten().flat_map(|request| request.keys.iter().copied()).collect()
+        self.slots
+            .iter()
+            .flatten()
+            .flat_map(|request| request.keys.iter().copied())
+            .collect()
     }
 
     fn insert(&mut self, request: InFlight) -> u32 {
@@ -75,11 +79,15 @@ impl Requests {
     }
 
     fn get(&mut self, index: u32) -> &mut InFlight {
-        self.slots[index as usize].as_mut().expect("the request is in flight")
+        self.slots[index as usize]
+            .as_mut()
+            .expect("the request is in flight")
     }
 
     fn remove(&mut self, index: u32) -> InFlight {
-        let request = self.slots[index as usize].take().expect("the request is in flight");
+        let request = self.slots[index as usize]
+            .take()
+            .expect("the request is in flight");
         self.bytes -= request.payload();
         self.free.push(index);
         request
@@ -141,7 +149,9 @@ impl Session {
     /// Counts an answered request and logs an error that is sent.
     pub(super) fn book(&self, finished: &InFlight, peer: &str, around: &Surroundings<'_>) {
         let took = around.now_ns.saturating_sub(finished.started_ns);
-        around.counters.answered(finished.kind, Duration::from_nanos(took));
+        around
+            .counters
+            .answered(finished.kind, Duration::from_nanos(took));
         match finished.failure {
             None => self.counters.succeeded(finished.kind, finished.len),
             Some(failure) => {
@@ -164,7 +174,9 @@ impl Connection {
     /// Takes requests out of the receive buffer until it holds no whole one, or there is no room.
     pub(super) fn take_requests(&mut self, around: &mut Surroundings<'_>) -> Outcome {
         while !self.finishing && !self.broken && !self.is_paused(around) {
-            let Phase::Transmission(session) = &mut self.phase else { break };
+            let Phase::Transmission(session) = &mut self.phase else {
+                break;
+            };
             if session.discard > 0 {
                 let n = (self.input.bytes().len() as u64).min(session.discard);
                 if n == 0 {
@@ -180,7 +192,9 @@ impl Connection {
                 }
                 continue;
             }
-            let Some(bytes) = self.input.bytes().first_chunk::<REQUEST_BYTES>() else { break };
+            let Some(bytes) = self.input.bytes().first_chunk::<REQUEST_BYTES>() else {
+                break;
+            };
             let Ok(header) = RequestHeader::parse(bytes) else {
                 tracing::info!(peer = %self.peer, "bad request magic: connection closed");
                 around.counters.connections.protocol_errors.add(1);
@@ -196,7 +210,9 @@ impl Connection {
 
     /// Handles one request; false if its payload is not here yet.
     fn take_request(&mut self, header: &RequestHeader, around: &mut Surroundings<'_>) -> bool {
-        let Phase::Transmission(session) = &mut self.phase else { return false };
+        let Phase::Transmission(session) = &mut self.phase else {
+            return false;
+        };
         let op = match validate(header, &session.info) {
             Ok(op) => op,
             Err(refusal) if refusal.close => {
@@ -214,7 +230,8 @@ impl Connection {
                 );
                 session.discard = u64::from(refusal.payload);
                 self.input.consume(REQUEST_BYTES);
-                self.output.extend_from_slice(&simple_reply(Some(refusal.errno), header.cookie));
+                self.output
+                    .extend_from_slice(&simple_reply(Some(refusal.errno), header.cookie));
                 return true;
             }
         };
@@ -235,14 +252,18 @@ impl Connection {
                     core.mark(origin, slot, offset, len, MarkKind::Trim, fua)
                 });
             }
-            Op::Zero { offset, len, fua, .. } => {
+            Op::Zero {
+                offset, len, fua, ..
+            } => {
                 self.start(request(RequestKind::Zero), around, |core, origin, slot| {
                     core.mark(origin, slot, offset, len, MarkKind::Zero, fua)
                 });
             }
             // Advisory: what is in memory is fast already, and nothing else is cached yet.
             Op::Cache { .. } => {
-                self.start(request(RequestKind::Cache), around, |_, _, _| Progress::Done);
+                self.start(request(RequestKind::Cache), around, |_, _, _| {
+                    Progress::Done
+                });
             }
             Op::Disconnect => self.finishing = true,
             Op::Write { .. } => unreachable!("handled above"),
@@ -265,11 +286,20 @@ impl Connection {
         if !fits {
             self.input.consume(REQUEST_BYTES);
             let request = self.requests.insert(request);
-            let Phase::Transmission(session) = &mut self.phase else { return false };
-            session.stream = Some(WriteStream { request, offset, remaining: len, fua });
+            let Phase::Transmission(session) = &mut self.phase else {
+                return false;
+            };
+            session.stream = Some(WriteStream {
+                request,
+                offset,
+                remaining: len,
+                fua,
+            });
             return true;
         }
-        let Phase::Transmission(session) = &self.phase else { return false };
+        let Phase::Transmission(session) = &self.phase else {
+            return false;
+        };
         let slot = session.volume.slot;
         let index = self.requests.insert(request);
         let origin = Origin::Client(self.id.ticket(index));
@@ -282,8 +312,12 @@ impl Connection {
 
     /// Hands on the next piece of a large write; false if too little of it is here.
     fn take_piece(&mut self, around: &mut Surroundings<'_>) -> bool {
-        let Phase::Transmission(session) = &mut self.phase else { return false };
-        let Some(stream) = &mut session.stream else { return false };
+        let Phase::Transmission(session) = &mut self.phase else {
+            return false;
+        };
+        let Some(stream) = &mut session.stream else {
+            return false;
+        };
         let available = self.input.bytes().len();
         let mut take = available.min(stream.remaining);
         if take < stream.remaining {
@@ -321,14 +355,19 @@ impl Connection {
         len: u32,
         around: &mut Surroundings<'_>,
     ) {
-        let Phase::Transmission(session) = &self.phase else { return };
+        let Phase::Transmission(session) = &self.phase else {
+            return;
+        };
         let slot = session.volume.slot;
         let index = self.requests.insert(request);
         let origin = Origin::Client(self.id.ticket(index));
         let cookie = self.requests.get(index).cookie;
         let start = self.output.len();
         self.output.extend_from_slice(&simple_reply(None, cookie));
-        match around.core.read(origin, slot, offset, u64::from(len), &mut self.output) {
+        match around
+            .core
+            .read(origin, slot, offset, u64::from(len), &mut self.output)
+        {
             Progress::Done => {
                 let finished = self.requests.remove(index);
                 session.book(&finished, &self.peer, around);
@@ -350,7 +389,9 @@ impl Connection {
             taipan_engine::shard::VolumeSlot,
         ) -> Progress,
     ) {
-        let Phase::Transmission(session) = &self.phase else { return };
+        let Phase::Transmission(session) = &self.phase else {
+            return;
+        };
         let slot = session.volume.slot;
         let index = self.requests.insert(request);
         let progress = call(around.core, Origin::Client(self.id.ticket(index)), slot);

@@ -103,7 +103,12 @@ impl Carrier {
 
     fn start(&mut self, io: Io, cores: usize, ring: &mut Ring) {
         match io {
-            Io::WalWrite { op, shard, write, slice } => {
+            Io::WalWrite {
+                op,
+                shard,
+                write,
+                slice,
+            } => {
                 if let Err(error) = failpoint::hit("wal.write") {
                     self.refuse(op, Kind::Write, error);
                     return;
@@ -113,7 +118,12 @@ impl Carrier {
                 let (offset, dsync) = (write.file_offset, write.dsync);
                 ring.write_arena(file, slice, offset, dsync, token::OP | u64::from(op.0));
             }
-            Io::WalRead { op, shard, file_offset, len } => {
+            Io::WalRead {
+                op,
+                shard,
+                file_offset,
+                len,
+            } => {
                 if let Err(error) = failpoint::hit("wal.read") {
                     self.refuse(op, Kind::Read, error);
                     return;
@@ -149,8 +159,17 @@ impl Carrier {
             self.running.resize_with(index + 1, || None);
         }
         let started = Instant::now();
-        let running = Running { kind, expected, parts, failure: None, started };
-        assert!(self.running[index].replace(running).is_none(), "an operation runs once");
+        let running = Running {
+            kind,
+            expected,
+            parts,
+            failure: None,
+            started,
+        };
+        assert!(
+            self.running[index].replace(running).is_none(),
+            "an operation runs once"
+        );
     }
 
     /// Books an operation that a failpoint refuses; delivered in the next turn.
@@ -171,7 +190,9 @@ impl Carrier {
     /// A ring operation of the core ended.
     pub(super) fn completed(&mut self, op: OpKey, completed: &Completed, core: &mut Core) {
         let slot = &mut self.running[op.0 as usize];
-        let running = slot.as_mut().expect("completions belong to running operations");
+        let running = slot
+            .as_mut()
+            .expect("completions belong to running operations");
         if let Err(error) = completed.transferred(running.expected) {
             running.failure.get_or_insert(error);
         }
@@ -181,11 +202,19 @@ impl Carrier {
         }
         let running = slot.take().expect("looked at above");
         let result = running.failure.map_or(Ok(()), Err);
-        self.count(running.kind, running.expected, running.started.elapsed(), result.is_err());
+        self.count(
+            running.kind,
+            running.expected,
+            running.started.elapsed(),
+            result.is_err(),
+        );
         if let Err(error) = &result {
             tracing::error!(operation = ?running.kind, %error, "WAL operation failed");
         }
-        let data = completed.buffer.as_deref().map_or(&[][..], |b| &b[..running.expected]);
+        let data = completed
+            .buffer
+            .as_deref()
+            .map_or(&[][..], |b| &b[..running.expected]);
         core.io_done(op, result, data);
     }
 

@@ -36,7 +36,11 @@ impl BlockSource {
     /// `arenas` and `paths` by shard.
     pub(super) fn new(arenas: Vec<ArenaReader>, paths: Vec<PathBuf>) -> Self {
         assert!(arenas.len() == SHARD_COUNT && paths.len() == SHARD_COUNT);
-        Self { arenas, paths, files: RefCell::default() }
+        Self {
+            arenas,
+            paths,
+            files: RefCell::default(),
+        }
     }
 
     /// Builds one chunk object; every block is checked against the CRC of its WAL record.
@@ -65,7 +69,8 @@ impl BlockSource {
             if !copied {
                 if !ahead.contains_key(&index) {
                     let window = &blocks[index..blocks.len().min(index + READ_AHEAD)];
-                    self.read_ahead(index, window, places, block_bytes, &mut ahead).await?;
+                    self.read_ahead(index, window, places, block_bytes, &mut ahead)
+                        .await?;
                 }
                 let bytes = ahead.remove(&index).ok_or_else(|| {
                     Error::new(ErrorKind::Transient, "a block was not read").with_shard(shard)
@@ -102,7 +107,9 @@ impl BlockSource {
             }
         }
         let reads = wanted.into_iter().map(|(index, shard, offset)| async move {
-            self.read(shard, offset, block_bytes).await.map(|bytes| (index, bytes))
+            self.read(shard, offset, block_bytes)
+                .await
+                .map(|bytes| (index, bytes))
         });
         for read in join_all(reads).await {
             let (index, bytes) = read?;
@@ -123,13 +130,20 @@ impl BlockSource {
         let file = match known {
             Some(file) => file,
             None => {
-                let file = DmaFile::open(path).await.map_err(|e| failed(e.to_string()))?;
+                let file = DmaFile::open(path)
+                    .await
+                    .map_err(|e| failed(e.to_string()))?;
                 let file = Rc::new(file);
-                self.files.borrow_mut().insert(shard.index(), Rc::clone(&file));
+                self.files
+                    .borrow_mut()
+                    .insert(shard.index(), Rc::clone(&file));
                 file
             }
         };
-        let read = file.read_at_aligned(offset, len).await.map_err(|e| failed(e.to_string()))?;
+        let read = file
+            .read_at_aligned(offset, len)
+            .await
+            .map_err(|e| failed(e.to_string()))?;
         if read.len() != len {
             return Err(failed(format!("{} of {len} bytes", read.len())));
         }
@@ -138,8 +152,14 @@ impl BlockSource {
 }
 
 fn locate(places: &CutPlaces, shard: ShardId, block: &PackBlock) -> Result<Location> {
-    places[shard.index()].as_ref().and_then(|map| map.locate(block.place)).ok_or_else(|| {
-        Error::corrupt(format!("batch {} of a sealed block is unknown", block.place.batch))
+    places[shard.index()]
+        .as_ref()
+        .and_then(|map| map.locate(block.place))
+        .ok_or_else(|| {
+            Error::corrupt(format!(
+                "batch {} of a sealed block is unknown",
+                block.place.batch
+            ))
             .with_shard(shard)
-    })
+        })
 }

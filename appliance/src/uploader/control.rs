@@ -17,6 +17,9 @@ use crate::directory::Volume;
 use crate::inbox::{AddVolume, CoreMessage};
 use crate::opening::open_volume;
 
+/// Makes the new settings of a volume from the old, or refuses.
+pub type SettingsChange = Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>;
+
 /// A request of the control plane. The answer comes over `reply`.
 pub enum Request {
     /// Create a volume and serve it.
@@ -33,7 +36,7 @@ pub enum Request {
         /// Its name.
         name: VolumeName,
         /// Makes the new settings from the old.
-        change: Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>,
+        change: SettingsChange,
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
@@ -61,12 +64,19 @@ pub enum Request {
 impl Uploader {
     pub(super) async fn request(&mut self, request: Request) {
         match request {
-            Request::Create { name, settings, reply } => {
+            Request::Create {
+                name,
+                settings,
+                reply,
+            } => {
                 let _ = reply.send(self.create(name, settings).await);
             }
             Request::Drain { reply } => {
                 self.coordinator.demand_cut();
-                self.drains.push(Drain { through: None, reply });
+                self.drains.push(Drain {
+                    through: None,
+                    reply,
+                });
             }
             Request::Stop { clean, reply } => {
                 let _ = reply.send(self.close_volumes(clean));
@@ -84,14 +94,20 @@ impl Uploader {
             };
             let volume = self.directory.get(name);
             let settled = volume.as_ref().is_none_or(|volume| {
-                self.volumes.get(&volume.id).is_none_or(UploadVolume::is_settled)
+                self.volumes
+                    .get(&volume.id)
+                    .is_none_or(UploadVolume::is_settled)
             });
             if !settled {
                 self.waiting.push(request);
                 continue;
             }
             match request {
-                Request::Configure { name, change, reply } => {
+                Request::Configure {
+                    name,
+                    change,
+                    reply,
+                } => {
                     let _ = reply.send(self.configure(&name, change).await);
                 }
                 Request::Delete { name, reply } => {
@@ -104,7 +120,10 @@ impl Uploader {
 
     fn find(&self, name: &VolumeName) -> Result<(Arc<Volume>, VolumeId)> {
         let volume = self.directory.get(name).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no volume {:?}", name.as_str()))
+            Error::new(
+                ErrorKind::NotFound,
+                format!("there is no volume {:?}", name.as_str()),
+            )
         })?;
         let id = volume.id;
         if !self.volumes.contains_key(&id) {
@@ -131,7 +150,11 @@ impl Uploader {
         for (index, core) in self.cores.iter().enumerate() {
             let own = ShardId::all().filter(|shard| shard.core(self.cores.len()) == index);
             let parts = own.map(|shard| {
-                (shard, Overlay::new(), opened.commit.base().shard(shard).clone())
+                (
+                    shard,
+                    Overlay::new(),
+                    opened.commit.base().shard(shard).clone(),
+                )
             });
             core.send(CoreMessage::AddVolume(Box::new(AddVolume {
                 slot,
@@ -154,11 +177,7 @@ impl Uploader {
         Ok(())
     }
 
-    async fn configure(
-        &mut self,
-        name: &VolumeName,
-        change: Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>,
-    ) -> Result<()> {
+    async fn configure(&mut self, name: &VolumeName, change: SettingsChange) -> Result<()> {
         let (volume, id) = self.find(name)?;
         let upload = self.volumes.get_mut(&id).expect("looked at by find");
         let settings = change(&upload.head().settings)?;
@@ -169,14 +188,20 @@ impl Uploader {
         self.means.heads.save(&local)?;
         upload.adopt(head, local);
         // Durable before anybody can see it.
-        let mut current =
-            volume.settings.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut current = volume
+            .settings
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         *current = settings.clone();
         drop(current);
         let read_only = volume.read_only.load(Ordering::Acquire);
         for core in &self.cores {
             let (slot, ack_mode) = (volume.slot, settings.ack);
-            core.send(CoreMessage::Configure { slot, ack_mode, read_only });
+            core.send(CoreMessage::Configure {
+                slot,
+                ack_mode,
+                read_only,
+            });
         }
         tracing::info!(volume = %name, size = settings.size_bytes, "volume settings changed");
         Ok(())
@@ -201,7 +226,10 @@ impl Uploader {
         }
         let (ack, done) = bounded(0);
         for core in &self.cores {
-            core.send(CoreMessage::RemoveVolume { slot: volume.slot, ack: ack.clone() });
+            core.send(CoreMessage::RemoveVolume {
+                slot: volume.slot,
+                ack: ack.clone(),
+            });
         }
         drop(ack);
         let _ = done.recv();

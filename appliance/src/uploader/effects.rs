@@ -79,7 +79,11 @@ impl Means {
         for object in objects {
             let started = Instant::now();
             let result = self.backend.delete(&object.object()).await;
-            self.counters.done(BackendOp::Delete, result.is_ok().then_some(0), started.elapsed());
+            self.counters.done(
+                BackendOp::Delete,
+                result.is_ok().then_some(0),
+                started.elapsed(),
+            );
             if let Err(error) = result {
                 return Event::Deleted(Err(error));
             }
@@ -91,7 +95,11 @@ impl Means {
         let started = Instant::now();
         let bytes = body.len() as u64;
         let result = self.backend.put_if_absent(key, body).await;
-        self.counters.done(BackendOp::Put, result.is_ok().then_some(bytes), started.elapsed());
+        self.counters.done(
+            BackendOp::Put,
+            result.is_ok().then_some(bytes),
+            started.elapsed(),
+        );
         result
     }
 }

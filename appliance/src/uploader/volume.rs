@@ -62,7 +62,9 @@ impl UploadVolume {
 
     pub(super) fn last_failure(&self) -> Option<(ErrorKind, String)> {
         let status = self.commit.status();
-        (status.failures > 0).then_some(status.last_failure).flatten()
+        (status.failures > 0)
+            .then_some(status.last_failure)
+            .flatten()
     }
 
     /// Whether nothing of the commit is under way, so that the head may be changed otherwise.
@@ -82,11 +84,18 @@ impl UploadVolume {
     }
 
     /// Begins to commit a cut.
-    pub(super) fn start(&mut self, sealed: SealedVolume, places: Arc<CutPlaces>, cut_ms: u64) {
+    pub(super) fn start(&mut self, sealed: &SealedVolume, places: Arc<CutPlaces>, cut_ms: u64) {
         let settings = self.commit.head().settings.clone();
-        let layers = sealed.layers.iter().map(|(shard, layer)| (*shard, &**layer));
-        let plan =
-            PackPlan::new(sealed.epoch, settings.block_size(), settings.chunk_slots(), layers);
+        let layers = sealed
+            .layers
+            .iter()
+            .map(|(shard, layer)| (*shard, &**layer));
+        let plan = PackPlan::new(
+            sealed.epoch,
+            settings.block_size(),
+            settings.chunk_slots(),
+            layers,
+        );
         self.packed_blocks = plan.blocks_len();
         self.places = places;
         self.cut_ms = cut_ms;
@@ -103,12 +112,22 @@ impl UploadVolume {
     fn publish_figures(&self, now_ms: u64) {
         let (head, base) = (self.commit.head(), self.commit.base());
         let volume = &self.volume;
-        volume.committed_epoch.store(head.epoch.0, Ordering::Relaxed);
+        volume
+            .committed_epoch
+            .store(head.epoch.0, Ordering::Relaxed);
         volume.manifest.store(head.number.0, Ordering::Relaxed);
-        volume.generation.store(head.generation.0, Ordering::Relaxed);
-        volume.mapped_blocks.store(base.mapped_blocks(), Ordering::Relaxed);
-        volume.chunks.store(base.chunks().count() as u64, Ordering::Relaxed);
-        volume.index_bytes.store(base.heap_bytes() as u64, Ordering::Relaxed);
+        volume
+            .generation
+            .store(head.generation.0, Ordering::Relaxed);
+        volume
+            .mapped_blocks
+            .store(base.mapped_blocks(), Ordering::Relaxed);
+        volume
+            .chunks
+            .store(base.chunks().count() as u64, Ordering::Relaxed);
+        volume
+            .index_bytes
+            .store(base.heap_bytes() as u64, Ordering::Relaxed);
         volume.last_commit_ms.store(now_ms, Ordering::Relaxed);
     }
 }
@@ -118,8 +137,10 @@ impl Uploader {
     pub(super) fn run_effects(&mut self, now_ms: u64) {
         let ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
         for id in ids {
-            while let Some(effect) =
-                self.volumes.get_mut(&id).and_then(|volume| volume.commit.next_effect(now_ms))
+            while let Some(effect) = self
+                .volumes
+                .get_mut(&id)
+                .and_then(|volume| volume.commit.next_effect(now_ms))
             {
                 self.run_effect(id, effect);
             }
@@ -138,8 +159,15 @@ impl Uploader {
             Effect::PutManifest { key, body } => self.spawn(id, means.put_manifest(key, body)),
             Effect::GetManifest { key } => self.spawn(id, means.get_manifest(key)),
             Effect::SaveHead(update) => {
-                let volume = self.volumes.get_mut(&id).expect("the effect is of this volume");
-                assert_eq!(update.head, volume.commit.head().number, "the committed head is saved");
+                let volume = self
+                    .volumes
+                    .get_mut(&id)
+                    .expect("the effect is of this volume");
+                assert_eq!(
+                    update.head,
+                    volume.commit.head().number,
+                    "the committed head is saved"
+                );
                 volume.local.advance(volume.commit.head());
                 let local = volume.local.clone();
                 self.spawn(id, means.save_head(local));
@@ -152,7 +180,10 @@ impl Uploader {
 
     /// Runs `work` as a task of the upload queue; its event comes back through the inbox.
     fn spawn(&mut self, id: VolumeId, work: impl Future<Output = Event> + 'static) {
-        let volume = self.volumes.get_mut(&id).expect("the effect is of this volume");
+        let volume = self
+            .volumes
+            .get_mut(&id)
+            .expect("the effect is of this volume");
         volume.in_flight += 1;
         let own = self.own.clone();
         let task = async move {
@@ -160,12 +191,16 @@ impl Uploader {
             // The uploader reads its inbox until it stops; after that nothing is committed.
             let _ = own.unbounded_send(Message::Event(id, event));
         };
-        spawn_local_into(task, self.uploads).expect("the task queue exists").detach();
+        spawn_local_into(task, self.uploads)
+            .expect("the task queue exists")
+            .detach();
     }
 
     pub(super) fn event(&mut self, id: VolumeId, event: Event) {
         let now_ms = self.now_ms();
-        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            return;
+        };
         volume.in_flight -= 1;
         let before = volume.last_failure();
         let counters = self.metrics.uploader();
@@ -191,7 +226,10 @@ impl Uploader {
 
     /// Gives the committed leaves to the shards' cores.
     fn publish(&mut self, id: VolumeId, publication: Publication) {
-        let volume = self.volumes.get_mut(&id).expect("the publication is of this volume");
+        let volume = self
+            .volumes
+            .get_mut(&id)
+            .expect("the publication is of this volume");
         volume.fill_tables(&self.tables);
         volume.publishing = Some((publication.epoch, self.cores.len()));
         let cores = self.cores.len();
@@ -202,7 +240,12 @@ impl Uploader {
         let slot = volume.volume.slot;
         for (core, leaves) in self.cores.iter().zip(by_core) {
             let epoch = publication.epoch;
-            core.send(CoreMessage::Committed(Committed { slot, volume: id, epoch, leaves }));
+            core.send(CoreMessage::Committed(Committed {
+                slot,
+                volume: id,
+                epoch,
+                leaves,
+            }));
         }
         let counters = self.metrics.uploader();
         counters.packed_blocks.add(volume.packed_blocks as u64);
@@ -215,8 +258,12 @@ impl Uploader {
     /// A core has installed a publication; when all have, the commit is over.
     pub(super) fn applied(&mut self, id: VolumeId, epoch: Epoch) {
         let now_ms = self.now_ms();
-        let Some(volume) = self.volumes.get_mut(&id) else { return };
-        let Some((publishing, missing)) = &mut volume.publishing else { return };
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            return;
+        };
+        let Some((publishing, missing)) = &mut volume.publishing else {
+            return;
+        };
         if *publishing != epoch {
             return;
         }
@@ -246,7 +293,9 @@ impl Uploader {
         volume.volume.set_state(VolumeState::Fenced, Some(cause));
         volume.volume.closing.store(true, Ordering::Release);
         for core in &self.cores {
-            core.send(CoreMessage::FenceVolume { slot: volume.volume.slot });
+            core.send(CoreMessage::FenceVolume {
+                slot: volume.volume.slot,
+            });
         }
         self.coordinator.forget_volume(id);
     }

@@ -18,11 +18,18 @@ struct Interactive {
 
 impl Interactive {
     fn start(command: &mut Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the client runs");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the client runs");
         let stdin = child.stdin.take().expect("its input");
         let stdout = BufReader::new(child.stdout.take().expect("its output"));
-        Self { child, stdin, stdout }
+        Self {
+            child,
+            stdin,
+            stdout,
+        }
     }
 
     fn tell(&mut self, line: &str) {
@@ -34,7 +41,10 @@ impl Interactive {
         let mut seen = String::new();
         loop {
             let from = seen.len();
-            let bytes = self.stdout.read_line(&mut seen).expect("the client's output");
+            let bytes = self
+                .stdout
+                .read_line(&mut seen)
+                .expect("the client's output");
             assert!(bytes > 0, "the client ended before {text:?}:\n{seen}");
             if seen[from..].contains(text) {
                 return seen;
@@ -53,7 +63,9 @@ impl Drop for Interactive {
 fn libnbd_writer(socket: &Path) -> Interactive {
     let mut command = Command::new("timeout");
     // Debian's own interpreter: the one that has Debian's python3-libnbd.
-    command.args(["180", "/usr/bin/python3"]).arg(beside("clients/reopening_writer.py"));
+    command
+        .args(["180", "/usr/bin/python3"])
+        .arg(beside("clients/reopening_writer.py"));
     Interactive::start(command.arg(socket).arg("vol0"))
 }
 
@@ -96,7 +108,8 @@ fn qemu_reconnects_and_flushes_what_was_answered() {
         "driver=nbd,server.type=unix,server.path={},export=vol0,reconnect-delay=60,open-timeout=30",
         daemon.socket().display()
     );
-    command.args(["180", "qemu-io", "--image-opts", &image]);
+    // Its answers are wanted line by line, although it writes to a pipe.
+    command.args(["180", "stdbuf", "-oL", "qemu-io", "--image-opts", &image]);
     let mut qemu_io = Interactive::start(&mut command);
     for round in 1..=3 {
         qemu_io.tell(&format!("write -P {round} {round}M 256k"));

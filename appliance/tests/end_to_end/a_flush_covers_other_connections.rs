@@ -10,7 +10,12 @@ fn a_write_on_one_connection_is_flushed_on_another() {
     let mut daemon = rig.start();
     for round in 0..5 {
         // From 512 bytes to a request over all 16 shards.
-        let writes = [(0, 512), (8 * KIB, 4 * KIB), (MIB, 256 * KIB), (512 * MIB, 4 * KIB)];
+        let writes = [
+            (0, 512),
+            (8 * KIB, 4 * KIB),
+            (MIB, 256 * KIB),
+            (512 * MIB, 4 * KIB),
+        ];
         let mut a = daemon.client("vol0");
         let mut b = daemon.client("vol0");
         for (offset, bytes) in writes {
@@ -24,7 +29,11 @@ fn a_write_on_one_connection_is_flushed_on_another() {
         let mut c = daemon.client("vol0");
         for (offset, bytes) in writes {
             let found = c.read(offset, bytes as u32).unwrap().unwrap();
-            assert_eq!(found, pattern(offset, round, bytes as usize), "{offset} round {round}");
+            assert_eq!(
+                found,
+                pattern(offset, round, bytes as usize),
+                "{offset} round {round}"
+            );
         }
     }
     daemon.stop();

@@ -55,7 +55,10 @@ fn the_readme_command_serves_and_clients_describe_the_volume() {
 }
 
 fn nbdinfo_describes(uri: &str) {
-    let printed = Program::new("nbdinfo", LIMIT).arg("--json").arg(uri).succeed();
+    let printed = Program::new("nbdinfo", LIMIT)
+        .arg("--json")
+        .arg(uri)
+        .succeed();
     let described: Value = serde_json::from_str(&printed).unwrap();
     let export = &described["exports"][0];
     assert_eq!(described["protocol"], "newstyle-fixed");
@@ -63,8 +66,20 @@ fn nbdinfo_describes(uri: &str) {
     assert_eq!(export["export-size"], SIZE);
     assert_eq!(export["is_read_only"], false);
     assert_eq!(export["is_rotational"], false);
-    for ability in ["cache", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero"] {
-        assert_eq!(export[format!("can_{ability}")], true, "{ability}: {printed}");
+    for ability in [
+        "cache",
+        "fast_zero",
+        "flush",
+        "fua",
+        "multi_conn",
+        "trim",
+        "zero",
+    ] {
+        assert_eq!(
+            export[format!("can_{ability}")],
+            true,
+            "{ability}: {printed}"
+        );
     }
     // libnbd 1.14 takes sizes apart only in its own API and names them so in JSON.
     assert_eq!(export["block_size_minimum"], 1, "{printed}");
@@ -73,19 +88,27 @@ fn nbdinfo_describes(uri: &str) {
 }
 
 fn qemu_img_describes(uri: &str) {
-    let printed = Program::new("qemu-img", LIMIT).args("info --output=json").arg(uri).succeed();
+    let printed = Program::new("qemu-img", LIMIT)
+        .args("info --output=json")
+        .arg(uri)
+        .succeed();
     let described: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(described["virtual-size"], SIZE);
     assert_eq!(described["format"], "raw");
 }
 
 fn qemu_nbd_lists() {
-    let printed = Program::new("qemu-nbd", LIMIT).args("-L -b 127.0.0.1 -p 10809").succeed();
+    let printed = Program::new("qemu-nbd", LIMIT)
+        .args("-L -b 127.0.0.1 -p 10809")
+        .succeed();
     assert!(printed.contains("exports available: 1"), "{printed}");
     assert!(printed.contains("export: 'vol0'"), "{printed}");
     assert!(printed.contains(&format!("size:  {SIZE}")), "{printed}");
     for (what, bytes) in [("min", 1), ("opt", 4096), ("max", 32 << 20)] {
-        assert!(printed.contains(&format!("{what} block: {bytes}")), "{printed}");
+        assert!(
+            printed.contains(&format!("{what} block: {bytes}")),
+            "{printed}"
+        );
     }
 }
 
@@ -114,6 +137,9 @@ fn qemu_io_reads_back_patterns_zeroes_and_discards() {
     }
     // Its exit status does not tell of a mismatch in every mode.
     let printed = qemu_io.arg(daemon.uri("tenant%2Fdisk")).succeed();
-    assert!(!printed.contains("Pattern verification failed"), "{printed}");
+    assert!(
+        !printed.contains("Pattern verification failed"),
+        "{printed}"
+    );
     daemon.stop();
 }

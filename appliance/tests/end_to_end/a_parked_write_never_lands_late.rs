@@ -15,13 +15,16 @@ const WRITES: u64 = 128 * MIB / WRITE;
 fn a_dead_connections_parked_write_does_not_overwrite_a_newer_one() {
     let rig = Rig::new(&["vol0:1GiB"]).with_flags(&["--cache-size=128MiB"]);
     // Every WAL write takes so long that answers stop and requests queue up.
-    let daemon = rig.start_with(&[], "wal.write=delay(1000)");
+    let daemon = rig.start_with(&[], "wal.write=delay(200)");
     let mut old = daemon.client("vol0");
     // A write that no longer fits into the socket is as good as parked: it must not block us.
     old.set_write_limit(Duration::from_secs(2));
     let mut sent = 0;
     for place in 0..WRITES {
-        if old.send_write(place * WRITE, &pattern(place, 1, WRITE as usize)).is_err() {
+        if old
+            .send_write(place * WRITE, &pattern(place, 1, WRITE as usize))
+            .is_err()
+        {
             break;
         }
         sent = place + 1;
@@ -43,7 +46,10 @@ fn a_dead_connections_parked_write_does_not_overwrite_a_newer_one() {
     let newest = |client: &mut crate::harness::client::NbdClient| {
         for &place in &rewritten {
             let found = client.read(place * WRITE, WRITE as u32).unwrap().unwrap();
-            assert!(found == pattern(place, 2, WRITE as usize), "write {place} of {sent} is old");
+            assert!(
+                found == pattern(place, 2, WRITE as usize),
+                "write {place} of {sent} is old"
+            );
         }
     };
     newest(&mut new);

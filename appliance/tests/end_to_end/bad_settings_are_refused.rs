@@ -19,16 +19,25 @@ fn check_config(flags: &[&str]) -> Program {
 fn all_problems_of_a_file_are_named_at_once() {
     let rig = Rig::new(&[]);
     let file = rig.path("taipan.toml");
-    fs::write(&file, "dta = \"x\"\n[wal]\nsize = \"12 parsecs\"\n[nbd]\nlisten = [\"nowhere\"]\n")
-        .unwrap();
+    fs::write(
+        &file,
+        "dta = \"x\"\n[wal]\nsize = \"12 parsecs\"\n[nbd]\nlisten = [\"nowhere\"]\n",
+    )
+    .unwrap();
     let flag = format!("--config={}", file.display());
     let printed = check_config(&[&flag]).fail();
     for part in ["dta", "12 parsecs", "nowhere"] {
-        assert!(printed.contains(part), "{part:?} is not named in\n{printed}");
+        assert!(
+            printed.contains(part),
+            "{part:?} is not named in\n{printed}"
+        );
     }
     // Serving refuses the same file in the same way, and makes nothing.
     let printed = rig.refused(&[&flag], "");
-    assert!(printed.contains("dta") && printed.contains("12 parsecs"), "{printed}");
+    assert!(
+        printed.contains("dta") && printed.contains("12 parsecs"),
+        "{printed}"
+    );
     assert!(!rig.data().exists(), "a data directory was made");
 
     fs::write(&file, "[wal]\nsize = \"512MiB\"\n").unwrap();
@@ -63,7 +72,10 @@ fn a_second_daemon_on_the_same_directory_is_refused() {
     let rig = Rig::new(&["vol0:1GiB"]);
     let daemon = rig.start();
     let printed = rig.refused(&[], "");
-    assert!(printed.contains(&daemon.pid().to_string()), "the holder is not named: {printed}");
+    assert!(
+        printed.contains(&daemon.pid().to_string()),
+        "the holder is not named: {printed}"
+    );
     // The first one is not disturbed, its sockets above all.
     assert_eq!(daemon.client("vol0").flush().unwrap(), None);
     daemon.stop();
@@ -88,10 +100,22 @@ fn the_command_refuses_clashes_bad_names_and_what_is_in_use() {
     refuse("volume delete vol0", "connected");
     drop(client);
 
-    daemon.taipan().args("volume create tenant/disk --size 64MiB --block-size 16KiB").succeed();
-    assert!(daemon.taipan().args("volume list").succeed().contains("tenant/disk"));
+    daemon
+        .taipan()
+        .args("volume create tenant/disk --size 64MiB --block-size 16KiB")
+        .succeed();
+    assert!(
+        daemon
+            .taipan()
+            .args("volume list")
+            .succeed()
+            .contains("tenant/disk")
+    );
     assert_eq!(daemon.client("tenant/disk").export.size, 64 << 20);
-    daemon.taipan().args("volume resize tenant/disk 128MiB").succeed();
+    daemon
+        .taipan()
+        .args("volume resize tenant/disk 128MiB")
+        .succeed();
     assert_eq!(daemon.client("tenant/disk").export.size, 128 << 20);
     daemon.kill();
 
@@ -101,6 +125,12 @@ fn the_command_refuses_clashes_bad_names_and_what_is_in_use() {
     daemon.taipan().args("volume delete tenant/disk").succeed();
     daemon.kill();
     let daemon = rig.start();
-    assert!(!daemon.taipan().args("volume list").succeed().contains("tenant/disk"));
+    assert!(
+        !daemon
+            .taipan()
+            .args("volume list")
+            .succeed()
+            .contains("tenant/disk")
+    );
     daemon.stop();
 }

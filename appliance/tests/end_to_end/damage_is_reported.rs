@@ -25,13 +25,21 @@ struct Damage {
 
 impl Damage {
     fn new(file: &Path, offset: u64, bytes: usize) -> Self {
-        let handle = OpenOptions::new().read(true).write(true).open(file).unwrap();
+        let handle = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(file)
+            .unwrap();
         let mut original = vec![0; bytes];
         handle.read_exact_at(&mut original, offset).unwrap();
         let damaged: Vec<u8> = original.iter().map(|byte| byte ^ 0x5a).collect();
         handle.write_all_at(&damaged, offset).unwrap();
         handle.sync_all().unwrap();
-        Self { file: file.to_owned(), offset, original }
+        Self {
+            file: file.to_owned(),
+            offset,
+            original,
+        }
     }
 
     fn put_right(&self) {
@@ -82,7 +90,9 @@ fn last_object(rig: &Rig, kind: &str) -> PathBuf {
         .flat_map(|objects| objects.flatten().map(|object| object.path()))
         .collect();
     found.sort();
-    found.pop().unwrap_or_else(|| panic!("no {kind} in the backend"))
+    found
+        .pop()
+        .unwrap_or_else(|| panic!("no {kind} in the backend"))
 }
 
 /// Writes one block of shard 0 and flushes, so that it is the only data of its batch.
@@ -94,12 +104,18 @@ fn write_one(daemon: &Daemon, index: u64, version: u64) {
 }
 
 fn read_one(daemon: &Daemon, index: u64) -> Result<Vec<u8>, Errno> {
-    daemon.client("vol0").read(index * SHARDS * BLOCK, BLOCK as u32).unwrap()
+    daemon
+        .client("vol0")
+        .read(index * SHARDS * BLOCK, BLOCK as u32)
+        .unwrap()
 }
 
 fn assert_one(daemon: &Daemon, index: u64, version: u64) {
     let found = read_one(daemon, index).unwrap();
-    assert!(found == pattern(index, version, BLOCK as usize), "block {index}");
+    assert!(
+        found == pattern(index, version, BLOCK as usize),
+        "block {index}"
+    );
 }
 
 /// Starts on the damage. The daemon may refuse to serve at all, or serve all but this volume; in
@@ -109,10 +125,16 @@ fn assert_refused_naming(rig: &Rig, name: &str) {
     match rig.start_or_refuse(&flags) {
         Err(said) => assert!(said.contains(name), "{name:?} is not named in\n{said}"),
         Ok(daemon) => {
-            assert!(daemon.try_client("vol0").is_err(), "a damaged volume is served");
+            assert!(
+                daemon.try_client("vol0").is_err(),
+                "a damaged volume is served"
+            );
             let status = format!("{:#}", daemon.status());
             let said = daemon.said();
-            assert!(said.contains(name) || status.contains(name), "{said}\n{status}");
+            assert!(
+                said.contains(name) || status.contains(name),
+                "{said}\n{status}"
+            );
             assert!(status.contains("refused"), "{status}");
             daemon.stop();
         }
@@ -127,18 +149,30 @@ fn a_torn_tail_is_void_and_what_was_flushed_stays() {
     write_one(&daemon, 1, 1);
     // Answered, then written by the timer, but never flushed.
     let mut client = daemon.client("vol0");
-    assert_eq!(client.write(0, &pattern(0, 2, BLOCK as usize)).unwrap(), None);
+    assert_eq!(
+        client.write(0, &pattern(0, 2, BLOCK as usize)).unwrap(),
+        None
+    );
     let file = wal_file(&rig);
     let flushed = batches(&file).last().map_or(0, |batch| batch.number);
     let newer = || batches(&file).pop().filter(|last| last.number > flushed);
-    crate::harness::wait_until("the timer's batch", Duration::from_secs(10), || newer().is_some());
+    crate::harness::wait_until("the timer's batch", Duration::from_secs(10), || {
+        newer().is_some()
+    });
     let torn = newer().unwrap();
     daemon.kill();
     rig.lose_memory();
     let seen = batches(&file);
-    assert!(seen.iter().all(|batch| batch.durable_through < torn.number), "{seen:?}");
+    assert!(
+        seen.iter().all(|batch| batch.durable_through < torn.number),
+        "{seen:?}"
+    );
     // Half of its payload never reached the disk.
-    Damage::new(&file, torn.offset + PAGE as u64 * u64::from(torn.payload_pages), PAGE / 2);
+    Damage::new(
+        &file,
+        torn.offset + PAGE as u64 * u64::from(torn.payload_pages),
+        PAGE / 2,
+    );
 
     let daemon = rig.start();
     assert_one(&daemon, 1, 1);

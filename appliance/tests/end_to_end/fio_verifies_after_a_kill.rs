@@ -21,13 +21,21 @@ fn fio(rig: &Rig, daemon: &Daemon, job: &str) -> Program {
 fn random_sizes_from_512_bytes_to_256_kib_verify() {
     let rig = Rig::new(&["vol0:2GiB"]);
     let daemon = rig.start();
-    fio(&rig, &daemon, "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --fsync=32")
-        .succeed();
+    fio(
+        &rig,
+        &daemon,
+        "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --fsync=32",
+    )
+    .succeed();
     daemon.kill();
     // The same job once more, reading only: its random numbers, and so its content, are the same.
     let daemon = rig.start();
-    fio(&rig, &daemon, "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --verify_only")
-        .succeed();
+    fio(
+        &rig,
+        &daemon,
+        "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --verify_only",
+    )
+    .succeed();
     daemon.stop();
 }
 
@@ -54,11 +62,18 @@ fn the_saved_state_verifies_after_a_kill() {
     std::thread::sleep(Duration::from_secs(3));
     daemon.kill();
     let ended: Ended = writer.join().unwrap();
-    assert!(!ended.status.success(), "the job ended before the kill: {ended}");
+    assert!(
+        !ended.status.success(),
+        "the job ended before the kill: {ended}"
+    );
     let state = rig.path("local-state-0-verify.state");
-    wait_until("fio's saved state", Duration::from_secs(5), || state.exists());
+    wait_until("fio's saved state", Duration::from_secs(5), || {
+        state.exists()
+    });
 
     let daemon = rig.start();
-    fio(&rig, &daemon, job).args("--verify_state_load=1 --verify_only").succeed();
+    fio(&rig, &daemon, job)
+        .args("--verify_state_load=1 --verify_only")
+        .succeed();
     daemon.stop();
 }

@@ -57,7 +57,10 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: a daemon that the failing test left may still be ending.
-        Program::new("umount", LIMIT).arg("-l").arg(self.mount.path()).run();
+        Program::new("umount", LIMIT)
+            .arg("-l")
+            .arg(self.mount.path())
+            .run();
     }
 }
 
@@ -65,7 +68,11 @@ fn write_flushed(daemon: &Daemon, places: std::ops::Range<u64>) {
     let mut client = daemon.client("vol0");
     for place in places {
         let data = pattern(place, 5, WRITE as usize);
-        assert_eq!(client.write(place * WRITE, &data).unwrap(), None, "place {place}");
+        assert_eq!(
+            client.write(place * WRITE, &data).unwrap(),
+            None,
+            "place {place}"
+        );
     }
     assert_eq!(client.flush().unwrap(), None);
 }
@@ -93,7 +100,10 @@ fn a_full_disk_at_wal_creation_is_an_error_and_leaves_nothing() {
     assert!(printed.to_lowercase().contains("space"), "{printed}");
     let wal = disk.path("data/wal");
     let half_made = fs::read_dir(&wal).map_or(0, |entries| {
-        entries.flatten().map(|entry| entry.metadata().map_or(0, |found| found.len())).sum()
+        entries
+            .flatten()
+            .map(|entry| entry.metadata().map_or(0, |found| found.len()))
+            .sum()
     });
     assert!(half_made < MIB, "{half_made} bytes were left in {wal:?}");
 
@@ -108,13 +118,15 @@ fn a_full_disk_at_wal_creation_is_an_error_and_leaves_nothing() {
 fn a_full_backend_is_waited_out() {
     let disk = SmallDisk::new(16);
     let backend = format!("--backend=dir:{}", disk.path("objects").display());
-    let rig = Rig::new(&["vol0:1GiB"])
-        .with_flags(&[&backend, "--set", "commit.interval_seconds=1"]);
+    let rig =
+        Rig::new(&["vol0:1GiB"]).with_flags(&[&backend, "--set", "commit.interval_seconds=1"]);
     let daemon = rig.start();
     write_flushed(&daemon, 0..64);
-    wait_until("the backend to be reported full", Duration::from_secs(60), || {
-        backend_state(&daemon) == "full"
-    });
+    wait_until(
+        "the backend to be reported full",
+        Duration::from_secs(60),
+        || backend_state(&daemon) == "full",
+    );
     check(&daemon, 0..64);
     write_flushed(&daemon, 64..80);
     daemon.kill();
@@ -147,9 +159,11 @@ fn a_disk_that_fills_up_while_running_loses_nothing() {
     disk.fill();
     // The WAL has its room already; only packing has to wait.
     write_flushed(&daemon, 8..40);
-    wait_until("the full disk to be reported", Duration::from_secs(60), || {
-        backend_state(&daemon) == "full"
-    });
+    wait_until(
+        "the full disk to be reported",
+        Duration::from_secs(60),
+        || backend_state(&daemon) == "full",
+    );
     check(&daemon, 0..40);
     daemon.kill();
     let daemon = rig.start();

@@ -21,8 +21,14 @@ fn write_stripes(daemon: &Daemon, stripes: std::ops::Range<u64>, version: u64) {
 fn check_stripes(daemon: &Daemon, stripes: std::ops::Range<u64>, version: u64) {
     let mut client = daemon.client("vol0");
     for stripe in stripes {
-        let found = client.read(stripe * STRIPE, STRIPE as u32).unwrap().unwrap();
-        assert!(found == pattern(stripe, version, STRIPE as usize), "stripe {stripe}");
+        let found = client
+            .read(stripe * STRIPE, STRIPE as u32)
+            .unwrap()
+            .unwrap();
+        assert!(
+            found == pattern(stripe, version, STRIPE as usize),
+            "stripe {stripe}"
+        );
     }
 }
 
@@ -59,20 +65,39 @@ fn a_persisting_error_fails_closed(failpoints: &str) {
     let daemon = rig.start_with(&[], failpoints);
     let mut client = daemon.client("vol0");
     // Answered from memory or refused; the FLUSH behind it must not claim that it is durable.
-    let _ = client.write(MIB, &pattern(MIB, 9, STRIPE as usize)).unwrap();
+    let _ = client
+        .write(MIB, &pattern(MIB, 9, STRIPE as usize))
+        .unwrap();
     let flushed = client.flush().unwrap();
-    assert!(flushed.is_some(), "FLUSH succeeded on a WAL that cannot be written");
-    let written = client.write_durably(2 * MIB, &pattern(2 * MIB, 9, STRIPE as usize)).unwrap();
-    assert!(written.is_some(), "a FUA write succeeded on a WAL that cannot be written");
-    assert!(client.flush().unwrap().is_some(), "a later FLUSH forgot the error");
+    assert!(
+        flushed.is_some(),
+        "FLUSH succeeded on a WAL that cannot be written"
+    );
+    let written = client
+        .write_durably(2 * MIB, &pattern(2 * MIB, 9, STRIPE as usize))
+        .unwrap();
+    assert!(
+        written.is_some(),
+        "a FUA write succeeded on a WAL that cannot be written"
+    );
+    assert!(
+        client.flush().unwrap().is_some(),
+        "a later FLUSH forgot the error"
+    );
     // Reads go on, and what was committed or flushed before is there.
     check_stripes(&daemon, 0..8, 1);
 
     daemon.await_log("EIO", Duration::from_secs(5));
     let status = daemon.status();
     let failed = |shard: &serde_json::Value| !shard["failure"].is_null();
-    assert!(status["shards"].as_array().unwrap().iter().any(failed), "{status:#}");
-    assert!(!status["problems"].as_array().unwrap().is_empty(), "{status:#}");
+    assert!(
+        status["shards"].as_array().unwrap().iter().any(failed),
+        "{status:#}"
+    );
+    assert!(
+        !status["problems"].as_array().unwrap().is_empty(),
+        "{status:#}"
+    );
     let failing = |line: &str| {
         line.starts_with("taipan_shard_failed") && line.split(' ').next_back() == Some("1")
     };
@@ -85,7 +110,12 @@ fn a_persisting_error_fails_closed(failpoints: &str) {
     let daemon = rig.start();
     check_stripes(&daemon, 0..8, 1);
     let mut client = daemon.client("vol0");
-    assert_eq!(client.write(MIB, &pattern(MIB, 10, STRIPE as usize)).unwrap(), None);
+    assert_eq!(
+        client
+            .write(MIB, &pattern(MIB, 10, STRIPE as usize))
+            .unwrap(),
+        None
+    );
     assert_eq!(client.flush().unwrap(), None);
     daemon.stop();
 }

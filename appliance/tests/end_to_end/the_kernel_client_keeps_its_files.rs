@@ -35,8 +35,14 @@ fn kill_under_load(rig: &Rig, daemon: Daemon, listen: &str) -> Daemon {
 fn host_finds_it_clean(rig: &Rig, daemon: &Daemon) {
     let copy = rig.path("vol0.img");
     let limit = Duration::from_secs(120);
-    Program::new("nbdcopy", limit).arg(daemon.uri("vol0")).arg(&copy).succeed();
-    Program::new("e2fsck", limit).arg("-fn").arg(Path::new(&copy)).succeed();
+    Program::new("nbdcopy", limit)
+        .arg(daemon.uri("vol0"))
+        .arg(&copy)
+        .succeed();
+    Program::new("e2fsck", limit)
+        .arg("-fn")
+        .arg(Path::new(&copy))
+        .succeed();
 }
 
 #[test]

@@ -85,9 +85,15 @@ impl Core {
             return;
         }
         let sealing = self.sealing.take().expect("looked at above");
-        let shards = self.shards.iter().zip(sealing.parts).map(|(shard, (last, volumes))| {
-            SealedShard { shard: shard.id(), volumes, places: shard.log().places(last) }
-        });
+        let shards = self
+            .shards
+            .iter()
+            .zip(sealing.parts)
+            .map(|(shard, (last, volumes))| SealedShard {
+                shard: shard.id(),
+                volumes,
+                places: shard.log().places(last),
+            });
         self.effects.sealed = Some(SealedCore {
             core: self.index,
             epoch: sealing.epoch,
@@ -113,7 +119,9 @@ impl Core {
         let committed = &self.committed;
         for shard in &mut self.shards {
             shard.log_mut().release(|volume, epoch| {
-                committed.get(&volume).is_some_and(|through| *through >= epoch)
+                committed
+                    .get(&volume)
+                    .is_some_and(|through| *through >= epoch)
             });
         }
         self.retry = u16::MAX;

@@ -109,13 +109,17 @@ impl Durability {
     }
 
     pub(super) fn has_undurable(&self, core: &Core) -> bool {
-        core.shards.iter().any(|s| s.log().durable_through() < s.log().last())
+        core.shards
+            .iter()
+            .any(|s| s.log().durable_through() < s.log().last())
     }
 
     /// Whether all needed batches are durable already.
     #[inline]
     pub(super) fn is_durable(&self, needs: &Needs, shards: &[Shard]) -> bool {
-        needs.iter().all(|(p, batch)| shards[p].log().durable_through() >= batch)
+        needs
+            .iter()
+            .all(|(p, batch)| shards[p].log().durable_through() >= batch)
     }
 
     /// Lets the request wait until `needs` are durable; false if they are already.
@@ -155,12 +159,16 @@ impl Core {
         request.parts = 1;
         let key = self.requests.insert(request);
         let mask = ((1u32 << self.cores) - 1) as u16 & !(1 << self.index);
-        self.ask_peers(key, mask, |request| super::PeerMessage::Flush { request, slot });
+        self.ask_peers(key, mask, |request| super::PeerMessage::Flush {
+            request,
+            slot,
+        });
         match self.flush_needs(slot) {
             Ok(needs) => self.requests.get(key).needs = needs,
             Err(failure) => self.requests.get(key).failure = Some(failure),
         }
-        self.durability.hurry_up(&self.requests.get(key).needs.clone());
+        self.durability
+            .hurry_up(&self.requests.get(key).needs.clone());
         self.part_done(key, Ok(()));
         Progress::Pending(key)
     }
@@ -282,7 +290,9 @@ impl Core {
             let policy = durability.policy;
             loop {
                 let log = self.shards[position].log_mut();
-                let hurried = log.next_queued().is_some_and(|b| b <= durability.hurry[position]);
+                let hurried = log
+                    .next_queued()
+                    .is_some_and(|b| b <= durability.hurry[position]);
                 if !hurried && durability.writes_in_flight >= policy.writes_in_flight_max {
                     break;
                 }
@@ -291,14 +301,21 @@ impl Core {
                     SyncMode::Mixed => hurried && lone,
                     SyncMode::Fdatasync => false,
                 };
-                let Some(write) = log.start_write(dsync) else { break };
+                let Some(write) = log.start_write(dsync) else {
+                    break;
+                };
                 let slice = log.io_slice(&write);
                 durability.writes_in_flight += 1;
                 self.counters.wal_writes += 1;
                 self.counters.wal_bytes += write.len as u64;
                 let op = self.ops.insert(PendingOp::WalWrite { position, write });
                 let shard = self.shards[position].id();
-                self.effects.io.push(Io::WalWrite { op, shard, write, slice });
+                self.effects.io.push(Io::WalWrite {
+                    op,
+                    shard,
+                    write,
+                    slice,
+                });
             }
             let log = self.shards[position].log();
             if !log.has_open() && log.next_queued().is_none() {
@@ -341,14 +358,21 @@ impl Core {
         let durability = &self.durability;
         let shards = &self.shards;
         let covers = |needs: &Needs| {
-            needs.iter().all(|(p, batch)| shards[p].log().written_through() >= batch)
+            needs
+                .iter()
+                .all(|(p, batch)| shards[p].log().written_through() >= batch)
         };
-        let awaited = durability.waiters.iter().any(|waiter| covers(&waiter.needs));
+        let awaited = durability
+            .waiters
+            .iter()
+            .any(|waiter| covers(&waiter.needs));
         let policy = &durability.policy;
         let background = || {
             (0..shards.len()).any(|position| {
                 let log = shards[position].log();
-                let age_ms = self.now_ms.saturating_sub(durability.undurable_since_ms[position]);
+                let age_ms = self
+                    .now_ms
+                    .saturating_sub(durability.undurable_since_ms[position]);
                 durability.undurable & 1 << position != 0
                     && log.written_through() > log.durable_through()
                     && (durability.sync_now
@@ -397,7 +421,9 @@ impl Core {
             Err(e) => Err(e.raw_os_error().unwrap_or(0)),
         };
         for (position, mark) in marks {
-            self.shards[*position].log_mut().barrier_finished(*mark, code);
+            self.shards[*position]
+                .log_mut()
+                .barrier_finished(*mark, code);
             self.after_progress(*position);
         }
     }
@@ -423,16 +449,25 @@ impl Core {
         let mut index = 0;
         while index < self.durability.waiters.len() {
             let waiter = &self.durability.waiters[index];
-            let failed =
-                waiter.needs.iter().any(|(p, _)| self.shards[p].log().failed().is_some());
+            let failed = waiter
+                .needs
+                .iter()
+                .any(|(p, _)| self.shards[p].log().failed().is_some());
             let durable = self.durability.is_durable(&waiter.needs, &self.shards);
             if !durable && !failed {
                 index += 1;
                 continue;
             }
-            let waiter = self.durability.waiters.remove(index).expect("the index is in range");
+            let waiter = self
+                .durability
+                .waiters
+                .remove(index)
+                .expect("the index is in range");
             if !durable {
-                self.requests.get(waiter.request).failure.get_or_insert(Failure::Io);
+                self.requests
+                    .get(waiter.request)
+                    .failure
+                    .get_or_insert(Failure::Io);
             }
             self.finish(waiter.request);
         }

@@ -77,24 +77,57 @@ impl Core {
     /// Handles a message of data core `from`.
     pub fn peer(&mut self, from: usize, message: PeerMessage) {
         let (request, progress, data) = match message {
-            PeerMessage::Read { request, slot, offset, len } => {
+            PeerMessage::Read {
+                request,
+                slot,
+                offset,
+                len,
+            } => {
                 let mut data = Vec::new();
-                let progress = self.read_own(Origin::Peer(from, request), slot, offset, len, &mut data);
+                let progress =
+                    self.read_own(Origin::Peer(from, request), slot, offset, len, &mut data);
                 (request, progress, data)
             }
-            PeerMessage::Write { request, slot, offset, data, durable } => {
+            PeerMessage::Write {
+                request,
+                slot,
+                offset,
+                data,
+                durable,
+            } => {
                 let origin = Origin::Peer(from, request);
-                (request, self.write_own(origin, slot, offset, &data, durable), Vec::new())
+                (
+                    request,
+                    self.write_own(origin, slot, offset, &data, durable),
+                    Vec::new(),
+                )
             }
-            PeerMessage::Mark { request, slot, offset, len, kind, durable } => {
+            PeerMessage::Mark {
+                request,
+                slot,
+                offset,
+                len,
+                kind,
+                durable,
+            } => {
                 let origin = Origin::Peer(from, request);
-                (request, self.mark_own(origin, slot, offset, len, kind, durable), Vec::new())
+                (
+                    request,
+                    self.mark_own(origin, slot, offset, len, kind, durable),
+                    Vec::new(),
+                )
             }
-            PeerMessage::Flush { request, slot } => {
-                (request, self.flush_own(Origin::Peer(from, request), slot), Vec::new())
-            }
+            PeerMessage::Flush { request, slot } => (
+                request,
+                self.flush_own(Origin::Peer(from, request), slot),
+                Vec::new(),
+            ),
             PeerMessage::Cancel { request } => return self.cancel_peer(from, request),
-            PeerMessage::Done { request, result, data } => {
+            PeerMessage::Done {
+                request,
+                result,
+                data,
+            } => {
                 return self.peer_done(from, request, result, &data);
             }
         };
@@ -103,7 +136,14 @@ impl Core {
             Progress::Failed(failure) => Err(failure),
             Progress::Pending(_) => return,
         };
-        self.effects.peers.push((from, PeerMessage::Done { request, result, data }));
+        self.effects.peers.push((
+            from,
+            PeerMessage::Done {
+                request,
+                result,
+                data,
+            },
+        ));
     }
 
     /// Asks every other core in `mask` for its part of the request.
@@ -126,7 +166,9 @@ impl Core {
         }
         let count = span.blocks().min(16);
         let owners = (0..count).map(|i| BlockNum(span.first().0 + i).shard().core(self.cores));
-        owners.filter(|core| *core != self.index).fold(0, |mask, core| mask | 1 << core)
+        owners
+            .filter(|core| *core != self.index)
+            .fold(0, |mask, core| mask | 1 << core)
     }
 
     fn peer_done(

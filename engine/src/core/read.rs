@@ -57,8 +57,14 @@ impl Core {
         len: u64,
         out: &mut Vec<u8>,
     ) -> Progress {
-        let Some(volume) = self.served(slot) else { return Progress::Failed(Failure::Gone) };
-        let span = Span { offset, len, block_size: volume.block_size };
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
+        let span = Span {
+            offset,
+            len,
+            block_size: volume.block_size,
+        };
         if len == 0 {
             return Progress::Done;
         }
@@ -74,7 +80,12 @@ impl Core {
         request.span = Some(span);
         request.parts = 1;
         let key = self.requests.insert(request);
-        self.ask_peers(key, mask, |request| PeerMessage::Read { request, slot, offset, len });
+        self.ask_peers(key, mask, |request| PeerMessage::Read {
+            request,
+            slot,
+            offset,
+            len,
+        });
         let missing = self.read_memory(key, slot, span, false);
         self.read_pieces(key, slot, missing);
         self.part_done(key, Ok(()));
@@ -90,8 +101,14 @@ impl Core {
         len: u64,
         out: &mut Vec<u8>,
     ) -> Progress {
-        let Some(volume) = self.served(slot) else { return Progress::Failed(Failure::Gone) };
-        let span = Span { offset, len, block_size: volume.block_size };
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
+        let span = Span {
+            offset,
+            len,
+            block_size: volume.block_size,
+        };
         if self.read_resident(slot, span, out) {
             return Progress::Done;
         }
@@ -110,7 +127,9 @@ impl Core {
         let start = out.len();
         for number in span.first().0..=span.last().0 {
             let block = BlockNum(number);
-            let Some(position) = self.position(block.shard()) else { continue };
+            let Some(position) = self.position(block.shard()) else {
+                continue;
+            };
             let (range, _) = span.part(block);
             match self.shards[position].find(slot, block.local()) {
                 Some(Found::Memory(bytes)) => out.extend_from_slice(&bytes[range]),
@@ -137,7 +156,9 @@ impl Core {
         let mut missing = Vec::new();
         for number in span.first().0..=span.last().0 {
             let block = BlockNum(number);
-            let Some(position) = self.position(block.shard()) else { continue };
+            let Some(position) = self.position(block.shard()) else {
+                continue;
+            };
             let (range, in_span) = span.part(block);
             let out = if packed { data.len() } else { in_span };
             if packed {
@@ -156,7 +177,13 @@ impl Core {
                     continue;
                 }
             };
-            missing.push(Piece { block, from: range.start, len: range.len(), out, at });
+            missing.push(Piece {
+                block,
+                from: range.start,
+                len: range.len(),
+                out,
+                at,
+            });
         }
         self.requests.get(key).data = data;
         missing
@@ -191,7 +218,12 @@ impl Core {
                 At::Chunk(_) => {
                     let fetch = |op| fetch_of(op, id, block_size, &group);
                     let fetch = fetch(super::OpKey(0));
-                    let read = PendingRead { request: key, slot, file_offset: 0, pieces: group };
+                    let read = PendingRead {
+                        request: key,
+                        slot,
+                        file_offset: 0,
+                        pieces: group,
+                    };
                     let op = self.ops.insert(PendingOp::Read(read));
                     self.counters.fetches += 1;
                     self.effects.fetches.push(Fetch { op, ..fetch });
@@ -214,11 +246,21 @@ impl Core {
         let file_offset = offset_of(&pieces[0]);
         let end = offset_of(&pieces[pieces.len() - 1]) + block_bytes as u64;
         let shard = pieces[0].block.shard();
-        let read = PendingRead { request, slot, file_offset, pieces };
+        let read = PendingRead {
+            request,
+            slot,
+            file_offset,
+            pieces,
+        };
         let op = self.ops.insert(PendingOp::Read(read));
         self.counters.wal_reads += 1;
         let len = (end - file_offset) as usize;
-        self.effects.io.push(Io::WalRead { op, shard, file_offset, len });
+        self.effects.io.push(Io::WalRead {
+            op,
+            shard,
+            file_offset,
+            len,
+        });
     }
 
     /// Bytes of a WAL file arrived.
@@ -228,12 +270,21 @@ impl Core {
         result: &std::io::Result<()>,
         data: &[u8],
     ) {
-        let PendingRead { request, slot, file_offset, pieces } = read;
-        let block_bytes = self.served(slot).map_or(0, |volume| volume.block_size.bytes());
+        let PendingRead {
+            request,
+            slot,
+            file_offset,
+            pieces,
+        } = read;
+        let block_bytes = self
+            .served(slot)
+            .map_or(0, |volume| volume.block_size.bytes());
         self.settle_pieces(request, slot, pieces, |core, piece| {
             let At::Wal(at) = piece.at else { return None };
             let start = (at.file_offset - file_offset) as usize;
-            let block = data.get(start..start + block_bytes).filter(|_| result.is_ok())?;
+            let block = data
+                .get(start..start + block_bytes)
+                .filter(|_| result.is_ok())?;
             if crc32c::crc32c(block) != at.crc {
                 core.counters.crc_mismatches += 1;
                 return None;
@@ -244,8 +295,15 @@ impl Core {
 
     /// Blocks of a chunk arrived, verified by the fetcher.
     pub(super) fn fetch_done(&mut self, read: PendingRead, result: Result<&[u8], Failure>) {
-        let PendingRead { request, slot, pieces, .. } = read;
-        let block_bytes = self.served(slot).map_or(0, |volume| volume.block_size.bytes());
+        let PendingRead {
+            request,
+            slot,
+            pieces,
+            ..
+        } = read;
+        let block_bytes = self
+            .served(slot)
+            .map_or(0, |volume| volume.block_size.bytes());
         let mut index = 0;
         self.settle_pieces(request, slot, pieces, |_, _| {
             let start = index * block_bytes;
@@ -293,7 +351,9 @@ impl Core {
         if self.served(slot).is_none() {
             return Verdict::Lost;
         }
-        let position = self.position(piece.block.shard()).expect("pieces are of own shards");
+        let position = self
+            .position(piece.block.shard())
+            .expect("pieces are of own shards");
         let at = match self.shards[position].find(slot, piece.block.local()) {
             Some(Found::Memory(bytes)) => {
                 out.copy_from_slice(&bytes[piece.from..piece.from + piece.len]);
@@ -307,12 +367,18 @@ impl Core {
             Some(Found::Chunk(at)) => At::Chunk(at),
             None => return Verdict::Lost,
         };
-        if at == piece.at { Verdict::Use } else { Verdict::Moved(at) }
+        if at == piece.at {
+            Verdict::Use
+        } else {
+            Verdict::Moved(at)
+        }
     }
 
     /// Starts reading the old content of one block for a partial write.
     pub(super) fn start_patch_read(&mut self, patch: super::PendingPatch) {
-        let volume = self.served(patch.slot).expect("a patch is of a served volume");
+        let volume = self
+            .served(patch.slot)
+            .expect("a patch is of a served volume");
         let (id, block_size) = (volume.id, volume.block_size);
         let (block, at) = (patch.block, patch.at);
         let op = self.ops.insert(PendingOp::Patch(patch));
@@ -369,9 +435,20 @@ fn fetch_of(
     let At::Chunk(ChunkLoc { chunk, .. }) = group[0].at else {
         unreachable!("groups are of one kind")
     };
-    let wanted = group.iter().map(|piece| (slot_of(piece) - first_slot, piece.block)).collect();
+    let wanted = group
+        .iter()
+        .map(|piece| (slot_of(piece) - first_slot, piece.block))
+        .collect();
     let slots = slot_of(&group[group.len() - 1]) - first_slot + 1;
-    Fetch { op, volume, block_size, chunk, first_slot, slots, wanted }
+    Fetch {
+        op,
+        volume,
+        block_size,
+        chunk,
+        first_slot,
+        slots,
+        wanted,
+    }
 }
 
 /// Zeroing and trimming differ only in their record and in what partial blocks mean.

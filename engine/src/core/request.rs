@@ -23,7 +23,7 @@ pub enum Origin {
 pub struct RequestKey(pub u32);
 
 /// How a call into the core ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Finished at once.
     Done,
@@ -79,7 +79,11 @@ impl Needs {
 
     /// The needed (position, batch) pairs.
     pub fn iter(&self) -> impl Iterator<Item = (usize, BatchNum)> + '_ {
-        self.batches.iter().copied().enumerate().filter(|(_, batch)| batch.0 != 0)
+        self.batches
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, batch)| batch.0 != 0)
     }
 }
 
@@ -119,7 +123,11 @@ impl Request {
     /// Takes the outcome; the request may be dropped now.
     pub(super) fn answer(mut self) -> (Origin, Result<(), Failure>, Vec<u8>) {
         self.answered = true;
-        (self.origin, self.failure.map_or(Ok(()), Err), std::mem::take(&mut self.data))
+        (
+            self.origin,
+            self.failure.map_or(Ok(()), Err),
+            std::mem::take(&mut self.data),
+        )
     }
 }
 
@@ -153,21 +161,30 @@ impl Requests {
     }
 
     pub(super) fn get(&mut self, key: RequestKey) -> &mut Request {
-        self.slots[key.0 as usize].as_mut().expect("a part names a live request")
+        self.slots[key.0 as usize]
+            .as_mut()
+            .expect("a part names a live request")
     }
 
     pub(super) fn remove(&mut self, key: RequestKey) -> Request {
         self.free.push_back(key.0);
-        self.slots[key.0 as usize].take().expect("a request finishes once")
+        self.slots[key.0 as usize]
+            .take()
+            .expect("a request finishes once")
     }
 
     pub(super) fn find(&self, origin: Origin) -> Option<RequestKey> {
         let same = |slot: &Option<Request>| slot.as_ref().is_some_and(|r| r.origin == origin);
-        self.slots.iter().position(same).map(|index| RequestKey(index as u32))
+        self.slots
+            .iter()
+            .position(same)
+            .map(|index| RequestKey(index as u32))
     }
 
     pub(super) fn is_cancelled(&self, key: RequestKey) -> bool {
-        self.slots[key.0 as usize].as_ref().is_none_or(|request| request.cancelled)
+        self.slots[key.0 as usize]
+            .as_ref()
+            .is_none_or(|request| request.cancelled)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -28,9 +28,19 @@ pub(super) struct Parked {
 }
 
 enum Work {
-    Run { start: LocalBlock, data: Vec<u8> },
-    Patch { block: BlockNum, from: usize, patch: Patch },
-    Mark { range: Range<u64>, kind: MarkKind },
+    Run {
+        start: LocalBlock,
+        data: Vec<u8>,
+    },
+    Patch {
+        block: BlockNum,
+        from: usize,
+        patch: Patch,
+    },
+    Mark {
+        range: Range<u64>,
+        kind: MarkKind,
+    },
 }
 
 /// A partial write whose block's old content is being read. Its block is locked meanwhile.
@@ -44,6 +54,7 @@ pub(super) struct PendingPatch {
 }
 
 /// How an attempt at one part of a write went.
+#[derive(Clone, Copy)]
 enum Attempt {
     Placed,
     NoRoom,
@@ -77,8 +88,14 @@ impl Core {
         if self.cores == 1 || data.is_empty() {
             return self.write_own(origin, slot, offset, data, fua);
         }
-        let Some(volume) = self.served(slot) else { return Progress::Failed(Failure::Gone) };
-        let span = Span { offset, len: data.len() as u64, block_size: volume.block_size };
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
+        let span = Span {
+            offset,
+            len: data.len() as u64,
+            block_size: volume.block_size,
+        };
         let mask = self.peers_of(span);
         if mask == 0 {
             return self.write_own(origin, slot, offset, data, fua);
@@ -98,7 +115,9 @@ impl Core {
                 data: payload.clone(),
                 durable: fua,
             },
-            |core, key| core.write_parts(&mut Writing::joined(origin, slot, durable, key), span, data),
+            |core, key| {
+                core.write_parts(&mut Writing::joined(origin, slot, durable, key), span, data)
+            },
         )
     }
 
@@ -116,8 +135,14 @@ impl Core {
         if self.cores == 1 || len == 0 {
             return self.mark_own(origin, slot, offset, len, kind, fua);
         }
-        let Some(volume) = self.served(slot) else { return Progress::Failed(Failure::Gone) };
-        let span = Span { offset, len, block_size: volume.block_size };
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
+        let span = Span {
+            offset,
+            len,
+            block_size: volume.block_size,
+        };
         if volume.read_only {
             return Progress::Failed(Failure::ReadOnly);
         }
@@ -126,7 +151,14 @@ impl Core {
         self.with_peers(
             Request::new(origin, durable),
             mask,
-            |request| PeerMessage::Mark { request, slot, offset, len, kind, durable: fua },
+            |request| PeerMessage::Mark {
+                request,
+                slot,
+                offset,
+                len,
+                kind,
+                durable: fua,
+            },
             |core, key| {
                 core.mark_parts(&mut Writing::joined(origin, slot, durable, key), span, kind);
             },
@@ -158,7 +190,9 @@ impl Core {
         data: &[u8],
         fua: bool,
     ) -> Progress {
-        let Some(volume) = self.served(slot) else { return Progress::Failed(Failure::Gone) };
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
         if volume.read_only {
             return Progress::Failed(Failure::ReadOnly);
         }
@@ -166,7 +200,11 @@ impl Core {
             return Progress::Done;
         }
         let durable = fua || volume.ack == Ack::Durable;
-        let span = Span { offset, len: data.len() as u64, block_size: volume.block_size };
+        let span = Span {
+            offset,
+            len: data.len() as u64,
+            block_size: volume.block_size,
+        };
         let mut writing = Writing::new(origin, slot, durable);
         self.write_parts(&mut writing, span, data);
         self.end_writing(writing)
@@ -182,7 +220,9 @@ impl Core {
         kind: MarkKind,
         fua: bool,
     ) -> Progress {
-        let Some(volume) = self.served(slot) else { return Progress::Failed(Failure::Gone) };
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
         if volume.read_only {
             return Progress::Failed(Failure::ReadOnly);
         }
@@ -190,7 +230,11 @@ impl Core {
             return Progress::Done;
         }
         let durable = fua || volume.ack == Ack::Durable;
-        let span = Span { offset, len, block_size: volume.block_size };
+        let span = Span {
+            offset,
+            len,
+            block_size: volume.block_size,
+        };
         let mut writing = Writing::new(origin, slot, durable);
         self.mark_parts(&mut writing, span, kind);
         self.end_writing(writing)
@@ -202,7 +246,9 @@ impl Core {
         let block_bytes = span.block_size.bytes();
         for i in 0..span.blocks().min(16) {
             let shard = BlockNum(span.first().0 + i).shard();
-            let Some(position) = self.position(shard) else { continue };
+            let Some(position) = self.position(shard) else {
+                continue;
+            };
             let whole = self.patch_ends(writing, span, position, |range| {
                 Patch::Bytes(data[range].to_vec())
             });
@@ -225,7 +271,9 @@ impl Core {
                 };
                 self.settle(writing, position, attempt, || Work::Run {
                     start: LocalBlock(lo),
-                    data: (lo..lo + u64::from(count)).flat_map(|l| block_at(l).to_vec()).collect(),
+                    data: (lo..lo + u64::from(count))
+                        .flat_map(|l| block_at(l).to_vec())
+                        .collect(),
                 });
                 lo += u64::from(count);
             }
@@ -237,7 +285,9 @@ impl Core {
         self.note_write(writing.slot);
         for i in 0..span.blocks().min(16) {
             let shard = BlockNum(span.first().0 + i).shard();
-            let Some(position) = self.position(shard) else { continue };
+            let Some(position) = self.position(shard) else {
+                continue;
+            };
             let whole = if patches_partial_blocks(kind) {
                 self.patch_ends(writing, span, position, |range| Patch::Zeros(range.len()))
             } else {
@@ -251,7 +301,10 @@ impl Core {
             } else {
                 self.try_mark(writing, position, whole.clone(), kind)
             };
-            self.settle(writing, position, attempt, || Work::Mark { range: whole, kind });
+            self.settle(writing, position, attempt, || Work::Mark {
+                range: whole,
+                kind,
+            });
         }
     }
 
@@ -266,7 +319,11 @@ impl Core {
     ) -> Range<u64> {
         let shard = self.shards[position].id();
         let ends = [span.first(), span.last()];
-        let ends = if ends[0] == ends[1] { &ends[..1] } else { &ends[..] };
+        let ends = if ends[0] == ends[1] {
+            &ends[..1]
+        } else {
+            &ends[..]
+        };
         for block in ends.iter().copied().filter(|block| block.shard() == shard) {
             let (range, at) = span.part(block);
             if range.len() == span.block_size.bytes() {
@@ -341,7 +398,9 @@ impl Core {
         patch: &Patch,
     ) -> Attempt {
         let slot = writing.slot;
-        let bytes = self.served(slot).map_or(0, |volume| volume.block_size.bytes());
+        let bytes = self
+            .served(slot)
+            .map_or(0, |volume| volume.block_size.bytes());
         let at = match self.shards[position].find(slot, block.local()) {
             Some(Found::Memory(old)) => {
                 self.scratch[..bytes].copy_from_slice(old);
@@ -360,7 +419,14 @@ impl Core {
             self.requests.get(request).parts += 1;
             self.locked.push((slot, block));
             let patch = patch.clone();
-            self.start_patch_read(PendingPatch { request, slot, block, from, patch, at });
+            self.start_patch_read(PendingPatch {
+                request,
+                slot,
+                block,
+                from,
+                patch,
+                at,
+            });
             return Attempt::Reading;
         }
         self.append_patched(writing, position, block, from, patch)
@@ -375,7 +441,9 @@ impl Core {
         from: usize,
         patch: &Patch,
     ) -> Attempt {
-        let bytes = self.served(writing.slot).map_or(0, |volume| volume.block_size.bytes());
+        let bytes = self
+            .served(writing.slot)
+            .map_or(0, |volume| volume.block_size.bytes());
         match patch {
             Patch::Bytes(new) => self.scratch[from..from + new.len()].copy_from_slice(new),
             Patch::Zeros(len) => self.scratch[from..from + len].fill(0),
@@ -393,8 +461,17 @@ impl Core {
         pending: PendingPatch,
         result: Result<&[u8], Failure>,
     ) {
-        let PendingPatch { request, slot, block, from, ref patch, at } = pending;
-        let position = self.position(block.shard()).expect("patches are of own shards");
+        let PendingPatch {
+            request,
+            slot,
+            block,
+            from,
+            ref patch,
+            at,
+        } = pending;
+        let position = self
+            .position(block.shard())
+            .expect("patches are of own shards");
         self.locked.retain(|locked| *locked != (slot, block));
         self.retry |= 1 << position;
         if self.requests.is_cancelled(request) || self.served(slot).is_none() {
@@ -421,9 +498,17 @@ impl Core {
         };
         match attempt {
             Attempt::NoRoom => {
-                let work = Work::Patch { block, from, patch: pending.patch };
+                let work = Work::Patch {
+                    block,
+                    from,
+                    patch: pending.patch,
+                };
                 self.counters.parked += 1;
-                self.parked[position].push_front(Parked { request, slot, work });
+                self.parked[position].push_front(Parked {
+                    request,
+                    slot,
+                    work,
+                });
             }
             Attempt::Placed | Attempt::Reading => self.part_done(request, Ok(())),
             Attempt::Failed(failure) => self.part_done(request, Err(failure)),
@@ -473,7 +558,11 @@ impl Core {
                 let request = self.key_of(writing);
                 self.requests.get(request).parts += 1;
                 self.counters.parked += 1;
-                let parked = Parked { request, slot: writing.slot, work: work() };
+                let parked = Parked {
+                    request,
+                    slot: writing.slot,
+                    work: work(),
+                };
                 self.parked[position].push_back(parked);
             }
         }
@@ -518,8 +607,14 @@ impl Core {
 
     /// Handles the oldest parked part of a shard; false when it still has to wait.
     fn retry_one(&mut self, position: usize) -> bool {
-        let Some(parked) = self.parked[position].pop_front() else { return false };
-        let Parked { request, slot, work } = parked;
+        let Some(parked) = self.parked[position].pop_front() else {
+            return false;
+        };
+        let Parked {
+            request,
+            slot,
+            work,
+        } = parked;
         if self.requests.is_cancelled(request) || self.served(slot).is_none() {
             self.part_done(request, Err(Failure::Gone));
             return true;
@@ -554,7 +649,11 @@ impl Core {
         };
         match attempt {
             Attempt::NoRoom => {
-                self.parked[position].push_front(Parked { request, slot, work });
+                self.parked[position].push_front(Parked {
+                    request,
+                    slot,
+                    work,
+                });
                 return false;
             }
             Attempt::Placed | Attempt::Reading => self.part_done(request, Ok(())),
@@ -590,12 +689,23 @@ impl Core {
 impl Writing {
     fn new(origin: Origin, slot: VolumeSlot, durable: bool) -> Self {
         let needs = Needs::default();
-        Self { origin, slot, durable, needs, key: None, failure: None, placing_bytes: 4096 }
+        Self {
+            origin,
+            slot,
+            durable,
+            needs,
+            key: None,
+            failure: None,
+            placing_bytes: 4096,
+        }
     }
 
     /// The own part of a request that other cores take part in.
     fn joined(origin: Origin, slot: VolumeSlot, durable: bool, key: RequestKey) -> Self {
-        Self { key: Some(key), ..Self::new(origin, slot, durable) }
+        Self {
+            key: Some(key),
+            ..Self::new(origin, slot, durable)
+        }
     }
 
     /// A request that goes on after a wait.
@@ -620,5 +730,10 @@ fn whole_blocks(span: Span, shard: crate::block::ShardId) -> Range<u64> {
     if start >= end {
         return 0..0;
     }
-    Span { offset: start, len: end - start, block_size: span.block_size }.local_range(shard)
+    Span {
+        offset: start,
+        len: end - start,
+        block_size: span.block_size,
+    }
+    .local_range(shard)
 }

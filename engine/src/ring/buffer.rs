@@ -19,12 +19,15 @@ impl AlignedBuf {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is at least one page, hence not zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let Some(start) = NonNull::new(raw) else {
+            handle_alloc_error(layout)
+        };
         Self { start, len }
     }
 
     fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len, PAGE_BYTES).expect("page-aligned lengths stay below isize::MAX")
+        Layout::from_size_align(len, PAGE_BYTES)
+            .expect("page-aligned lengths stay below isize::MAX")
     }
 
     pub(super) fn as_raw(&self) -> *mut u8 {

@@ -53,7 +53,12 @@ impl NbdClient {
             stream.write_all(&out)?;
             out.clear();
             if let Some(ClientEnd::Transmission(export)) = advance.end {
-                return Ok(Self { stream, export, next_cookie: 1, reads: HashMap::new() });
+                return Ok(Self {
+                    stream,
+                    export,
+                    next_cookie: 1,
+                    reads: HashMap::new(),
+                });
             }
         }
     }
@@ -69,7 +74,13 @@ impl NbdClient {
     ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        let header = RequestHeader { flags, command, cookie, offset, length };
+        let header = RequestHeader {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        };
         let mut message = header.encode().to_vec();
         message.extend_from_slice(payload);
         self.stream.write_all(&message)?;
@@ -97,12 +108,18 @@ impl NbdClient {
             data.resize(expected as usize, 0);
             self.stream.read_exact(&mut data)?;
         }
-        Ok(Answer { cookie: reply.cookie, errno: reply.errno, data })
+        Ok(Answer {
+            cookie: reply.cookie,
+            errno: reply.errno,
+            data,
+        })
     }
 
     /// Sets how long sending may take when the server does not read.
     pub fn set_write_limit(&self, limit: Duration) {
-        self.stream.set_write_timeout(Some(limit)).expect("a time limit");
+        self.stream
+            .set_write_timeout(Some(limit))
+            .expect("a time limit");
     }
 
     /// Writes and waits. For use when nothing else is in flight.

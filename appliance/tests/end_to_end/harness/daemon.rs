@@ -112,7 +112,11 @@ impl Rig {
         match daemon.await_ready(|daemon| daemon.listens() && daemon.controls()) {
             None => Ok(daemon),
             Some(status) => {
-                assert_eq!(status.code().map(|code| code > 0), Some(true), "crashed: {status}");
+                assert_eq!(
+                    status.code().map(|code| code > 0),
+                    Some(true),
+                    "crashed: {status}"
+                );
                 Err(daemon.said())
             }
         }
@@ -122,14 +126,20 @@ impl Rig {
     pub fn refused(&self, flags: &[&str], failpoints: &str) -> String {
         let mut daemon = self.spawn(flags, failpoints);
         let status = daemon.ended(READY_LIMIT);
-        assert!(!status.success(), "taipand refused, but its exit status is {status}");
+        assert!(
+            !status.success(),
+            "taipand refused, but its exit status is {status}"
+        );
         assert!(status.code().is_some(), "taipand crashed: {status}");
         daemon.said()
     }
 
     /// What a host crash does to the memory that outlives the process.
     pub fn lose_memory(&self) {
-        for entry in fs::read_dir(self.runtime.path()).expect("the runtime directory").flatten() {
+        for entry in fs::read_dir(self.runtime.path())
+            .expect("the runtime directory")
+            .flatten()
+        {
             let path = entry.path();
             if path.is_dir() {
                 fs::remove_dir_all(path).expect("remove a folder of the runtime directory");
@@ -149,7 +159,12 @@ impl Rig {
             .arg(&self.data)
             .arg("--runtime-dir")
             .arg(self.runtime.path())
-            .args(["--listen", &tcp.to_string(), "--metrics", &metrics.to_string()])
+            .args([
+                "--listen",
+                &tcp.to_string(),
+                "--metrics",
+                &metrics.to_string(),
+            ])
             .args(self.volumes.iter().flat_map(|volume| ["--volume", volume]))
             .args(&self.extra)
             .args(flags)
@@ -161,7 +176,13 @@ impl Rig {
             command.env("TAIPAN_FAILPOINTS", failpoints);
         }
         let child = command.spawn().expect("taipand runs");
-        Daemon { child, data: self.data.clone(), log, tcp, metrics }
+        Daemon {
+            child,
+            data: self.data.clone(),
+            log,
+            tcp,
+            metrics,
+        }
     }
 }
 
@@ -193,7 +214,9 @@ impl Daemon {
 
     /// The operator's command on this daemon.
     pub fn taipan(&self) -> Program {
-        Program::new(built("taipan"), Duration::from_secs(120)).arg("--data").arg(&self.data)
+        Program::new(built("taipan"), Duration::from_secs(120))
+            .arg("--data")
+            .arg(&self.data)
     }
 
     /// `GET /v1/status`.
@@ -223,7 +246,9 @@ impl Daemon {
 
     /// Waits for a text in the log.
     pub fn await_log(&self, text: &str, limit: Duration) {
-        wait_until(&format!("{text:?} in the log"), limit, || self.said().contains(text));
+        wait_until(&format!("{text:?} in the log"), limit, || {
+            self.said().contains(text)
+        });
     }
 
     /// `kill -9`.
@@ -296,7 +321,10 @@ impl Drop for Daemon {
             let said = self.said();
             let lines: Vec<&str> = said.lines().collect();
             let from = lines.len().saturating_sub(60);
-            eprintln!("--- end of taipand's log\n{}\n---", lines[from..].join("\n"));
+            eprintln!(
+                "--- end of taipand's log\n{}\n---",
+                lines[from..].join("\n")
+            );
         }
     }
 }

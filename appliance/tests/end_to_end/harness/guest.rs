@@ -36,7 +36,10 @@ impl Image {
         Program::new(beside("guest/build-tree"), limit)
             .arg(folder.path().join("tree.tar"))
             .succeed();
-        Self { kernel: kernel.trim().to_owned(), folder }
+        Self {
+            kernel: kernel.trim().to_owned(),
+            folder,
+        }
     }
 
     /// Boots a scenario of `guest/init`. `port` is where the host serves NBD; `volume` holds the
@@ -46,16 +49,29 @@ impl Image {
             "driver=file,node-name=tree,read-only=on,filename={}",
             self.folder.path().join("tree.tar").display()
         );
-        let options = format!(
-            "console=ttyS0 quiet panic=-1 taipan.scenario={scenario} taipan.port={port}"
-        );
+        let options =
+            format!("console=ttyS0 quiet panic=-1 taipan.scenario={scenario} taipan.port={port}");
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg", "-m", "768", "-smp", "1", "-nodefaults", "-no-reboot"])
+            .args([
+                "-accel",
+                "tcg",
+                "-m",
+                "768",
+                "-smp",
+                "1",
+                "-nodefaults",
+                "-no-reboot",
+            ])
             .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
             .args(["-kernel", &self.kernel, "-append", &options, "-initrd"])
             .arg(self.path("initramfs"))
-            .args(["-blockdev", &tree, "-device", "virtio-blk-pci,drive=tree,serial=tree"])
+            .args([
+                "-blockdev",
+                &tree,
+                "-device",
+                "virtio-blk-pci,drive=tree,serial=tree",
+            ])
             .args(["-netdev", "user,id=net"])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .args(volume);
@@ -85,7 +101,12 @@ impl Guest {
                 }
             }
         });
-        Self { qemu, stdin, lines, seen: Vec::new() }
+        Self {
+            qemu,
+            stdin,
+            lines,
+            seen: Vec::new(),
+        }
     }
 
     /// Waits until the guest says `step`. Gives the line.
@@ -102,7 +123,9 @@ impl Guest {
                         return line;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.give_up(&format!("no {step:?} in {limit:?}")),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.give_up(&format!("no {step:?} in {limit:?}"))
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.give_up(&format!("ended before {step:?}"));
                 }

@@ -23,11 +23,18 @@ pub fn get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
 }
 
 fn ask(mut stream: impl Read + Write, path: &str) -> io::Result<(u16, String)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: taipan\r\nconnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: taipan\r\nconnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let broken = || io::Error::other(format!("not an HTTP answer: {answer:?}"));
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(broken)?;
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(broken)?;
+    let code = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .ok_or_else(broken)?;
     Ok((code, body.to_owned()))
 }

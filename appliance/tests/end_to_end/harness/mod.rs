@@ -17,7 +17,9 @@ pub const MIB: u64 = 1 << 20;
 
 /// A file beside these tests: a script or a program of the guest.
 pub fn beside(relative: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/end_to_end").join(relative)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/end_to_end")
+        .join(relative)
 }
 
 /// One of our own programs as built for release; `TAIPAN_BIN_DIR` names another folder.
@@ -27,7 +29,10 @@ pub fn built(name: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = folder.join(name);
-    assert!(path.exists(), "{path:?} is missing: cargo build --release --workspace");
+    assert!(
+        path.exists(),
+        "{path:?} is missing: cargo build --release --workspace"
+    );
     path
 }
 

@@ -87,13 +87,20 @@ impl Program {
         let ended = self.run();
         // 124 and 137: the time limit, which is a hang and not an answer.
         let hung = matches!(ended.status.code(), Some(124 | 137) | None);
-        assert!(!ended.status.success() && !hung, "should have been refused: {ended}");
+        assert!(
+            !ended.status.success() && !hung,
+            "should have been refused: {ended}"
+        );
         ended.stdout + &ended.stderr
     }
 }
 
 impl fmt::Display for Ended {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}: {}\n{}\n{}", self.shown, self.status, self.stdout, self.stderr)
+        write!(
+            out,
+            "{}: {}\n{}\n{}",
+            self.shown, self.status, self.stdout, self.stderr
+        )
     }
 }
