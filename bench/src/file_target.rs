@@ -1,4 +1,4 @@
-//! A file or block device under load: O_DIRECT through the engine's io_uring, the device's own limit.
+//! A file or block device under load: O_DIRECT through the engine's io_uring ring.
 
 use std::fs::File;
 use std::io;

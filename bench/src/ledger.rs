@@ -15,7 +15,7 @@ const BLOCKS_MAX: u64 = 1 << 28;
 /// Most mismatches that are described one by one.
 const SAMPLES_MAX: usize = 10;
 
-/// The verified block for requests of `request_bytes_min`: their greatest common divisor with 4 KiB.
+/// The verified block for requests of these bytes: their greatest common divisor with 4 KiB.
 pub(crate) fn grain_bytes(request_bytes_min: u32) -> Result<u32> {
     let grain = 1
         << request_bytes_min
