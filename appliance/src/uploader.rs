@@ -40,6 +40,9 @@ use effects::Means;
 /// The uploader looks around at least so often.
 const TURN_MS_MAX: u64 = 1000;
 
+/// Priority of the uploader on machines of one or two CPUs.
+const NICE_WHEN_SHARED: i32 = 10;
+
 /// What the uploader is told.
 pub(crate) enum Message {
     Sealed(SealedCore),
@@ -158,6 +161,15 @@ pub struct Uploader {
     stopped: bool,
 }
 
+/// Where the uploader shares its CPU with a data core, foreground work goes first. Its share is
+/// small, not zero: a log that is never packed fills up.
+fn give_way() {
+    let shared = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 2);
+    if shared && let Err(error) = rustix::process::setpriority_process(None, NICE_WHEN_SHARED) {
+        tracing::warn!(%error, "the uploader's priority could not be lowered");
+    }
+}
+
 /// Somebody waits until everything answered before is committed.
 struct Drain {
     /// Cuts up to here must be committed; set when the drain's own cut is taken.
@@ -180,6 +192,7 @@ impl Uploader {
                     .name("uploader")
                     .make()
                     .expect("the executor's rings can be made: checked by boot");
+                give_way();
                 executor.run(async move { Self::new(parts, address).serve(inbox).await });
             })
     }

@@ -18,7 +18,7 @@ use crate::inbox::{AddVolume, CoreMessage};
 use crate::opening::open_volume;
 
 /// Makes the new settings of a volume from the old, or refuses.
-pub type SettingsChange = Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>;
+pub(crate) type SettingsChange = Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>;
 
 /// A request of the control plane. The answer comes over `reply`.
 pub enum Request {

@@ -18,6 +18,9 @@ use crate::object::ObjectKey;
 use pool::Pool;
 use tree::Tree;
 
+/// Priority of putting threads on machines of one or two CPUs.
+const PUT_NICE_WHEN_SHARED: i32 = 10;
+
 /// Sizes of a [`DirBackend`].
 #[derive(Clone, Copy, Debug)]
 pub struct DirOptions {
@@ -58,10 +61,14 @@ impl DirBackend {
     }
 
     fn over(tree: Tree, options: DirOptions) -> Result<Self> {
+        let (reads, writes) = (options.read_threads, options.write_threads);
+        // Where there are no CPUs to spare, clients come before puts.
+        let shared = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 2);
+        let nice = if shared { PUT_NICE_WHEN_SHARED } else { 0 };
         Ok(Self {
             tree: Arc::new(tree),
-            reads: Pool::start("dir-read", options.read_threads, options.queue)?,
-            writes: Pool::start("dir-write", options.write_threads, options.queue)?,
+            reads: Pool::start("dir-read", reads, options.queue, 0)?,
+            writes: Pool::start("dir-write", writes, options.queue, nice)?,
         })
     }
 

@@ -18,14 +18,24 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn start(name: &'static str, threads: usize, queue: usize) -> Result<Self> {
+    /// Starts the threads; `nice` lowers their priority by so much.
+    pub(super) fn start(
+        name: &'static str,
+        threads: usize,
+        queue: usize,
+        nice: i32,
+    ) -> Result<Self> {
         let (jobs, waiting) = crossbeam_channel::bounded::<Job>(queue.max(1));
         for index in 0..threads.max(1) {
             let waiting: Receiver<Job> = waiting.clone();
             std::thread::Builder::new()
                 .name(format!("{name}-{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || waiting.iter().for_each(|job| job()))
+                .spawn(move || {
+                    // Refused at worst, and then the work is done at full priority.
+                    let _ = rustix::process::setpriority_process(None, nice);
+                    waiting.iter().for_each(|job| job());
+                })
                 .map_err(|e| Error::io(format!("starting thread {name}-{index}"), e))?;
         }
         Ok(Self { name, jobs })
