@@ -293,7 +293,8 @@ impl Report {
             push(
                 out,
                 format_args!(
-                    "{:>6} {:>11} {:>10.0} {:>10.1} {p50:>10.1} {p99:>10.1} {p999:>10.1} {max:>10.1}",
+                    "{:>6} {:>11} {:>10.0} {:>10.1} {p50:>10.1} {p99:>10.1} {p999:>10.1} \
+                     {max:>10.1}",
                     kind.name(),
                     tally.requests,
                     self.per_second(tally.requests),
