@@ -447,9 +447,11 @@ impl Core {
         }
     }
 
-    /// The client of this request is gone: what is not yet appended never will be.
+    /// The client of this request is gone: what is not yet appended never will be. Nothing happens
+    /// if it has finished and only its [`Done`] is still on its way.
     pub fn cancel(&mut self, key: RequestKey) {
-        self.requests.get(key).cancelled = true;
+        let Some(request) = self.requests.live(key) else { return };
+        request.cancelled = true;
         for core in (0..self.cores).filter(|core| *core != self.index) {
             self.effects
                 .peers

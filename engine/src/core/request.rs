@@ -139,52 +139,63 @@ impl Drop for Request {
     }
 }
 
+/// Bits of a key that name the slot; the others count how often the slot was used, so that the key
+/// of a finished request whose end the client has not heard of yet names nothing.
+const SLOT_BITS: u32 = 20;
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+
 /// Unfinished requests by key, with a free list.
 #[derive(Default)]
 pub(super) struct Requests {
-    slots: Vec<Option<Request>>,
+    slots: Vec<Slot>,
     free: VecDeque<u32>,
+}
+
+struct Slot {
+    key: RequestKey,
+    request: Option<Request>,
 }
 
 impl Requests {
     pub(super) fn insert(&mut self, request: Request) -> RequestKey {
-        match self.free.pop_front() {
-            Some(index) => {
-                self.slots[index as usize] = Some(request);
-                RequestKey(index)
-            }
-            None => {
-                self.slots.push(Some(request));
-                RequestKey(self.slots.len() as u32 - 1)
-            }
+        if let Some(index) = self.free.pop_front() {
+            let slot = &mut self.slots[index as usize];
+            slot.request = Some(request);
+            return slot.key;
         }
+        let index = self.slots.len() as u32;
+        assert!(index <= SLOT_MASK, "connections bound the requests of a core");
+        let key = RequestKey(index);
+        self.slots.push(Slot { key, request: Some(request) });
+        key
+    }
+
+    /// The request, unless it has finished.
+    pub(super) fn live(&mut self, key: RequestKey) -> Option<&mut Request> {
+        let slot = &mut self.slots[(key.0 & SLOT_MASK) as usize];
+        (slot.key == key).then_some(slot.request.as_mut()).flatten()
     }
 
     pub(super) fn get(&mut self, key: RequestKey) -> &mut Request {
-        self.slots[key.0 as usize]
-            .as_mut()
-            .expect("a part names a live request")
+        self.live(key).expect("a part names a live request")
     }
 
     pub(super) fn remove(&mut self, key: RequestKey) -> Request {
-        self.free.push_back(key.0);
-        self.slots[key.0 as usize]
-            .take()
-            .expect("a request finishes once")
+        let slot = &mut self.slots[(key.0 & SLOT_MASK) as usize];
+        assert_eq!(slot.key, key, "a request finishes once");
+        self.free.push_back(key.0 & SLOT_MASK);
+        slot.key = RequestKey(key.0.wrapping_add(1 << SLOT_BITS));
+        slot.request.take().expect("a request finishes once")
     }
 
     pub(super) fn find(&self, origin: Origin) -> Option<RequestKey> {
-        let same = |slot: &Option<Request>| slot.as_ref().is_some_and(|r| r.origin == origin);
-        self.slots
-            .iter()
-            .position(same)
-            .map(|index| RequestKey(index as u32))
+        let same = |slot: &&Slot| slot.request.as_ref().is_some_and(|r| r.origin == origin);
+        self.slots.iter().find(same).map(|slot| slot.key)
     }
 
     pub(super) fn is_cancelled(&self, key: RequestKey) -> bool {
-        self.slots[key.0 as usize]
-            .as_ref()
-            .is_none_or(|request| request.cancelled)
+        let slot = &self.slots[(key.0 & SLOT_MASK) as usize];
+        slot.key != key || slot.request.as_ref().is_none_or(|request| request.cancelled)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -193,7 +204,7 @@ impl Requests {
 
     /// Ends all requests without telling anybody; for the end of the process or of a simulation.
     pub(super) fn abandon(&mut self) {
-        for request in self.slots.drain(..).flatten() {
+        for request in self.slots.drain(..).filter_map(|slot| slot.request) {
             drop(request.answer());
         }
         self.free.clear();

@@ -1,0 +1,635 @@
+//! Clients and their connections: they stay alive over the appliance's lives, reconnect, and hold it
+//! to what it answered. Mirrors `appliance::connection` on the server's side.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use super::dice::Dice;
+use super::oracle::Oracle;
+use super::pattern::WriteId;
+use super::plan::{MS, Plan};
+use super::serve::Message;
+use super::workload::{Taste, Wish};
+use super::world::{Event, World};
+use crate::core::{Done, Failure, Origin, Progress, RequestKey, Ticket};
+use crate::shard::VolumeSlot;
+use crate::volume::Ack;
+
+/// A request on its way to the server.
+pub(super) struct Request {
+    ticket: u64,
+    wish: Wish,
+    data: Vec<u8>,
+}
+
+/// What a client waits for.
+#[derive(Clone, Debug)]
+enum Asked {
+    Read { cells: Range<u32>, began: u64 },
+    Write { id: WriteId, durable: bool },
+    Flush { began: u64 },
+}
+
+struct Operation {
+    asked: Asked,
+    sent_us: u64,
+}
+
+/// Both ends of a connection.
+struct Connection {
+    client: usize,
+    volume: usize,
+    core: usize,
+    /// The client has gone.
+    dead: bool,
+    /// The server has closed it.
+    closed: bool,
+    /// The server serves it: dead predecessors are closed.
+    joined: bool,
+    joins_left: usize,
+    /// Arrived and not yet looked at.
+    input: VecDeque<Request>,
+    /// What the core works on, by ticket.
+    running: BTreeMap<u64, RequestKey>,
+    /// Asked and not yet answered, as the client sees it.
+    waiting: BTreeMap<u64, Operation>,
+    /// Answers arrive in order.
+    reply_at_us: u64,
+    arrive_at_us: u64,
+    settled: bool,
+}
+
+struct Client {
+    volume: usize,
+    taste: Taste,
+    connection: Option<u32>,
+    /// Writes of dead connections of which it is not known whether they landed.
+    undecided: Vec<WriteId>,
+    flush_first: bool,
+}
+
+/// All clients and connections, dead ones included.
+pub(super) struct Clients {
+    clients: Vec<Client>,
+    connections: Vec<Connection>,
+    next_ticket: u64,
+    stopped: bool,
+    hot_shard: Option<u32>,
+}
+
+impl Clients {
+    pub(super) fn new(plan: &Plan, dice: &mut Dice) -> Self {
+        let client = |index| Client {
+            volume: index % plan.volumes.len(),
+            taste: Taste::new(dice, plan.hot_shard),
+            connection: None,
+            undecided: Vec::new(),
+            flush_first: false,
+        };
+        Self {
+            clients: (0..plan.clients).map(client).collect(),
+            connections: Vec::new(),
+            next_ticket: 1,
+            stopped: false,
+            hot_shard: plan.hot_shard,
+        }
+    }
+
+    pub(super) fn begin_life(&mut self, dice: &mut Dice) {
+        self.stopped = false;
+        for client in &mut self.clients {
+            client.taste = Taste::new(dice, self.hot_shard);
+            client.flush_first = dice.chance(500);
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// The server is gone, and with it all connections. What was on its way is decided.
+    pub(super) fn server_gone(&mut self, oracle: &mut Oracle) {
+        for connection in &mut self.connections {
+            (connection.dead, connection.closed) = (true, true);
+            connection.input.clear();
+            connection.running.clear();
+            for operation in std::mem::take(&mut connection.waiting).into_values() {
+                if let Asked::Write { id, .. } = operation.asked {
+                    oracle.decided(id);
+                }
+            }
+        }
+        for client in &mut self.clients {
+            client.connection = None;
+            client.undecided.drain(..).for_each(|id| oracle.decided(id));
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.connections
+            .iter()
+            .map(|connection| connection.waiting.len())
+            .sum()
+    }
+
+    fn at(&mut self, connection: u32) -> &mut Connection {
+        &mut self.connections[connection as usize]
+    }
+}
+
+impl World {
+    pub(super) fn schedule_clients(&mut self) {
+        for client in 0..self.clients.clients.len() {
+            let delay = self.dice.range(1..=5 * MS);
+            self.schedule(delay, Event::Client { client });
+        }
+    }
+
+    /// A client does one thing and thinks again later.
+    pub(super) fn client_turn(&mut self, index: usize) {
+        if self.clients.stopped || self.node.is_none() {
+            return;
+        }
+        let think_us = self.clients.clients[index].taste.think_us;
+        let delay = self.dice.range(1..=think_us);
+        self.schedule(delay, Event::Client { client: index });
+        let client = &mut self.clients.clients[index];
+        let Some(connection) = client.connection else {
+            let volume = client.volume;
+            let connection = self.connect(index, volume);
+            self.clients.clients[index].connection = Some(connection);
+            if std::mem::take(&mut self.clients.clients[index].flush_first) {
+                self.ask(connection, Wish::Flush);
+            }
+            return;
+        };
+        let (volume, depth) = (client.volume, client.taste.depth);
+        if self.dice.chance(self.faults.disconnect) {
+            return self.disconnect(connection);
+        }
+        if self.clients.at(connection).waiting.len() < depth {
+            let lattice = self.oracle.lattices[volume];
+            let taste = self.clients.clients[index].taste;
+            let wish = taste.wish(&mut self.dice, lattice);
+            self.ask(connection, wish);
+        }
+    }
+
+    /// Opens a connection on some core; it is served once dead ones of its volume are closed.
+    fn connect(&mut self, client: usize, volume: usize) -> u32 {
+        let core = self.dice.below(self.plan.cores as u64) as usize;
+        let number = self.clients.connections.len() as u32;
+        self.clients.connections.push(Connection {
+            client,
+            volume,
+            core,
+            dead: false,
+            closed: false,
+            joined: false,
+            joins_left: self.plan.cores - 1,
+            input: VecDeque::new(),
+            running: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            reply_at_us: 0,
+            arrive_at_us: 0,
+            settled: false,
+        });
+        let slot = VolumeSlot(volume as u32);
+        self.close_dead(core, slot);
+        for other in (0..self.plan.cores).filter(|other| *other != core) {
+            let message = Message::CloseDead {
+                from: core,
+                slot,
+                connection: number,
+            };
+            self.post(other, message);
+        }
+        if self.plan.cores == 1 {
+            self.join(number);
+        }
+        number
+    }
+
+    pub(super) fn dead_closed(&mut self, connection: u32) {
+        let joining = self.clients.at(connection);
+        joining.joins_left -= 1;
+        if joining.joins_left == 0 && !joining.closed {
+            self.join(connection);
+        }
+    }
+
+    /// The server begins to serve: nothing of the client's dead connections can land any more.
+    fn join(&mut self, number: u32) {
+        let connection = self.clients.at(number);
+        connection.joined = true;
+        let (client, core) = (connection.client, connection.core);
+        if let Some(client) = self.clients.clients.get_mut(client) {
+            let undecided = std::mem::take(&mut client.undecided);
+            if !undecided.is_empty() {
+                self.coverage.hit("a connection took over from a dead one");
+            }
+            undecided.into_iter().for_each(|id| self.oracle.decided(id));
+        }
+        self.wake(core);
+    }
+
+    /// The client goes away without a word.
+    fn disconnect(&mut self, number: u32) {
+        let connection = self.clients.at(number);
+        connection.dead = true;
+        let client = connection.client;
+        let waiting = std::mem::take(&mut connection.waiting);
+        self.note(format_args!(
+            "connection {number} dies with {} requests",
+            waiting.len()
+        ));
+        let client = &mut self.clients.clients[client];
+        client.connection = None;
+        client.flush_first = self.dice.chance(500);
+        for operation in waiting.into_values() {
+            if let Asked::Write { id, .. } = operation.asked {
+                client.undecided.push(id);
+            }
+        }
+        let delay = self.dice.range(1..=50 * MS);
+        self.schedule(delay, Event::Hangup { connection: number });
+    }
+
+    pub(super) fn hangup_noticed(&mut self, connection: u32) {
+        let core = self.clients.at(connection).core;
+        self.post(core, Message::Hangup { connection });
+    }
+
+    /// Closes dead connections of a volume on one core.
+    pub(super) fn close_dead(&mut self, core: usize, slot: VolumeSlot) {
+        for number in 0..self.clients.connections.len() as u32 {
+            let connection = self.clients.at(number);
+            if connection.core == core && connection.volume == slot.0 as usize && connection.dead {
+                self.close_connection(number);
+            }
+        }
+    }
+
+    /// The server closes a dead connection: what is not appended yet never will be.
+    pub(super) fn close_connection(&mut self, number: u32) {
+        let connection = self.clients.at(number);
+        if connection.closed {
+            return;
+        }
+        connection.closed = true;
+        connection.input.clear();
+        let core = connection.core;
+        let running = std::mem::take(&mut connection.running);
+        let core = &mut self.node.as_mut().expect("it runs").cores[core];
+        let dropped = |core: &crate::core::Core| -> usize {
+            (0..core.shards().len())
+                .map(|position| core.parked(position))
+                .sum()
+        };
+        let parked = dropped(core);
+        for key in running.into_values() {
+            core.cancel(key);
+        }
+        if dropped(core) < parked {
+            self.coverage
+                .hit("a cancelled write was dropped before it was appended");
+        }
+    }
+
+    /// A client asks for something.
+    fn ask(&mut self, number: u32, wish: Wish) {
+        let volume = self.clients.at(number).volume;
+        let ack = self.plan.volumes[volume].1;
+        let lattice = self.oracle.lattices[volume];
+        let (mut data, ticket) = (Vec::new(), self.clients.next_ticket);
+        self.clients.next_ticket += 1;
+        let asked = match &wish {
+            Wish::Read(cells) => Asked::Read {
+                cells: cells.clone(),
+                began: self.oracle.tick(),
+            },
+            Wish::Flush => Asked::Flush {
+                began: self.oracle.tick(),
+            },
+            Wish::Write { cells, fua } => {
+                let id = self.oracle.begin(volume, cells.clone(), false);
+                data = lattice.fill(cells, id);
+                Asked::Write {
+                    id,
+                    durable: *fua || ack == Ack::Durable,
+                }
+            }
+            Wish::Mark { cells, kind, fua } => {
+                let changed = match kind {
+                    crate::wal::MarkKind::Zero => cells.clone(),
+                    crate::wal::MarkKind::Trim => lattice.of_blocks(lattice.whole_blocks(cells)),
+                };
+                let id = self.oracle.begin(volume, changed, true);
+                Asked::Write {
+                    id,
+                    durable: *fua || ack == Ack::Durable,
+                }
+            }
+        };
+        self.note(format_args!(
+            "#{ticket} on {number} v{volume} {wish:?} {asked:?}"
+        ));
+        let operation = Operation {
+            asked,
+            sent_us: self.now_us,
+        };
+        let now_us = self.now_us;
+        let delay = self.dice.range(5..=100);
+        let connection = self.clients.at(number);
+        connection.waiting.insert(ticket, operation);
+        connection.arrive_at_us = connection.arrive_at_us.max(now_us + delay);
+        let delay = connection.arrive_at_us - now_us;
+        let request = Request { ticket, wish, data };
+        self.schedule(
+            delay,
+            Event::Arrive {
+                connection: number,
+                request,
+            },
+        );
+    }
+
+    pub(super) fn arrive(&mut self, number: u32, request: Request) {
+        let connection = self.clients.at(number);
+        if connection.closed {
+            return;
+        }
+        connection.input.push_back(request);
+        let core = connection.core;
+        self.wake(core);
+    }
+
+    /// Serves the connections of a core; true if some input is left.
+    pub(super) fn serve_connections(&mut self, core: usize) -> bool {
+        let mut left = false;
+        for number in 0..self.clients.connections.len() as u32 {
+            let connection = self.clients.at(number);
+            if connection.core != core || connection.closed || !connection.joined {
+                continue;
+            }
+            let mut budget = self.dice.range(1..=8);
+            while budget > 0
+                && let Some(request) = self.clients.at(number).input.pop_front()
+            {
+                budget -= 1;
+                self.submit(core, number, request);
+            }
+            left |= !self.clients.at(number).input.is_empty();
+        }
+        left
+    }
+
+    fn submit(&mut self, core: usize, number: u32, request: Request) {
+        let volume = self.clients.at(number).volume;
+        let lattice = self.oracle.lattices[volume];
+        let slot = VolumeSlot(volume as u32);
+        let origin = Origin::Client(Ticket(u64::from(number) << 32 | request.ticket));
+        let core = &mut self.node.as_mut().expect("it runs").cores[core];
+        let patches = core.counters().wal_reads + core.counters().fetches;
+        let mut data = Vec::new();
+        let is_write = !matches!(request.wish, Wish::Read(_));
+        let progress = match request.wish {
+            Wish::Read(cells) => {
+                let bytes = lattice.bytes(&cells);
+                core.read(
+                    origin,
+                    slot,
+                    bytes.start,
+                    bytes.end - bytes.start,
+                    &mut data,
+                )
+            }
+            Wish::Write { cells, fua } => {
+                core.write(origin, slot, lattice.start(cells.start), &request.data, fua)
+            }
+            Wish::Mark { cells, kind, fua } => {
+                let bytes = lattice.bytes(&cells);
+                core.mark(
+                    origin,
+                    slot,
+                    bytes.start,
+                    bytes.end - bytes.start,
+                    kind,
+                    fua,
+                )
+            }
+            Wish::Flush => core.flush(origin, slot),
+        };
+        if is_write && core.counters().wal_reads + core.counters().fetches > patches {
+            self.coverage
+                .hit("a partial write waited for the old block");
+        }
+        match progress {
+            Progress::Done => self.reply(number, request.ticket, Ok(()), data),
+            Progress::Failed(failure) => self.reply(number, request.ticket, Err(failure), data),
+            Progress::Pending(key) => {
+                self.clients.at(number).running.insert(request.ticket, key);
+            }
+        }
+    }
+
+    /// The core has finished a request.
+    pub(super) fn request_done(&mut self, done: Done) {
+        let (number, ticket) = ((done.ticket.0 >> 32) as u32, done.ticket.0 & 0xFFFF_FFFF);
+        let connection = self.clients.at(number);
+        if connection.closed {
+            return;
+        }
+        let known = connection.running.remove(&ticket);
+        assert_eq!(known, Some(done.key), "an answer belongs to a request");
+        self.reply(number, ticket, done.result, done.data);
+    }
+
+    fn reply(&mut self, number: u32, ticket: u64, result: Result<(), Failure>, data: Vec<u8>) {
+        let delay = self.dice.range(5..=100);
+        let now_us = self.now_us;
+        let connection = self.clients.at(number);
+        connection.reply_at_us = connection.reply_at_us.max(now_us + delay);
+        let delay = connection.reply_at_us - now_us;
+        self.schedule(
+            delay,
+            Event::Reply {
+                connection: number,
+                ticket,
+                result,
+                data,
+            },
+        );
+    }
+
+    /// At the end of a life some answers still get through, of each connection the first ones.
+    pub(super) fn deliver_last_replies(&mut self) {
+        let is_reply = |event: &Event| matches!(event, Event::Reply { .. });
+        let keys: Vec<_> = self
+            .queue
+            .iter()
+            .filter(|(_, e)| is_reply(e))
+            .map(|(at, _)| *at)
+            .collect();
+        let mut cut_off = Vec::new();
+        for at in keys {
+            let Some(Event::Reply {
+                connection,
+                ticket,
+                result,
+                data,
+            }) = self.queue.remove(&at)
+            else {
+                continue;
+            };
+            if cut_off.contains(&connection) || self.dice.chance(300) {
+                cut_off.push(connection);
+            } else {
+                self.reply_arrives(connection, ticket, result, &data);
+            }
+        }
+    }
+
+    /// A client gets an answer: the oracle judges it.
+    pub(super) fn reply_arrives(
+        &mut self,
+        number: u32,
+        ticket: u64,
+        result: Result<(), Failure>,
+        data: &[u8],
+    ) {
+        let connection = self.clients.at(number);
+        if connection.dead {
+            return;
+        }
+        let (volume, settled) = (connection.volume, connection.settled);
+        let operation = connection
+            .waiting
+            .remove(&ticket)
+            .expect("a client asked for it");
+        self.note(format_args!("#{ticket} answered {result:?}"));
+        if let Err(failure) = result {
+            if let Asked::Write { id, .. } = operation.asked {
+                self.oracle.decided(id);
+            }
+            return self.judge_failure(volume, &operation, failure, ticket);
+        }
+        let verdict = match &operation.asked {
+            Asked::Read { cells, began } => {
+                self.oracle.read((volume, cells), *began, data, settled)
+            }
+            Asked::Write { id, durable } => {
+                self.oracle.answered(*id, *durable);
+                Ok(())
+            }
+            Asked::Flush { began } => {
+                self.oracle.flushed(volume, *began);
+                Ok(())
+            }
+        };
+        if let Err(what) = verdict {
+            self.violate(format!("#{ticket}: {what}"));
+        }
+    }
+
+    /// A request may fail only if something was made to fail.
+    fn judge_failure(
+        &mut self,
+        volume: usize,
+        operation: &Operation,
+        failure: Failure,
+        ticket: u64,
+    ) {
+        let read_fault = self
+            .last_read_fault_us
+            .is_some_and(|at| at >= operation.sent_us);
+        let log_failed = self.node.as_ref().is_some_and(|node| {
+            node.cores
+                .iter()
+                .flat_map(|core| core.shards())
+                .any(|s| s.log().failed().is_some())
+        });
+        let excused = match (&operation.asked, failure) {
+            (Asked::Read { .. }, Failure::Io) => {
+                self.coverage.hit("a read failed on rot or errors");
+                read_fault
+            }
+            (Asked::Flush { .. }, Failure::Io) => {
+                self.coverage.hit("a flush failed on a failed shard");
+                log_failed
+            }
+            (Asked::Write { .. }, Failure::Io) => log_failed || read_fault,
+            (Asked::Write { .. }, Failure::NoSpace) => self.faults.full,
+            _ => false,
+        };
+        if !excused {
+            self.violate(format!(
+                "#{ticket} on volume {volume} fails without cause: {failure:?}"
+            ));
+        }
+    }
+
+    /// Reads every volume wholly, from connections of its own, and judges. `settled`: what is read
+    /// must be durable already (right after a recovery).
+    pub(super) fn audit(&mut self, settled: bool) -> Result<(), String> {
+        let faults = std::mem::take(&mut self.faults);
+        self.note(format_args!("audit, settled: {settled}"));
+        for volume in 0..self.oracle.lattices.len() {
+            let lattice = self.oracle.lattices[volume];
+            let number = self.connect(usize::MAX, volume);
+            self.clients.at(number).settled = settled;
+            let mut first = 0;
+            while first < lattice.blocks {
+                let end = (first + 7).min(lattice.blocks);
+                self.ask(number, Wish::Read(lattice.of_blocks(first..end)));
+                first = end;
+            }
+            let deadline = self.now_us + 20_000 * MS;
+            while !self.clients.at(number).waiting.is_empty() {
+                if self.now_us > deadline || !self.step()? {
+                    return Err("a read is never answered".to_owned());
+                }
+            }
+            self.clients.at(number).dead = true;
+            self.close_connection(number);
+        }
+        self.faults = faults;
+        Ok(())
+    }
+
+    /// Whether all is answered, durable and committed.
+    pub(super) fn is_quiet(&self) -> bool {
+        let node = self.node_ref();
+        self.clients.waiting() == 0
+            && node.inbox.iter().all(VecDeque::is_empty)
+            && node
+                .cores
+                .iter()
+                .all(|core| core.is_quiet() && core.load().pending_bytes == 0)
+            && node.uploader.is_quiet()
+    }
+
+    pub(super) fn unrest(&self) -> String {
+        let node = self.node_ref();
+        let cores = node.cores.iter().map(|core| {
+            let parked: usize = (0..core.shards().len()).map(|p| core.parked(p)).sum();
+            format!(
+                "[unanswered {} parked {parked} pending {} quiet {}]",
+                core.unanswered(),
+                core.load().pending_bytes,
+                core.is_quiet()
+            )
+        });
+        let volumes = node
+            .uploader
+            .volumes
+            .values()
+            .map(|v| format!("{:?}", v.commit.status()));
+        format!(
+            "{} requests wait; cores {}; commits {}",
+            self.clients.waiting(),
+            cores.collect::<Vec<_>>().join(" "),
+            volumes.collect::<Vec<_>>().join(" ")
+        )
+    }
+}

@@ -1,0 +1,78 @@
+//! Which interesting things a run has reached.
+
+use std::collections::BTreeMap;
+
+/// Everything that a range of seeds has to reach, else the simulator does not test what it claims.
+pub const EVENTS: &[&str] = &[
+    "a block was read from a chunk",
+    "a block was read from the WAL file",
+    "a boot failed on a read error and was repeated",
+    "a boot failed on the backend and was repeated",
+    "a cancelled write was dropped before it was appended",
+    "a chunk was deleted",
+    "a commit was repeated after a failure",
+    "a commit's lost response was recognised",
+    "a connection took over from a dead one",
+    "a cut packed blocks from the WAL file",
+    "a dead life's put landed late",
+    "a durable write overtook a plain one",
+    "a flush barrier failed",
+    "a flush failed on a failed shard",
+    "a later batch was kept and an earlier one lost",
+    "a log failed closed",
+    "a partial write waited for the old block",
+    "a power loss tore a batch",
+    "a process was killed",
+    "a process was killed during recovery",
+    "a read failed on rot or errors",
+    "a segment was used again",
+    "a WAL write error was survived by rewriting",
+    "an image was compared with the history",
+    "an index checkpoint was written",
+    "memory alone held answered records",
+    "power was lost",
+    "power was lost during recovery",
+    "the bucket was ahead of the local head",
+    "the WAL was full while the backend was away",
+    "two recoveries in a row were interrupted",
+    "two cores shared a request",
+    "writes resumed after the WAL was full",
+];
+
+/// Counts of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage(BTreeMap<&'static str, u64>);
+
+impl Coverage {
+    pub(super) fn hit(&mut self, event: &'static str) {
+        self.add(event, 1);
+    }
+
+    pub(super) fn add(&mut self, event: &'static str, times: u64) {
+        debug_assert!(EVENTS.contains(&event), "{event:?} is not listed");
+        if times > 0 {
+            *self.0.entry(event).or_default() += times;
+        }
+    }
+
+    /// Adds what another run has reached.
+    pub fn merge(&mut self, other: &Self) {
+        for (event, times) in &other.0 {
+            *self.0.entry(event).or_default() += times;
+        }
+    }
+
+    /// How often this was reached.
+    pub fn count(&self, event: &str) -> u64 {
+        self.0.get(event).copied().unwrap_or(0)
+    }
+
+    /// What was never reached.
+    pub fn missing(&self) -> Vec<&'static str> {
+        EVENTS
+            .iter()
+            .copied()
+            .filter(|event| self.count(event) == 0)
+            .collect()
+    }
+}

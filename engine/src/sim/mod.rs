@@ -1,0 +1,26 @@
+//! The seeded simulator: the machines that production runs, on simulated disks, memory, backend and
+//! clients, in one thread and in virtual time. See `docs/internals/testing-simulator.md`.
+//!
+//! One seed is one run: a few lives of the appliance, each ended by a kill or a power loss, checked
+//! by an oracle against everything the clients were told.
+
+mod boot;
+mod bucket;
+mod clients;
+mod coverage;
+mod dice;
+mod disk;
+mod image;
+mod oracle;
+mod pattern;
+mod plan;
+mod serve;
+mod uploader;
+mod workload;
+mod world;
+
+pub use coverage::{Coverage, EVENTS};
+pub use world::{Outcome, Violation, run};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! A few hundred seeds, reach, and determinism.
+
+use super::{Coverage, run};
+
+const SEEDS: u64 = 300;
+
+#[test]
+fn seeds_keep_every_promise_and_reach_everything() {
+    let mut reached = Coverage::default();
+    for seed in 0..SEEDS {
+        match run(seed) {
+            Ok(outcome) => reached.merge(&outcome.coverage),
+            Err(violation) => panic!("{violation}"),
+        }
+    }
+    assert_eq!(
+        reached.missing(),
+        Vec::<&str>::new(),
+        "never reached in {SEEDS} seeds"
+    );
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in [1, 7, 42] {
+        let (first, second) = (run(seed).unwrap(), run(seed).unwrap());
+        assert_eq!(first.trace_hash, second.trace_hash, "seed {seed}");
+        assert_eq!(first.events, second.events);
+        assert_eq!(first.coverage, second.coverage);
+    }
+    assert_ne!(run(1).unwrap().trace_hash, run(2).unwrap().trace_hash);
+}

@@ -1,0 +1,553 @@
+//! The world of one run: virtual time, what is durable, what is under way, and the lives in it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::executor::block_on;
+
+use super::boot::Booted;
+use super::bucket::Late;
+use super::clients::{Clients, Request};
+use super::coverage::Coverage;
+use super::dice::Dice;
+use super::disk::WalFile;
+use super::image::read_image;
+use super::oracle::Oracle;
+use super::plan::{Faults, MS, Plan};
+use super::serve::{Device, Node};
+use super::uploader::Landing;
+use crate::backend::MemBackend;
+use crate::block::{PAGE_BYTES, ShardId};
+use crate::core::{Core, Failure, Fetch, OpKey};
+use crate::identity::{BatchNum, Incarnation, VolumeId, WriterToken};
+use crate::registry::{LocalHeads, VolumeSeed, create_volume};
+use crate::volume::{VolumeName, VolumeSettings};
+use crate::wal::format::LogHead;
+use crate::wal::{BootId, WalId};
+
+/// Lines of the trace kept for a report.
+const TRACE_LINES: usize = 400;
+/// A run with more events than this does not come to an end.
+const EVENTS_MAX: u64 = 2_000_000;
+/// Longest wait for everything to become quiet once all faults are over.
+const QUIET_US: u64 = 60_000 * MS;
+
+/// Something promised that did not hold.
+#[derive(Debug)]
+pub struct Violation {
+    /// The seed that shows it.
+    pub seed: u64,
+    /// What.
+    pub what: String,
+    /// The last events before it.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "  {line}")?;
+        }
+        write!(f, "seed {}: {}", self.seed, self.what)
+    }
+}
+
+/// What a run without violation tells.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Hash over every event: the same seed has the same.
+    pub trace_hash: u64,
+    /// Events.
+    pub events: u64,
+    /// What was reached.
+    pub coverage: Coverage,
+}
+
+/// Something that happens at its time.
+pub(super) enum Event {
+    /// A core looks at its inbox.
+    Turn { life: u32, core: usize },
+    /// So does the uploader.
+    UploaderTurn { life: u32 },
+    /// A device operation ends.
+    Device {
+        life: u32,
+        core: usize,
+        device: Device,
+    },
+    /// The backend carries out a request, whether or not anybody is left who waits.
+    Land { late: Late, then: Option<Landing> },
+    /// The uploader hears of an effect.
+    Answer {
+        life: u32,
+        volume: VolumeId,
+        event: crate::commit::Event,
+    },
+    /// The uploader builds a chunk, or saves a head.
+    Work {
+        life: u32,
+        volume: VolumeId,
+        work: super::uploader::Work,
+    },
+    /// The backend answers a read of a core.
+    Fetch {
+        life: u32,
+        core: usize,
+        fetch: Fetch,
+        attempt: u32,
+    },
+    /// Its bytes arrive.
+    Fetched {
+        life: u32,
+        core: usize,
+        op: OpKey,
+        blocks: Result<Vec<u8>, Failure>,
+    },
+    /// A request arrives at the server.
+    Arrive { connection: u32, request: Request },
+    /// An answer arrives at its client.
+    Reply {
+        connection: u32,
+        ticket: u64,
+        result: Result<(), Failure>,
+        data: Vec<u8>,
+    },
+    /// A client thinks of something.
+    Client { client: usize },
+    /// The server learns that a connection is dead.
+    Hangup { connection: u32 },
+}
+
+/// Shared memory that a killed process left.
+pub(super) struct Region {
+    pub(super) shard: ShardId,
+    pub(super) incarnation: Incarnation,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Crash {
+    /// The process is killed: memory and devices stay.
+    Kill,
+    /// Power is lost.
+    Power,
+}
+
+/// Everything.
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) dice: Dice,
+    pub(super) faults: Faults,
+    pub(super) now_us: u64,
+    pub(super) life_began_us: u64,
+    pub(super) life: u32,
+    pub(super) queue: BTreeMap<(u64, u64), Event>,
+    sequence: u64,
+    pub(super) events: u64,
+    pub(super) coverage: Coverage,
+    trace: VecDeque<String>,
+    trace_hash: u64,
+    // What outlives a life.
+    pub(super) wal_id: WalId,
+    pub(super) boot_id: u64,
+    pub(super) incarnation: u64,
+    pub(super) files: Vec<WalFile>,
+    pub(super) regions: Vec<Region>,
+    pub(super) objects: MemBackend,
+    pub(super) heads: LocalHeads,
+    _heads_dir: HeadsDir,
+    pub(super) ids: Vec<VolumeId>,
+    pub(super) oracle: Oracle,
+    pub(super) clients: Clients,
+    /// When a read of a device or the backend was last made to fail.
+    pub(super) last_read_fault_us: Option<u64>,
+    pub(super) broken_promise: Option<String>,
+    pub(super) node: Option<Node>,
+}
+
+/// Runs one seed.
+pub fn run(seed: u64) -> Result<Outcome, Box<Violation>> {
+    let mut world = World::new(seed);
+    let result = world.live();
+    if let Some(node) = &mut world.node {
+        node.abandon();
+    }
+    let result = match world.broken_promise.take() {
+        Some(what) => Err(what),
+        None => result,
+    };
+    match result {
+        Ok(()) => Ok(Outcome {
+            trace_hash: world.trace_hash,
+            events: world.events,
+            coverage: world.coverage.clone(),
+        }),
+        Err(what) => {
+            let trace = world.trace.drain(..).collect();
+            Err(Box::new(Violation { seed, what, trace }))
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let plan = Plan::new(&mut dice);
+        let lattices = plan.volumes.iter().map(|(lattice, _)| *lattice).collect();
+        let heads_dir = HeadsDir::new(seed);
+        let heads = LocalHeads::open(&heads_dir.0).expect("a directory for head records");
+        let mut world = Self {
+            clients: Clients::new(&plan, &mut dice),
+            oracle: Oracle::new(lattices),
+            plan,
+            faults: Faults::default(),
+            now_us: 0,
+            life_began_us: 0,
+            life: 0,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            events: 0,
+            coverage: Coverage::default(),
+            trace: VecDeque::new(),
+            trace_hash: 0xCBF2_9CE4_8422_2325,
+            wal_id: WalId(dice.number()),
+            boot_id: 1,
+            incarnation: 0,
+            files: Vec::new(),
+            regions: Vec::new(),
+            objects: MemBackend::new(),
+            heads,
+            _heads_dir: heads_dir,
+            ids: Vec::new(),
+            last_read_fault_us: None,
+            broken_promise: None,
+            node: None,
+            dice,
+        };
+        world.make_files();
+        world.create_volumes();
+        world
+    }
+
+    /// Creates the WAL files as `wal::files` does.
+    pub(super) fn make_files(&mut self) {
+        let bytes = self.plan.log.file_bytes() as usize;
+        self.files = ShardId::all()
+            .map(|shard| {
+                let mut file = WalFile::new(bytes);
+                for sequence in [0, 1] {
+                    let head = self.first_head(shard, sequence);
+                    let mut page = vec![0; PAGE_BYTES];
+                    head.encode(&mut page);
+                    file.format(head.file_offset() as usize, &page);
+                }
+                file
+            })
+            .collect();
+    }
+
+    fn first_head(&self, shard: ShardId, sequence: u64) -> LogHead {
+        LogHead {
+            shard,
+            wal: self.wal_id,
+            incarnation: Incarnation(0),
+            first: BatchNum(1),
+            sequence,
+            segment_bytes: self.plan.log.segment_bytes,
+            segments: self.plan.log.segments,
+            durable_through: BatchNum(0),
+            released_before: BatchNum(1),
+        }
+    }
+
+    fn create_volumes(&mut self) {
+        for (lattice, ack) in self.plan.volumes.clone() {
+            let seed = VolumeSeed {
+                id: VolumeId(self.dice.number()),
+                token: WriterToken(self.dice.number()),
+            };
+            let name = VolumeName::parse(&format!("vol{}", lattice.volume)).expect("a good name");
+            let settings = VolumeSettings {
+                size_bytes: lattice.size_bytes(),
+                block_size_bytes: lattice.block_size.bytes() as u32,
+                chunk_size_bytes: 1 << 20,
+                ack,
+                ..VolumeSettings::with_size(0)
+            };
+            block_on(create_volume(&self.objects, seed, &name, &settings)).expect("created");
+            self.ids.push(seed.id);
+        }
+    }
+
+    pub(super) fn identity(&self, shard: ShardId) -> crate::wal::LogIdentity {
+        let mut boot = [0; 16];
+        boot[..8].copy_from_slice(&self.boot_id.to_le_bytes());
+        crate::wal::LogIdentity {
+            wal: self.wal_id,
+            shard,
+            incarnation: Incarnation(self.incarnation),
+            boot: BootId(boot),
+        }
+    }
+
+    /// The whole run.
+    fn live(&mut self) -> Result<(), String> {
+        for life in 0..self.plan.lives {
+            let life_us = self.dice.range(10..=250) * MS;
+            self.faults = Faults::new(&mut self.dice, life_us);
+            self.start()?;
+            if self.dice.chance(600) {
+                self.audit(true)?;
+            }
+            self.clients.begin_life(&mut self.dice);
+            self.schedule_clients();
+            self.run_for(life_us)?;
+            if life + 1 < self.plan.lives {
+                let crash = if self.dice.chance(500) {
+                    Crash::Kill
+                } else {
+                    Crash::Power
+                };
+                self.crash(crash);
+            }
+        }
+        self.calm_down()?;
+        self.last_words()
+    }
+
+    /// Boots until it works. Every failed or interrupted boot leaves the world as it made it.
+    fn start(&mut self) -> Result<(), String> {
+        let mut interrupted = 0;
+        for attempt in 0..100 {
+            if attempt > 6 {
+                self.faults.boot = 0;
+            }
+            self.life += 1;
+            match self.boot()? {
+                Booted::Up(node) => {
+                    self.node = Some(*node);
+                    self.life_began_us = self.now_us;
+                    self.wake_all();
+                    if interrupted >= 2 {
+                        self.coverage
+                            .hit("two recoveries in a row were interrupted");
+                    }
+                    return Ok(());
+                }
+                Booted::Crashed(crash, regions) => {
+                    interrupted += 1;
+                    self.coverage.hit(match crash {
+                        Crash::Kill => "a process was killed during recovery",
+                        Crash::Power => "power was lost during recovery",
+                    });
+                    self.end_of_process(crash, regions);
+                }
+                Booted::Failed(why, regions) => {
+                    self.note(format_args!("boot failed: {why}"));
+                    self.end_of_process(Crash::Kill, regions);
+                }
+            }
+            self.now_us += self.dice.range(1..=50) * MS;
+        }
+        Err("the appliance does not start any more".to_owned())
+    }
+
+    /// Ends the life. Some answers that are on their way still arrive.
+    fn crash(&mut self, crash: Crash) {
+        self.note(format_args!("crash {crash:?}"));
+        self.coverage.hit(match crash {
+            Crash::Kill => "a process was killed",
+            Crash::Power => "power was lost",
+        });
+        self.deliver_last_replies();
+        let mut node = self.node.take().expect("a life to end");
+        let regions = node.leave();
+        drop(node);
+        self.end_of_process(crash, regions);
+    }
+
+    fn end_of_process(&mut self, crash: Crash, regions: Vec<Region>) {
+        self.regions.extend(regions);
+        let (mut torn, mut later_kept) = (0, false);
+        for file in &mut self.files {
+            match crash {
+                Crash::Kill => file.kill(&mut self.dice),
+                Crash::Power => {
+                    let loss = file.power_loss(&mut self.dice);
+                    torn += loss.torn;
+                    later_kept |= loss.later_kept;
+                }
+            }
+        }
+        self.coverage.add("a power loss tore a batch", torn);
+        self.coverage.add(
+            "a later batch was kept and an earlier one lost",
+            u64::from(later_kept),
+        );
+        if crash == Crash::Power {
+            self.regions.clear();
+            self.boot_id += 1;
+        }
+        self.clients.server_gone(&mut self.oracle);
+        self.oracle.crashed(crash == Crash::Power);
+        // Requests that the backend has stay with it; everything else dies with the process.
+        let queue = std::mem::take(&mut self.queue);
+        self.queue = queue
+            .into_iter()
+            .filter(|(_, event)| matches!(event, Event::Land { .. }))
+            .map(|(at, event)| match event {
+                Event::Land { late, .. } => (at, Event::Land { late, then: None }),
+                other => (at, other),
+            })
+            .collect();
+    }
+
+    /// Heals everything and waits until all is answered, durable and committed.
+    fn calm_down(&mut self) -> Result<(), String> {
+        self.faults = Faults::default();
+        self.note(format_args!("calm"));
+        self.clients.stop();
+        let deadline = self.now_us + QUIET_US;
+        let failed = self.node_ref().cores.iter().any(|core| {
+            core.shards()
+                .iter()
+                .any(|shard| shard.log().failed().is_some())
+        });
+        if failed {
+            // A failed shard stays failed; the operator restarts.
+            self.crash(Crash::Kill);
+            self.start()?;
+        }
+        self.demand_cut();
+        while !self.is_quiet() {
+            if self.now_us > deadline || !self.step()? {
+                return Err(format!("it does not come to rest: {}", self.unrest()));
+            }
+            if self.node_ref().uploader.coordinator.is_idle() && self.pending_bytes() > 0 {
+                self.demand_cut();
+            }
+        }
+        self.audit(false)
+    }
+
+    /// Everything is in the bucket now; it must be enough.
+    fn last_words(&mut self) -> Result<(), String> {
+        self.check_images(true)?;
+        let counters: Vec<_> = self.node_ref().cores.iter().map(Core::counters).collect();
+        self.note(format_args!("{counters:?}"));
+        let mut node = self.node.take().expect("it runs");
+        drop(node.leave());
+        drop(node);
+        self.queue.clear();
+        self.regions.clear();
+        self.clients.server_gone(&mut self.oracle);
+        self.wal_id = WalId(self.dice.number());
+        self.incarnation = 0;
+        self.make_files();
+        self.note(format_args!("the WAL is replaced by an empty one"));
+        self.start()?;
+        self.audit(false)
+    }
+
+    /// The images in the bucket are cuts.
+    pub(super) fn check_images(&mut self, complete: bool) -> Result<(), String> {
+        for volume in 0..self.ids.len() {
+            let lattice = self.oracle.lattices[volume];
+            let image = read_image(&self.objects, self.ids[volume], lattice)
+                .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
+            self.oracle.image(volume, &image, complete)?;
+            self.coverage.hit("an image was compared with the history");
+        }
+        Ok(())
+    }
+
+    fn run_for(&mut self, life_us: u64) -> Result<(), String> {
+        let end = self.now_us + life_us;
+        while let Some(((at, _), _)) = self.queue.first_key_value()
+            && *at <= end
+        {
+            self.step()?;
+        }
+        self.now_us = end;
+        Ok(())
+    }
+
+    /// Carries out the next event; false if there is none.
+    pub(super) fn step(&mut self) -> Result<bool, String> {
+        let Some(((at, _), event)) = self.queue.pop_first() else {
+            return Ok(false);
+        };
+        self.events += 1;
+        if self.events > EVENTS_MAX {
+            return Err("the run does not end".to_owned());
+        }
+        self.now_us = self.now_us.max(at);
+        self.happen(event);
+        match self.broken_promise.take() {
+            Some(what) => Err(what),
+            None => Ok(true),
+        }
+    }
+
+    pub(super) fn schedule(&mut self, delay_us: u64, event: Event) {
+        self.sequence += 1;
+        self.queue
+            .insert((self.now_us + delay_us, self.sequence), event);
+    }
+
+    pub(super) fn violate(&mut self, what: String) {
+        self.note(format_args!("VIOLATION {what}"));
+        self.broken_promise.get_or_insert(what);
+    }
+
+    /// Adds a line to the trace.
+    pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
+        let line = format!("{:>9} {what}", self.now_us);
+        for byte in line.bytes() {
+            self.trace_hash = (self.trace_hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+        }
+        if self.trace.len() == TRACE_LINES {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+
+    pub(super) fn node_ref(&self) -> &Node {
+        self.node.as_ref().expect("it runs")
+    }
+
+    /// Whether this life's time is within the interval.
+    pub(super) fn within(&self, (from, to): (u64, u64)) -> bool {
+        let at = self.now_us - self.life_began_us;
+        self.node.is_some() && (from..to).contains(&at)
+    }
+}
+
+/// A directory in memory for local head records, gone with the run.
+#[derive(Debug)]
+pub(super) struct HeadsDir(PathBuf);
+
+static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
+
+impl HeadsDir {
+    fn new(seed: u64) -> Self {
+        let memory = PathBuf::from("/dev/shm");
+        let parent = if memory.is_dir() {
+            memory
+        } else {
+            std::env::temp_dir()
+        };
+        let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        Self(parent.join(format!("taipan-simulator-{process}-{seed}-{number}")))
+    }
+}
+
+impl Drop for HeadsDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
