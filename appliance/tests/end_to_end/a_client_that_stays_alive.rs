@@ -1,13 +1,16 @@
 //! Clients that outlive the server: they reconnect and FLUSH without writing anything again, and
 //! every write that was answered on the old connection must be there, even after a host crash.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use crate::harness::beside;
 use crate::harness::daemon::{Daemon, Rig};
+
+/// What qemu-io prints when it waits for a command.
+const PROMPT: &str = "qemu-io> ";
 
 /// A client that is told what to do over its standard input.
 struct Interactive {
@@ -36,20 +39,17 @@ impl Interactive {
         writeln!(self.stdin, "{line}").expect("the client reads");
     }
 
-    /// Reads up to the line that holds `text`. Gives all that was read.
+    /// Reads up to `text`. Gives all that was read.
     fn await_text(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        loop {
-            let from = seen.len();
-            let bytes = self
-                .stdout
-                .read_line(&mut seen)
-                .expect("the client's output");
-            assert!(bytes > 0, "the client ended before {text:?}:\n{seen}");
-            if seen[from..].contains(text) {
-                return seen;
-            }
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !seen.ends_with(text.as_bytes()) {
+            let read = self.stdout.read(&mut byte).expect("the client's output");
+            let shown = String::from_utf8_lossy(&seen);
+            assert!(read > 0, "the client ended before {text:?}:\n{shown}");
+            seen.extend_from_slice(&byte);
         }
+        String::from_utf8_lossy(&seen).into_owned()
     }
 }
 
@@ -108,25 +108,26 @@ fn qemu_reconnects_and_flushes_what_was_answered() {
         "driver=nbd,server.type=unix,server.path={},export=vol0,reconnect-delay=60,open-timeout=30",
         daemon.socket().display()
     );
-    // Its answers are wanted line by line, although it writes to a pipe.
-    command.args(["180", "stdbuf", "-oL", "qemu-io", "--image-opts", &image]);
+    // Its answers and prompts are wanted as they come, although it writes to a pipe.
+    command.args(["180", "stdbuf", "-o0", "qemu-io", "--image-opts", &image]);
     let mut qemu_io = Interactive::start(&mut command);
+    qemu_io.await_text(PROMPT);
+    let mut ask = |line: String, answer: &str| {
+        qemu_io.tell(&line);
+        let seen = qemu_io.await_text(PROMPT);
+        assert!(seen.contains(answer) && !seen.contains("failed"), "{line}: {seen}");
+    };
     for round in 1..=3 {
-        qemu_io.tell(&format!("write -P {round} {round}M 256k"));
-        qemu_io.await_text("wrote 262144/262144 bytes");
+        ask(format!("write -P {round} {round}M 256k"), "wrote 262144/262144 bytes");
         daemon.kill();
         daemon = rig.start();
         // The old connection is found dead here; QEMU reconnects and sends only the FLUSH.
-        qemu_io.tell("flush");
-        qemu_io.tell(&format!("read -P {round} {round}M 256k"));
-        let seen = qemu_io.await_text("read 262144/262144 bytes");
-        assert!(!seen.contains("failed"), "{seen}");
+        ask("flush".to_owned(), "");
+        ask(format!("read -P {round} {round}M 256k"), "read 262144/262144 bytes");
         daemon.kill();
         rig.lose_memory();
         daemon = rig.start();
-        qemu_io.tell(&format!("read -P {round} {round}M 256k"));
-        let seen = qemu_io.await_text("read 262144/262144 bytes");
-        assert!(!seen.contains("failed"), "{seen}");
+        ask(format!("read -P {round} {round}M 256k"), "read 262144/262144 bytes");
     }
     daemon.stop();
 }

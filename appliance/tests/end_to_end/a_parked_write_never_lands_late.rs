@@ -3,58 +3,81 @@
 
 use std::time::Duration;
 
-use crate::harness::daemon::Rig;
+use crate::harness::client::NbdClient;
+use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::{MIB, pattern};
 
 /// Each write is this long: one block of every shard.
 const WRITE: u64 = 64 << 10;
-/// More than the batch memory and the open batches hold, so that the last of them are parked.
-const WRITES: u64 = 128 * MIB / WRITE;
+const OLD: u64 = 1;
+const NEW: u64 = 2;
 
-#[test]
-fn a_dead_connections_parked_write_does_not_overwrite_a_newer_one() {
-    let rig = Rig::new(&["vol0:1GiB"]).with_flags(&["--cache-size=128MiB"]);
-    // Every WAL write takes so long that answers stop and requests queue up.
-    let daemon = rig.start_with(&[], "wal.write=delay(200)");
-    let mut old = daemon.client("vol0");
-    // A write that no longer fits into the socket is as good as parked: it must not block us.
-    old.set_write_limit(Duration::from_secs(2));
-    let mut sent = 0;
-    for place in 0..WRITES {
-        if old
-            .send_write(place * WRITE, &pattern(place, 1, WRITE as usize))
-            .is_err()
-        {
-            break;
+/// Sends writes until so many are on their way or the server takes no more of them; then drops the
+/// connection with all that is parked. Gives how many were sent.
+fn write_and_vanish(daemon: &Daemon, writes: u64) -> u64 {
+    let mut client = daemon.client("vol0");
+    client.set_write_limit(Duration::from_secs(3));
+    for place in 0..writes {
+        let data = pattern(place, OLD, WRITE as usize);
+        if client.send_write(place * WRITE, &data).is_err() {
+            // The one that was cut off never was a request.
+            return place;
         }
-        sent = place + 1;
     }
-    assert!(sent > 0, "nothing was sent");
-    drop(old);
+    writes
+}
 
-    let mut new = daemon.client("vol0");
-    // From the newest backwards: those are parked for sure.
-    let rewritten: Vec<u64> = (0..=sent.min(WRITES - 1)).rev().take(256).collect();
-    for &place in &rewritten {
-        let data = pattern(place, 2, WRITE as usize);
-        assert_eq!(new.write(place * WRITE, &data).unwrap(), None);
+/// The last of those places: the ones that are parked for sure.
+fn rewrite(client: &mut NbdClient, sent: u64) -> Vec<u64> {
+    let places: Vec<u64> = (0..sent).rev().take(64).collect();
+    for &place in &places {
+        client.send_write(place * WRITE, &pattern(place, NEW, WRITE as usize)).unwrap();
+    }
+    places
+}
+
+fn assert_new(client: &mut NbdClient, places: &[u64]) {
+    for &place in places {
+        let found = client.read(place * WRITE, WRITE as u32).unwrap().unwrap();
+        assert!(found == pattern(place, NEW, WRITE as usize), "place {place} is not the new one");
+    }
+}
+
+fn check_now_and_after_a_kill(rig: &Rig, daemon: Daemon, mut new: NbdClient, places: &[u64]) {
+    for _ in places {
+        assert_eq!(new.receive().unwrap().errno, None);
     }
     assert_eq!(new.flush().unwrap(), None);
     // Whatever is still queued anywhere gets its chance to land.
-    std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(new.flush().unwrap(), None);
-    let newest = |client: &mut crate::harness::client::NbdClient| {
-        for &place in &rewritten {
-            let found = client.read(place * WRITE, WRITE as u32).unwrap().unwrap();
-            assert!(
-                found == pattern(place, 2, WRITE as usize),
-                "write {place} of {sent} is old"
-            );
-        }
-    };
-    newest(&mut new);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_new(&mut new, places);
     daemon.kill();
     let daemon = rig.start();
-    newest(&mut daemon.client("vol0"));
+    assert_new(&mut daemon.client("vol0"), places);
     daemon.stop();
+}
+
+#[test]
+fn a_write_parked_by_a_slow_disk_does_not_land_late() {
+    let rig = Rig::new(&["vol0:1GiB"]).with_flags(&["--cache-size=128MiB"]);
+    // Every WAL write takes so long that requests queue up, in the server and in the socket.
+    let daemon = rig.start_with(&[], "wal.write=delay(10)");
+    let sent = write_and_vanish(&daemon, 128 * MIB / WRITE);
+    let mut new = daemon.client("vol0");
+    let places = rewrite(&mut new, sent);
+    check_now_and_after_a_kill(&rig, daemon, new, &places);
+}
+
+#[test]
+fn a_write_parked_by_a_full_wal_does_not_land_late() {
+    let rig = Rig::new(&["vol0:2GiB"])
+        .with_flags(&["--cache-size=128MiB", "--set", "commit.interval_seconds=1"]);
+    // The backend does not answer for a while, so that no WAL space is released.
+    let daemon = rig.start_with(&[], "chunk.put=1*delay(12000)");
+    // More than the WAL holds.
+    let sent = write_and_vanish(&daemon, 512 * MIB / WRITE);
+    assert!(sent < 512 * MIB / WRITE, "nothing was parked");
+    let mut new = daemon.client("vol0");
+    let places = rewrite(&mut new, sent);
+    check_now_and_after_a_kill(&rig, daemon, new, &places);
 }

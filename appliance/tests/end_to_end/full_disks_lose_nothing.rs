@@ -1,68 +1,16 @@
 //! Full disks, on small file systems made for the test: clear errors, nothing half-made, nothing
 //! lost, and all goes on when there is room again.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::harness::daemon::{Daemon, Rig};
-use crate::harness::program::Program;
+use crate::harness::small_disk::SmallDisk;
 use crate::harness::{MIB, pattern, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(20);
 const WRITE: u64 = MIB;
-
-/// A file system of a few MiB.
-struct SmallDisk {
-    mount: TempDir,
-}
-
-impl SmallDisk {
-    fn new(mib: u64) -> Self {
-        let mount = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let disk = Self { mount };
-        disk.mount_with(&format!("size={mib}m"));
-        disk
-    }
-
-    fn grow(&self, mib: u64) {
-        self.mount_with(&format!("remount,size={mib}m"));
-    }
-
-    fn mount_with(&self, options: &str) {
-        Program::new("mount", LIMIT)
-            .args("-t tmpfs -o")
-            .arg(options)
-            .arg("small-disk")
-            .arg(self.mount.path())
-            .succeed();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.mount.path().join(name)
-    }
-
-    /// Takes all the room there is.
-    fn fill(&self) {
-        let mut ballast = File::create(self.path("ballast")).unwrap();
-        let block = [0x55; 1 << 16];
-        while ballast.write_all(&block).is_ok() {}
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a daemon that the failing test left may still be ending.
-        Program::new("umount", LIMIT)
-            .arg("-l")
-            .arg(self.mount.path())
-            .run();
-    }
-}
 
 fn write_flushed(daemon: &Daemon, places: std::ops::Range<u64>) {
     let mut client = daemon.client("vol0");

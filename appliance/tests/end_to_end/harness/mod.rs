@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod guest;
 pub mod http;
 pub mod program;
+pub mod small_disk;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
