@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use futures::executor::block_on;
 use taipan_engine::api::{Lineage, RecoveryStatus, VolumeState};
+use taipan_engine::arena::ArenaReader;
 use taipan_engine::backend::{self, Backend};
 use taipan_engine::block::ShardId;
 use taipan_engine::commit::{Coordinator, CutPolicy};
@@ -37,6 +38,9 @@ use crate::service::{Service, ServiceParts, Threads};
 use crate::sync_mode::SyncChoice;
 use crate::uploader::{UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState};
 use crate::watchdog::Watchdog;
+
+/// Batch memory is cleared in steps of this.
+const POPULATE_BYTES: usize = 1 << 20;
 
 /// A volume opened at start.
 struct BootVolume {
@@ -290,11 +294,12 @@ impl Assembly {
         let (uploader, uploader_inbox) = UploaderAddress::new();
         let fetcher = Fetcher::start(&self.backend, &self.tables, &self.metrics.backend())
             .map_err(|e| Error::io("starting the fetcher", e))?;
-        let arenas = recovered
+        let arenas: Vec<ArenaReader> = recovered
             .shards
             .iter()
             .map(|shard| shard.arena.clone())
             .collect();
+        populate(&arenas);
         let mut cores = self.build_cores(config, &volumes, recovered.shards, recovered.overlays);
         for core in &mut cores {
             for id in &recovered.forgotten {
@@ -464,6 +469,30 @@ impl Assembly {
             heartbeat: Arc::default(),
             started: self.started,
         }
+    }
+}
+
+/// Clears the pages of batch memory beside the first requests: otherwise each first write to a page
+/// waits for that. In small steps, taking turns among the shards, as they fill alike.
+fn populate(arenas: &[ArenaReader]) {
+    let arenas = arenas.to_vec();
+    let clear = move || {
+        let longest = arenas.iter().map(ArenaReader::bytes_len).max().unwrap_or(0);
+        for offset in (0..longest).step_by(POPULATE_BYTES) {
+            for arena in arenas.iter().filter(|arena| offset < arena.bytes_len()) {
+                let len = POPULATE_BYTES.min(arena.bytes_len() - offset);
+                if let Err(error) = arena.populate(offset, len) {
+                    tracing::info!(%error, "batch memory is cleared when it is first used");
+                    return;
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("populate".to_owned())
+        .spawn(clear)
+    {
+        tracing::warn!(%error, "batch memory is cleared when it is first used");
     }
 }
 

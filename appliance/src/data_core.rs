@@ -34,6 +34,8 @@ const MESSAGES_PER_TURN: usize = 256;
 const TURN_MS_MAX: u64 = 1000;
 /// How long a stop waits for requests in flight.
 const QUIESCE_MS_MAX: u64 = 15_000;
+/// Rounds of operations that end at once in one turn.
+const DELIVERIES_PER_TURN: usize = 4;
 const MAX_CONNECTIONS: usize = 1 << 16;
 
 /// Kinds of ring tokens, in bits 56..63.
@@ -151,6 +153,7 @@ impl DataCore {
         let counters = parts.metrics.core(parts.index);
         let carrier = Carrier::new(
             files,
+            parts.wal_files,
             parts.barrier,
             parts.fetcher,
             parts.uploader,
@@ -200,7 +203,6 @@ impl DataCore {
         while let Some(completed) = self.ring.next_completed() {
             self.completed(completed);
         }
-        self.carrier.deliver_failures(&mut self.core);
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else {
                 break;
@@ -210,6 +212,13 @@ impl DataCore {
         }
         self.core.pump();
         self.carry_out();
+        for _ in 0..DELIVERIES_PER_TURN {
+            if !self.carrier.deliver(&mut self.core) {
+                break;
+            }
+            self.core.pump();
+            self.carry_out();
+        }
         self.send_output();
         self.check_handshakes(now_ms);
         self.check_quiesce(now_ms);
@@ -624,7 +633,7 @@ impl DataCore {
     fn sleep_or_submit(&mut self, now_ms: u64) -> std::io::Result<()> {
         let busy = !self.ready.is_empty()
             || !self.unsent.is_empty()
-            || self.carrier.has_failures()
+            || self.carrier.has_ended()
             || self.stopped;
         if busy || !self.inbox.is_empty() {
             return self.ring.submit();

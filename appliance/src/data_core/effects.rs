@@ -1,6 +1,7 @@
 //! Carries the core's effects out on the ring, the fetcher and the uploader, and brings back how
 //! they ended.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,9 @@ use crate::inbox::CoreAddress;
 use crate::metrics::CoreCounters;
 use crate::uploader::UploaderAddress;
 
+/// A barrier is issued as a plain system call while it takes less than this on average: the core
+/// waits for it, but a kernel worker's wake-ups cost more.
+const DIRECT_BARRIER_NS_MAX: u64 = 250_000;
 /// Read buffers kept for reuse.
 const SPARE_BUFFERS: usize = 64;
 /// Read buffers larger than this are not kept.
@@ -48,13 +52,18 @@ pub(super) struct Carrier {
     own: CoreAddress,
     counters: Arc<CoreCounters>,
     running: Vec<Option<Running>>,
-    failures: Vec<(OpKey, io::Error)>,
+    /// Operations that ended at once, to be delivered.
+    ended: Vec<(OpKey, io::Result<()>)>,
+    wal_files: Vec<Arc<File>>,
+    /// Moving average of a barrier's time.
+    barrier_ns: u64,
     spare: Vec<AlignedBuf>,
 }
 
 impl Carrier {
     pub(super) fn new(
         files: Vec<FileSlot>,
+        wal_files: Vec<Arc<File>>,
         barrier: BarrierScope,
         fetcher: Fetcher,
         uploader: UploaderAddress,
@@ -69,14 +78,16 @@ impl Carrier {
             own,
             counters,
             running: Vec::new(),
-            failures: Vec::new(),
+            ended: Vec::new(),
+            wal_files,
+            barrier_ns: 0,
             spare: Vec::new(),
         }
     }
 
-    /// Whether [`Carrier::deliver_failures`] has something to do.
-    pub(super) fn has_failures(&self) -> bool {
-        !self.failures.is_empty()
+    /// Whether [`Carrier::deliver`] has something to do.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
     }
 
     /// Starts everything that the core asked for, except replies and peer messages.
@@ -110,7 +121,7 @@ impl Carrier {
                 slice,
             } => {
                 if let Err(error) = failpoint::hit("wal.write") {
-                    self.refuse(op, Kind::Write, error);
+                    self.refuse(op, error);
                     return;
                 }
                 self.run(op, Kind::Write, slice.len(), 1);
@@ -125,7 +136,7 @@ impl Carrier {
                 len,
             } => {
                 if let Err(error) = failpoint::hit("wal.read") {
-                    self.refuse(op, Kind::Read, error);
+                    self.refuse(op, error);
                     return;
                 }
                 self.run(op, Kind::Read, len, 1);
@@ -138,7 +149,7 @@ impl Carrier {
             }
             Io::Barrier { op, shards } => {
                 if let Err(error) = failpoint::hit("wal.barrier") {
-                    self.refuse(op, Kind::Barrier, error);
+                    self.refuse(op, error);
                     return;
                 }
                 let mask = match self.barrier {
@@ -146,6 +157,10 @@ impl Carrier {
                     BarrierScope::File => shards,
                 };
                 self.run(op, Kind::Barrier, 0, mask.count_ones() as usize);
+                if mask.count_ones() == 1 && self.barrier_ns < DIRECT_BARRIER_NS_MAX {
+                    self.sync_now(op, mask.trailing_zeros() as usize / cores);
+                    return;
+                }
                 for shard in (0..16usize).filter(|shard| mask & 1 << shard != 0) {
                     ring.fdatasync(self.files[shard / cores], token::OP | u64::from(op.0));
                 }
@@ -172,19 +187,39 @@ impl Carrier {
         );
     }
 
-    /// Books an operation that a failpoint refuses; delivered in the next turn.
-    fn refuse(&mut self, op: OpKey, kind: Kind, error: io::Error) {
-        self.run(op, kind, 0, 1);
-        self.failures.push((op, error));
+    /// A barrier on a fast device, without the detour over a kernel worker that every fsync on a
+    /// ring takes: io_uring never tries it inline.
+    fn sync_now(&mut self, op: OpKey, file: usize) {
+        let started = Instant::now();
+        let result = self.wal_files[file].sync_data();
+        let took = started.elapsed();
+        self.note_barrier(took);
+        self.running[op.0 as usize] = None;
+        self.count(Kind::Barrier, 0, took, result.is_err());
+        if let Err(error) = &result {
+            tracing::error!(%error, "WAL flush failed");
+        }
+        self.ended.push((op, result));
     }
 
-    /// Delivers the refusals of failpoints as if the device had made them.
-    pub(super) fn deliver_failures(&mut self, core: &mut Core) {
-        for (op, error) in std::mem::take(&mut self.failures) {
-            self.running[op.0 as usize] = None;
-            self.counters.wal.errors.add(1);
-            core.io_done(op, Err(error), &[]);
+    fn note_barrier(&mut self, took: Duration) {
+        self.barrier_ns = (self.barrier_ns * 7 + took.as_nanos() as u64) / 8;
+    }
+
+    /// Books an operation that a failpoint refuses.
+    fn refuse(&mut self, op: OpKey, error: io::Error) {
+        self.counters.wal.errors.add(1);
+        self.ended.push((op, Err(error)));
+    }
+
+    /// Tells the core of operations that ended at once; false if there were none.
+    pub(super) fn deliver(&mut self, core: &mut Core) -> bool {
+        let ended = std::mem::take(&mut self.ended);
+        let any = !ended.is_empty();
+        for (op, result) in ended {
+            core.io_done(op, result, &[]);
         }
+        any
     }
 
     /// A ring operation of the core ended.

@@ -247,6 +247,23 @@ pub struct ArenaReader {
 }
 
 impl ArenaReader {
+    /// Lets the kernel allocate and clear the pages of this range now, so that the owner's first
+    /// write to them does not have to wait for it. Content stays as it is. Advisory.
+    ///
+    /// # Errors
+    /// `Io` when memory is short or the kernel (before 5.14) does not know how.
+    pub fn populate(&self, offset: usize, len: usize) -> Result<()> {
+        let from = self.shared.mapping.at(offset, len);
+        // SAFETY: in bounds of a live mapping; populating only faults pages in.
+        unsafe { rustix::mm::madvise(from.cast(), len, rustix::mm::Advice::LinuxPopulateWrite) }
+            .map_err(|e| Error::io("populating batch memory", e.into()))
+    }
+
+    /// Bytes of the mapping.
+    pub fn bytes_len(&self) -> usize {
+        self.shared.mapping.len
+    }
+
     /// Copies `out.len()` bytes at `arena_offset`, which belong to `batch`. `false`: the batch is
     /// no longer in memory (so it is durable, read it from the WAL file); `out` is untouched.
     pub fn copy(&self, batch: BatchNum, arena_offset: usize, out: &mut [u8]) -> bool {
