@@ -115,19 +115,31 @@ fn qemu_reconnects_and_flushes_what_was_answered() {
     let mut ask = |line: String, answer: &str| {
         qemu_io.tell(&line);
         let seen = qemu_io.await_text(PROMPT);
-        assert!(seen.contains(answer) && !seen.contains("failed"), "{line}: {seen}");
+        assert!(
+            seen.contains(answer) && !seen.contains("failed"),
+            "{line}: {seen}"
+        );
     };
     for round in 1..=3 {
-        ask(format!("write -P {round} {round}M 256k"), "wrote 262144/262144 bytes");
+        ask(
+            format!("write -P {round} {round}M 256k"),
+            "wrote 262144/262144 bytes",
+        );
         daemon.kill();
         daemon = rig.start();
         // The old connection is found dead here; QEMU reconnects and sends only the FLUSH.
         ask("flush".to_owned(), "");
-        ask(format!("read -P {round} {round}M 256k"), "read 262144/262144 bytes");
+        ask(
+            format!("read -P {round} {round}M 256k"),
+            "read 262144/262144 bytes",
+        );
         daemon.kill();
         rig.lose_memory();
         daemon = rig.start();
-        ask(format!("read -P {round} {round}M 256k"), "read 262144/262144 bytes");
+        ask(
+            format!("read -P {round} {round}M 256k"),
+            "read 262144/262144 bytes",
+        );
     }
     daemon.stop();
 }

@@ -31,7 +31,9 @@ fn write_and_vanish(daemon: &Daemon, writes: u64) -> u64 {
 fn rewrite(client: &mut NbdClient, sent: u64) -> Vec<u64> {
     let places: Vec<u64> = (0..sent).rev().take(64).collect();
     for &place in &places {
-        client.send_write(place * WRITE, &pattern(place, NEW, WRITE as usize)).unwrap();
+        client
+            .send_write(place * WRITE, &pattern(place, NEW, WRITE as usize))
+            .unwrap();
     }
     places
 }
@@ -39,7 +41,10 @@ fn rewrite(client: &mut NbdClient, sent: u64) -> Vec<u64> {
 fn assert_new(client: &mut NbdClient, places: &[u64]) {
     for &place in places {
         let found = client.read(place * WRITE, WRITE as u32).unwrap().unwrap();
-        assert!(found == pattern(place, NEW, WRITE as usize), "place {place} is not the new one");
+        assert!(
+            found == pattern(place, NEW, WRITE as usize),
+            "place {place} is not the new one"
+        );
     }
 }
 
@@ -70,8 +75,11 @@ fn a_write_parked_by_a_slow_disk_does_not_land_late() {
 
 #[test]
 fn a_write_parked_by_a_full_wal_does_not_land_late() {
-    let rig = Rig::new(&["vol0:2GiB"])
-        .with_flags(&["--cache-size=128MiB", "--set", "commit.interval_seconds=1"]);
+    let rig = Rig::new(&["vol0:2GiB"]).with_flags(&[
+        "--cache-size=128MiB",
+        "--set",
+        "commit.interval_seconds=1",
+    ]);
     // The backend does not answer for a while, so that no WAL space is released.
     let daemon = rig.start_with(&[], "chunk.put=1*delay(12000)");
     // More than the WAL holds.

@@ -94,7 +94,7 @@ fn the_command_refuses_clashes_bad_names_and_what_is_in_use() {
     refuse("volume create x/../y --size 1GiB", "..");
     refuse("volume create x --size 0", "size");
     refuse("volume create x --size 1GiB --block-size 3000", "block");
-    refuse("volume resize vol0 1MiB", "grow");
+    refuse("volume resize vol0 1MiB", "shrink");
     refuse("volume show nothing", "nothing");
     let client = daemon.client("vol0");
     refuse("volume delete vol0", "connected");

@@ -193,7 +193,7 @@ fn damage_before_valid_batches_is_refused_and_repairable() {
     let found = batches(&file);
     assert!(found.len() >= 8, "{found:?}");
     let damaged = Damage::new(&file, found[found.len() / 2].offset, PAGE);
-    assert_refused_naming(&rig, "shard-00.wal");
+    assert_refused_naming(&rig, "shard 00");
 
     damaged.put_right();
     let daemon = rig.start();
@@ -213,7 +213,7 @@ fn a_damaged_log_head_is_refused_and_repairable() {
     let file = wal_file(&rig);
     // Both of its slots.
     let damages = [0, 32 * KIB].map(|slot| Damage::new(&file, slot, PAGE));
-    assert_refused_naming(&rig, "shard-00.wal");
+    assert_refused_naming(&rig, "shard 00");
 
     damages.iter().for_each(Damage::put_right);
     let daemon = rig.start();

@@ -9,6 +9,9 @@ use crate::harness::{KIB, MIB, pattern};
 /// One block in each of the 16 shards.
 const STRIPE: u64 = 64 * KIB;
 
+/// How the cause is shown to people.
+const CAUSE: &str = "Input/output error";
+
 fn write_stripes(daemon: &Daemon, stripes: std::ops::Range<u64>, version: u64) {
     let mut client = daemon.client("vol0");
     for stripe in stripes {
@@ -87,7 +90,7 @@ fn a_persisting_error_fails_closed(failpoints: &str) {
     // Reads go on, and what was committed or flushed before is there.
     check_stripes(&daemon, 0..8, 1);
 
-    daemon.await_log("EIO", Duration::from_secs(5));
+    daemon.await_log(CAUSE, Duration::from_secs(5));
     let status = daemon.status();
     let failed = |shard: &serde_json::Value| !shard["failure"].is_null();
     assert!(
@@ -104,7 +107,7 @@ fn a_persisting_error_fails_closed(failpoints: &str) {
     let metrics = daemon.metrics_text();
     assert!(metrics.lines().any(failing), "{metrics}");
     let printed = daemon.taipan().arg("status").succeed();
-    assert!(printed.contains("EIO"), "{printed}");
+    assert!(printed.contains(CAUSE), "{printed}");
     daemon.kill();
 
     let daemon = rig.start();
