@@ -117,12 +117,17 @@ impl Core {
     /// Frees WAL segments whose every record is committed or of a deleted volume.
     pub(super) fn release_logs(&mut self) {
         let committed = &self.committed;
+        let mut released = 0;
         for shard in &mut self.shards {
-            shard.log_mut().release(|volume, epoch| {
+            released += shard.log_mut().release(|volume, epoch| {
                 committed
                     .get(&volume)
                     .is_some_and(|through| *through >= epoch)
             });
+        }
+        if released > 0 {
+            // The space is free once a log head says so; parked writes may wait for just that.
+            self.hurry_all();
         }
         self.retry = u16::MAX;
     }

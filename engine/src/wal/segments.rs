@@ -224,19 +224,26 @@ impl Segments {
         uses
     }
 
-    /// Releases the oldest segments whose batches are all `durable` and whose records are all
-    /// `committed`, but never the one being filled. They become free by [`Segments::free_below`].
+    /// Forgets uses that are `committed`, then releases what can be.
     pub(super) fn release(
         &mut self,
         durable: BatchNum,
         committed: impl Fn(VolumeId, Epoch) -> bool,
     ) -> u32 {
+        for &index in &self.live {
+            self.segments[index].uses.retain(|volume, epoch| !committed(*volume, *epoch));
+        }
+        self.release_unused(durable)
+    }
+
+    /// Releases the oldest segments without uncommitted uses whose batches are all `durable`, but
+    /// never the one being filled. They become free by [`Segments::free_below`].
+    pub(super) fn release_unused(&mut self, durable: BatchNum) -> u32 {
         let mut released = 0;
         let keep = usize::from(self.filled_bytes.is_some());
         while self.live.len() > keep {
-            let index = self.live[0];
-            let segment = &mut self.segments[index];
-            if segment.last > durable || !segment.uses.iter().all(|(v, e)| committed(*v, *e)) {
+            let segment = &mut self.segments[self.live[0]];
+            if segment.last > durable || !segment.uses.is_empty() {
                 break;
             }
             segment.state = State::Released;
@@ -342,10 +349,11 @@ mod tests {
             "1 is not committed"
         );
         assert_eq!(s.release(BatchNum(0), |_, _| true), 0, "1 is not durable");
-        assert_eq!(s.release(BatchNum(3), |_, _| true), 2, "3 is being filled");
+        assert_eq!(s.release_unused(BatchNum(1)), 1, "now it is");
+        assert_eq!(s.release(BatchNum(3), |_, _| true), 1, "3 is being filled");
         assert_eq!((s.free(), s.released_before(BatchNum(4))), (1, BatchNum(3)));
         s.free_below(BatchNum(2));
-        assert_eq!(s.free(), 2, "the head of 1 is durable");
+        assert_eq!(s.free(), 2, "the head that releases 1 is durable");
         s.free_below(BatchNum(3));
         assert_eq!(s.free(), 3);
         assert_eq!(batch(&mut s, 4, 20, Reserve::Keep), Some(96));

@@ -5,6 +5,7 @@ use crate::identity::{BatchNum, Epoch, VolumeId};
 use super::batch::State;
 use super::format::{BatchHeader, LogHead};
 use super::log::ShardLog;
+use super::region::RegionLayout;
 use super::segments::Reserve;
 use crate::block::PAGE_BYTES;
 
@@ -268,15 +269,19 @@ impl ShardLog {
     }
 
     /// Releases the oldest segments whose every record is `committed` (or of a deleted volume).
-    /// They become free once the log head that is queued then is durable. Call it after commits
-    /// and, while space is short, after batches became durable.
+    /// Segments that are not durable yet follow by themselves when they are. Released segments
+    /// become free once the log head that is queued then is durable.
     pub fn release(&mut self, committed: impl Fn(VolumeId, Epoch) -> bool) -> u32 {
         let released = self.segments.release(self.durable_through, committed);
-        if released > 0 {
+        self.note_released(released);
+        released
+    }
+
+    fn note_released(&mut self, segments: u32) {
+        if segments > 0 {
             self.writer.head.wanted = true;
             self.batches.forget(self.released_before());
         }
-        released
     }
 
     fn head_finished(&mut self, result: Result<(), i32>) {
@@ -317,7 +322,9 @@ impl ShardLog {
         }
         self.writer.written_through = through;
         if self.durable_through != before {
-            super::region::RegionLayout::note_durable(&mut self.arena, self.durable_through);
+            RegionLayout::note_durable(&mut self.arena, self.durable_through);
+            let released = self.segments.release_unused(self.durable_through);
+            self.note_released(released);
             if let Health::Rewriting { through, .. } = self.writer.health
                 && self.durable_through >= through
             {

@@ -196,6 +196,26 @@ fn data_stops_at_the_reserve_and_marks_go_on() {
 }
 
 #[test]
+fn a_committed_segment_is_released_when_it_is_durable() {
+    let mut log = new_log(small());
+    append(&mut log, 1, 16).unwrap();
+    append(&mut log, 2, 16).unwrap();
+    log.close();
+    assert_eq!(log.release(|_, _| true), 0, "nothing is durable");
+    write_all(&mut log, true);
+    assert_eq!(log.released_before(), BatchNum(1), "the segment is being filled");
+    append(&mut log, 3, 16).unwrap();
+    log.close();
+    write_all(&mut log, true);
+    assert_eq!(log.released_before(), BatchNum(3));
+    append(&mut log, 4, 16).unwrap();
+    append(&mut log, 5, 16).unwrap();
+    log.close();
+    write_all(&mut log, true);
+    assert_eq!(log.released_before(), BatchNum(3), "4 is not committed");
+}
+
+#[test]
 fn released_blocks_have_no_place_in_the_file() {
     let mut log = new_log(small());
     let (batch, first) = append(&mut log, 1, 16).unwrap();

@@ -90,7 +90,6 @@ fn run(world: &mut World, step: &Step) {
         Step::Settle => {
             if world.log.failed().is_none() {
                 world.settle();
-                world.release();
             }
         }
         Step::Crash(crash) => world.crash(crash),
