@@ -168,7 +168,9 @@ impl Worker {
             let slot = bytes.get(start..start + stride).ok_or_else(|| {
                 Error::corrupt("the backend returned fewer bytes than were asked for")
             })?;
-            blocks.extend_from_slice(verify_slot(slot, fetch.block_size, *block)?);
+            let bytes = verify_slot(slot, fetch.block_size, *block)
+                .map_err(|error| error.with_path(chunk.key.object().as_str()))?;
+            blocks.extend_from_slice(bytes);
         }
         Ok(blocks)
     }
