@@ -17,10 +17,10 @@ use taipan_nbd::{
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A connection in transmission.
-pub struct NbdClient {
+pub(crate) struct NbdClient {
     stream: UnixStream,
     /// What the server told about the export.
-    pub export: ClientExport,
+    pub(crate) export: ClientExport,
     next_cookie: u64,
     /// Bytes of data that the reply to a READ will carry.
     reads: HashMap<u64, u32>,
@@ -28,18 +28,18 @@ pub struct NbdClient {
 
 /// One answer.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Of the request.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// The failure, if it failed.
-    pub errno: Option<Errno>,
+    pub(crate) errno: Option<Errno>,
     /// What a READ brought.
-    pub data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
 }
 
 impl NbdClient {
     /// Connects and chooses the export.
-    pub fn connect(socket: &Path, volume: &str) -> io::Result<Self> {
+    pub(crate) fn connect(socket: &Path, volume: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(SILENCE))?;
         let bad = |error| io::Error::other(format!("handshake: {error:?}"));
@@ -64,7 +64,7 @@ impl NbdClient {
     }
 
     /// Sends a request without waiting. Gives its cookie.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         command: u16,
         flags: u16,
@@ -91,13 +91,13 @@ impl NbdClient {
     }
 
     /// Sends a write without waiting.
-    pub fn send_write(&mut self, offset: u64, data: &[u8]) -> io::Result<u64> {
+    pub(crate) fn send_write(&mut self, offset: u64, data: &[u8]) -> io::Result<u64> {
         let length = u32::try_from(data.len()).expect("a write of less than 4 GiB");
         self.send(command::WRITE, 0, offset, length, data)
     }
 
     /// Waits for the next answer, to whatever request.
-    pub fn receive(&mut self) -> io::Result<Answer> {
+    pub(crate) fn receive(&mut self) -> io::Result<Answer> {
         let mut header = [0; SIMPLE_REPLY_BYTES];
         self.stream.read_exact(&mut header)?;
         let reply = SimpleReply::parse(&header)
@@ -116,34 +116,34 @@ impl NbdClient {
     }
 
     /// Sets how long sending may take when the server does not read.
-    pub fn set_write_limit(&self, limit: Duration) {
+    pub(crate) fn set_write_limit(&self, limit: Duration) {
         self.stream
             .set_write_timeout(Some(limit))
             .expect("a time limit");
     }
 
     /// Writes and waits. For use when nothing else is in flight.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<Option<Errno>> {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<Option<Errno>> {
         let cookie = self.send_write(offset, data)?;
         self.only(cookie).map(|answer| answer.errno)
     }
 
     /// Writes with FUA and waits.
-    pub fn write_durably(&mut self, offset: u64, data: &[u8]) -> io::Result<Option<Errno>> {
+    pub(crate) fn write_durably(&mut self, offset: u64, data: &[u8]) -> io::Result<Option<Errno>> {
         let length = u32::try_from(data.len()).expect("a write of less than 4 GiB");
         let cookie = self.send(command::WRITE, command_flag::FUA, offset, length, data)?;
         self.only(cookie).map(|answer| answer.errno)
     }
 
     /// Reads and waits.
-    pub fn read(&mut self, offset: u64, length: u32) -> io::Result<Result<Vec<u8>, Errno>> {
+    pub(crate) fn read(&mut self, offset: u64, length: u32) -> io::Result<Result<Vec<u8>, Errno>> {
         let cookie = self.send(command::READ, 0, offset, length, &[])?;
         let answer = self.only(cookie)?;
         Ok(answer.errno.map_or(Ok(answer.data), Err))
     }
 
     /// Flushes and waits.
-    pub fn flush(&mut self) -> io::Result<Option<Errno>> {
+    pub(crate) fn flush(&mut self) -> io::Result<Option<Errno>> {
         let cookie = self.send(command::FLUSH, 0, 0, 0, &[])?;
         self.only(cookie).map(|answer| answer.errno)
     }

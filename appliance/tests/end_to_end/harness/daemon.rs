@@ -20,7 +20,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(120);
 
 /// Directories and settings of a daemon that comes and goes.
-pub struct Rig {
+pub(crate) struct Rig {
     root: TempDir,
     runtime: TempDir,
     volumes: Vec<String>,
@@ -29,14 +29,14 @@ pub struct Rig {
 }
 
 /// A running daemon. Killed when dropped; its log is shown if the test failed.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     data: PathBuf,
     log: PathBuf,
     /// Where NBD is served over TCP.
-    pub tcp: SocketAddr,
+    pub(crate) tcp: SocketAddr,
     /// Where `/metrics` and `/healthz` are.
-    pub metrics: SocketAddr,
+    pub(crate) metrics: SocketAddr,
 }
 
 /// A port of the loopback that was free a moment ago. Counted up from below the range from which
@@ -55,7 +55,7 @@ fn free_address() -> SocketAddr {
 
 impl Rig {
     /// Fresh directories, and these volumes (`NAME:SIZE`) to create.
-    pub fn new(volumes: &[&str]) -> Self {
+    pub(crate) fn new(volumes: &[&str]) -> Self {
         // On the disk of the work tree: a tmpfs would make every write durable at once.
         let root = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for the test");
         let runtime = TempDir::new_in("/dev/shm").expect("a directory on a tmpfs");
@@ -69,34 +69,34 @@ impl Rig {
     }
 
     /// The same with another data directory, on a small file system say.
-    pub fn with_data(mut self, data: PathBuf) -> Self {
+    pub(crate) fn with_data(mut self, data: PathBuf) -> Self {
         self.data = data;
         self
     }
 
     /// Adds flags for every start from now on.
-    pub fn with_flags(mut self, flags: &[&str]) -> Self {
+    pub(crate) fn with_flags(mut self, flags: &[&str]) -> Self {
         self.extra.extend(flags.iter().map(|&flag| flag.to_owned()));
         self
     }
 
     /// The data directory.
-    pub fn data(&self) -> &Path {
+    pub(crate) fn data(&self) -> &Path {
         &self.data
     }
 
     /// A path for the test's own files.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
     /// Starts the daemon and waits until it serves.
-    pub fn start(&self) -> Daemon {
+    pub(crate) fn start(&self) -> Daemon {
         self.start_with(&[], "")
     }
 
     /// The same with more flags and failpoints, for this start only.
-    pub fn start_with(&self, flags: &[&str], failpoints: &str) -> Daemon {
+    pub(crate) fn start_with(&self, flags: &[&str], failpoints: &str) -> Daemon {
         let mut daemon = self.spawn(flags, failpoints);
         let ready = |daemon: &Daemon| daemon.healthy() && daemon.listens();
         if let Some(status) = daemon.await_ready(ready) {
@@ -107,7 +107,7 @@ impl Rig {
 
     /// Starts on something that is damaged: the daemon serves what it can, healthy or not, or ends
     /// with an error; then what it said.
-    pub fn start_or_refuse(&self, flags: &[&str]) -> Result<Daemon, String> {
+    pub(crate) fn start_or_refuse(&self, flags: &[&str]) -> Result<Daemon, String> {
         let mut daemon = self.spawn(flags, "");
         match daemon.await_ready(|daemon| daemon.listens() && daemon.controls()) {
             None => Ok(daemon),
@@ -123,7 +123,7 @@ impl Rig {
     }
 
     /// Starts a daemon that must refuse to serve. Gives what it said.
-    pub fn refused(&self, flags: &[&str], failpoints: &str) -> String {
+    pub(crate) fn refused(&self, flags: &[&str], failpoints: &str) -> String {
         let mut daemon = self.spawn(flags, failpoints);
         let status = daemon.ended(READY_LIMIT);
         assert!(
@@ -135,7 +135,7 @@ impl Rig {
     }
 
     /// What a host crash does to the memory that outlives the process.
-    pub fn lose_memory(&self) {
+    pub(crate) fn lose_memory(&self) {
         for entry in fs::read_dir(self.runtime.path())
             .expect("the runtime directory")
             .flatten()
@@ -188,39 +188,39 @@ impl Rig {
 
 impl Daemon {
     /// The NBD socket.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.data.join("nbd.sock")
     }
 
     /// URI of a volume over the unix socket.
-    pub fn uri(&self, volume: &str) -> String {
+    pub(crate) fn uri(&self, volume: &str) -> String {
         format!("nbd+unix:///{volume}?socket={}", self.socket().display())
     }
 
     /// URI of a volume over TCP.
-    pub fn tcp_uri(&self, volume: &str) -> String {
+    pub(crate) fn tcp_uri(&self, volume: &str) -> String {
         format!("nbd://{}/{volume}", self.tcp)
     }
 
     /// A client of ours, connected to a volume.
-    pub fn client(&self, volume: &str) -> NbdClient {
+    pub(crate) fn client(&self, volume: &str) -> NbdClient {
         NbdClient::connect(&self.socket(), volume).expect("a connection to the volume")
     }
 
     /// The same where the volume may not be served.
-    pub fn try_client(&self, volume: &str) -> std::io::Result<NbdClient> {
+    pub(crate) fn try_client(&self, volume: &str) -> std::io::Result<NbdClient> {
         NbdClient::connect(&self.socket(), volume)
     }
 
     /// The operator's command on this daemon.
-    pub fn taipan(&self) -> Program {
+    pub(crate) fn taipan(&self) -> Program {
         Program::new(built("taipan"), Duration::from_secs(120))
             .arg("--data")
             .arg(&self.data)
     }
 
     /// `GET /v1/status`.
-    pub fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         let socket = self.data.join("control.sock");
         let (code, body) = http::get_unix(&socket, "/v1/status").expect("the control API answers");
         assert_eq!(code, 200, "{body}");
@@ -228,50 +228,50 @@ impl Daemon {
     }
 
     /// `GET /metrics`.
-    pub fn metrics_text(&self) -> String {
+    pub(crate) fn metrics_text(&self) -> String {
         let (code, body) = http::get(self.metrics, "/metrics").expect("the metrics server answers");
         assert_eq!(code, 200, "{body}");
         body
     }
 
     /// The process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What it printed and logged.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// Waits for a text in the log.
-    pub fn await_log(&self, text: &str, limit: Duration) {
+    pub(crate) fn await_log(&self, text: &str, limit: Duration) {
         wait_until(&format!("{text:?} in the log"), limit, || {
             self.said().contains(text)
         });
     }
 
     /// `kill -9`.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("the end of taipand");
     }
 
     /// SIGTERM without waiting for the end.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
     }
 
     /// SIGTERM; it must end with status 0.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.terminate();
         let status = self.ended(STOP_LIMIT);
         assert!(status.success(), "after SIGTERM: {status}");
     }
 
     /// Waits for the end.
-    pub fn ended(&mut self, limit: Duration) -> ExitStatus {
+    pub(crate) fn ended(&mut self, limit: Duration) -> ExitStatus {
         let mut status = None;
         wait_until("the end of taipand", limit, || {
             status = self.child.try_wait().expect("the state of taipand");
@@ -281,7 +281,7 @@ impl Daemon {
     }
 
     /// True while the process runs.
-    pub fn alive(&mut self) -> bool {
+    pub(crate) fn alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 

@@ -11,7 +11,7 @@ use super::beside;
 use super::program::Program;
 
 /// A running guest. Killed when dropped.
-pub struct Guest {
+pub(crate) struct Guest {
     qemu: Child,
     stdin: ChildStdin,
     lines: Receiver<String>,
@@ -19,14 +19,14 @@ pub struct Guest {
 }
 
 /// What is built before the guest boots.
-pub struct Image {
+pub(crate) struct Image {
     kernel: String,
     folder: tempfile::TempDir,
 }
 
 impl Image {
     /// Builds the initramfs and the archive of a real tree of at least 200 MB.
-    pub fn build() -> Self {
+    pub(crate) fn build() -> Self {
         let folder = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let limit = Duration::from_secs(120);
         let kernel = Program::new(beside("guest/build-initramfs"), limit)
@@ -44,7 +44,7 @@ impl Image {
 
     /// Boots a scenario of `guest/init`. `port` is where the host serves NBD; `volume` holds the
     /// QEMU arguments that attach the volume as a disk, if it is to be one.
-    pub fn boot(&self, scenario: &str, port: u16, volume: &[String]) -> Guest {
+    pub(crate) fn boot(&self, scenario: &str, port: u16, volume: &[String]) -> Guest {
         let tree = format!(
             "driver=file,node-name=tree,read-only=on,filename={}",
             self.folder.path().join("tree.tar").display()
@@ -110,7 +110,7 @@ impl Guest {
     }
 
     /// Waits until the guest says `step`. Gives the line.
-    pub fn await_step(&mut self, step: &str, limit: Duration) -> String {
+    pub(crate) fn await_step(&mut self, step: &str, limit: Duration) -> String {
         loop {
             match self.lines.recv_timeout(limit) {
                 Ok(line) => {
@@ -134,12 +134,12 @@ impl Guest {
     }
 
     /// Sends the guest a line.
-    pub fn tell(&mut self, word: &str) {
+    pub(crate) fn tell(&mut self, word: &str) {
         writeln!(self.stdin, "{word}").expect("the guest reads");
     }
 
     /// Waits for the power-off. Gives all that the guest printed.
-    pub fn ended(mut self) -> String {
+    pub(crate) fn ended(mut self) -> String {
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(30)) {
             self.seen.push(line);
         }

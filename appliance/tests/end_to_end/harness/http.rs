@@ -9,14 +9,14 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Status code and body of `GET path` from a TCP address.
-pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     ask(stream, path)
 }
 
 /// Status code and body of `GET path` from a unix socket.
-pub fn get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
+pub(crate) fn get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
     ask(stream, path)

@@ -7,25 +7,25 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 /// A program and its arguments, not yet run.
-pub struct Program {
+pub(crate) struct Program {
     command: Command,
     shown: String,
 }
 
 /// What a program left.
-pub struct Ended {
+pub(crate) struct Ended {
     /// How it ended.
-    pub status: ExitStatus,
+    pub(crate) status: ExitStatus,
     /// Standard output.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// Standard error.
-    pub stderr: String,
+    pub(crate) stderr: String,
     shown: String,
 }
 
 impl Program {
     /// `program`, to be killed after `limit`.
-    pub fn new(program: impl AsRef<OsStr>, limit: Duration) -> Self {
+    pub(crate) fn new(program: impl AsRef<OsStr>, limit: Duration) -> Self {
         let mut command = Command::new("timeout");
         command
             .arg("--kill-after=5")
@@ -37,7 +37,7 @@ impl Program {
     }
 
     /// Adds one argument.
-    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.shown.push(' ');
         self.shown.push_str(&argument.as_ref().to_string_lossy());
         self.command.arg(argument);
@@ -45,7 +45,7 @@ impl Program {
     }
 
     /// Adds arguments separated by white space.
-    pub fn args(mut self, line: &str) -> Self {
+    pub(crate) fn args(mut self, line: &str) -> Self {
         for word in line.split_whitespace() {
             self = self.arg(word);
         }
@@ -53,19 +53,19 @@ impl Program {
     }
 
     /// Sets a variable of the environment.
-    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
 
     /// Sets the working directory.
-    pub fn within(mut self, folder: &Path) -> Self {
+    pub(crate) fn within(mut self, folder: &Path) -> Self {
         self.command.current_dir(folder);
         self
     }
 
     /// Runs it to its end, whatever that is.
-    pub fn run(mut self) -> Ended {
+    pub(crate) fn run(mut self) -> Ended {
         let output = self.command.output().expect("coreutils' timeout runs");
         Ended {
             status: output.status,
@@ -76,14 +76,14 @@ impl Program {
     }
 
     /// Runs it; fails the test unless it succeeds. Gives its standard output.
-    pub fn succeed(self) -> String {
+    pub(crate) fn succeed(self) -> String {
         let ended = self.run();
         assert!(ended.status.success(), "{ended}");
         ended.stdout
     }
 
     /// Runs it; fails the test unless it fails by itself. Gives both outputs together.
-    pub fn fail(self) -> String {
+    pub(crate) fn fail(self) -> String {
         let ended = self.run();
         // 124 and 137: the time limit, which is a hang and not an answer.
         let hung = matches!(ended.status.code(), Some(124 | 137) | None);

@@ -12,13 +12,13 @@ use super::program::Program;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A file system of a few MiB.
-pub struct SmallDisk {
+pub(crate) struct SmallDisk {
     mount: TempDir,
 }
 
 impl SmallDisk {
     /// Mounts it.
-    pub fn new(mib: u64) -> Self {
+    pub(crate) fn new(mib: u64) -> Self {
         let mount = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let disk = Self { mount };
         disk.mount_with(&format!("size={mib}m"));
@@ -26,7 +26,7 @@ impl SmallDisk {
     }
 
     /// Makes it larger, with what it holds.
-    pub fn grow(&self, mib: u64) {
+    pub(crate) fn grow(&self, mib: u64) {
         self.mount_with(&format!("remount,size={mib}m"));
     }
 
@@ -40,12 +40,12 @@ impl SmallDisk {
     }
 
     /// A path on it.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.mount.path().join(name)
     }
 
     /// Takes all the room there is.
-    pub fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut ballast = File::create(self.path("ballast")).unwrap();
         let block = [0x55; 1 << 16];
         while ballast.write_all(&block).is_ok() {}
