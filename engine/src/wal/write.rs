@@ -194,12 +194,14 @@ impl ShardLog {
         assert_eq!((batch.file_offset, dsync), (write.file_offset, write.dsync));
         self.writer.in_flight -= 1;
         self.writer.order += 1;
+        let draining = matches!(self.writer.health, Health::Draining { .. });
         batch.state = match result {
             Ok(()) if dsync => State::Durable,
-            Ok(()) => State::Written {
+            Ok(()) if !draining => State::Written {
                 order: self.writer.order,
             },
-            Err(_) => State::Queued,
+            // Written once more, whatever became of it.
+            Ok(()) | Err(_) => State::Queued,
         };
         match result {
             Ok(()) => self.advance(),
@@ -338,11 +340,26 @@ impl ShardLog {
         match self.writer.health {
             Health::Good => {
                 self.close();
+                self.distrust_written();
                 self.writer.health = Health::Draining { code };
             }
             Health::Draining { .. } | Health::Failed { .. } => {}
             Health::Rewriting { .. } => self.fail(code),
         }
+    }
+
+    /// After an error a barrier that succeeds says nothing about what was written before: the
+    /// failed one may have dropped it. So no barrier covers it any more.
+    fn distrust_written(&mut self) {
+        let mut number = self.durable_through.next();
+        while number <= self.last() {
+            let batch = self.batches.get_mut(number);
+            if matches!(batch.state, State::Written { .. }) {
+                batch.state = State::Queued;
+            }
+            number = number.next();
+        }
+        self.writer.written_through = self.durable_through;
     }
 
     fn fail(&mut self, code: i32) {

@@ -180,12 +180,12 @@ impl Walk<'_, '_> {
                 continue;
             };
             let offset = copies[0].header.file_offset;
-            match copies.iter().map(|copy| self.take(copy)).reduce(Result::or) {
-                Some(Ok(())) => {}
-                Some(Err(refused)) if number <= self.durable => {
+            match self.take_one(copies) {
+                Ok(()) => {}
+                Err(refused) if number <= self.durable => {
                     self.refuse(number, offset, &refused);
                 }
-                _ => break,
+                Err(_) => break,
             }
             number = number.next();
         }
@@ -213,22 +213,38 @@ impl Walk<'_, '_> {
         self.chain = None;
     }
 
-    /// Accepts the batch unless something is wrong with it.
-    fn take(&mut self, candidate: &Candidate) -> Result<(), Refused> {
-        let header = &candidate.header;
-        if self
-            .batches
-            .last()
-            .is_some_and(|batch| batch.number == header.number)
-        {
-            return Ok(());
+    /// Accepts one of the copies of a batch, the newest whose blocks are whole.
+    fn take_one(&mut self, copies: &[Candidate]) -> Result<(), Refused> {
+        let durable = copies[0].header.number <= self.durable;
+        // A lone durable batch is what was durable. Of several copies any may be the torn one.
+        let check = !durable || copies.len() > 1;
+        let mut outcome = Err(Refused::Torn);
+        for copy in copies {
+            outcome = self.take(copy, check);
+            if outcome.is_ok() {
+                return outcome;
+            }
         }
+        if durable && check {
+            // Then one of them rotted since; a read of the block finds that.
+            outcome = copies
+                .iter()
+                .map(|copy| self.take(copy, false))
+                .find(Result::is_ok)
+                .unwrap_or(outcome);
+        }
+        outcome
+    }
+
+    /// Accepts the batch unless something is wrong with it.
+    fn take(&mut self, candidate: &Candidate, check_payload: bool) -> Result<(), Refused> {
+        let header = &candidate.header;
         let table = candidate.table.as_ref().ok_or(Refused::Torn)?;
         if self.chain.is_some_and(|crc| crc != header.previous_crc) {
             return Err(Refused::BrokenChain);
         }
         let last_lsn = self.check_records(header, table)?;
-        if header.number > self.durable {
+        if check_payload {
             self.check_payload(header, table)?;
         }
         self.last_lsn = last_lsn;

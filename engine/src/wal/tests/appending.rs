@@ -203,7 +203,11 @@ fn a_committed_segment_is_released_when_it_is_durable() {
     log.close();
     assert_eq!(log.release(|_, _| true), 0, "nothing is durable");
     write_all(&mut log, true);
-    assert_eq!(log.released_before(), BatchNum(1), "the segment is being filled");
+    assert_eq!(
+        log.released_before(),
+        BatchNum(1),
+        "the segment is being filled"
+    );
     append(&mut log, 3, 16).unwrap();
     log.close();
     write_all(&mut log, true);

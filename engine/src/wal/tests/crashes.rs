@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..8).prop_map(|which| Step::FailWrite { which }),
         5 => Just(Step::BarrierStart),
         5 => Just(Step::BarrierFinish),
-        1 => Just(Step::FailBarrier),
+        2 => Just(Step::FailBarrier),
         2 => Just(Step::Commit),
         3 => Just(Step::Settle),
         2 => Just(Step::Crash(Crash::Power)),
@@ -107,7 +107,7 @@ fn config(cases: u32, seed: u64) -> Config {
 }
 
 proptest! {
-    #![proptest_config(config(300, 1))]
+    #![proptest_config(config(400, 1))]
 
     #[test]
     fn nothing_durable_is_lost_and_nothing_else_appears(

@@ -128,6 +128,24 @@ fn a_copied_batch_is_not_believed() {
     assert_eq!(kinds(&file), [missing(5, 5)]);
 }
 
+/// After an error a batch may be there twice, and its second writing may be the torn one.
+#[test]
+fn a_torn_copy_of_a_durable_batch_is_not_preferred() {
+    let mut file = file(5);
+    let (from, to) = (at(3), FIRST + 3 * (160 << 10));
+    let copy = file[from..at(4)].to_vec();
+    file[to..to + copy.len()].copy_from_slice(&copy);
+    let mut header = BatchHeader::decode(&file[to..]).unwrap();
+    (header.file_offset, header.generation) = (to as u64, 99);
+    header.encode(&mut file[to..]);
+    let third = |file: &[u8]| replay(file).unwrap().batches()[2].file_offset;
+    assert_eq!(third(&file), to as u64, "the newest that is whole");
+    file[to + 5000] ^= 1;
+    assert_eq!(third(&file), from as u64, "not the torn one");
+    file[from + 5000] ^= 1;
+    assert_eq!(third(&file), to as u64, "a read finds that it is rotten");
+}
+
 #[test]
 fn another_wal_or_shard_is_not_believed() {
     let file = file(3);

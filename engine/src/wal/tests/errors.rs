@@ -101,6 +101,28 @@ fn a_flush_under_way_during_an_error_proves_nothing() {
 }
 
 #[test]
+fn a_flush_that_succeeds_after_one_that_failed_proves_nothing() {
+    let mut world = three();
+    world.start_write(false);
+    world.finish_write(0, None);
+    world.start_write(false);
+    world.start_barrier();
+    world.finish_barrier(Some(EIO));
+    assert_eq!(health(&world), Health::Draining { code: EIO });
+    world.start_barrier();
+    world.finish_barrier(None);
+    assert_eq!(
+        world.log.durable_through(),
+        BatchNum(0),
+        "the first flush dropped batch 1"
+    );
+    world.finish_write(0, None);
+    world.settle();
+    assert_eq!(world.log.durable_through(), BatchNum(3));
+    world.crash(Crash::Power);
+}
+
+#[test]
 fn a_second_error_fails_closed_and_reads_go_on() {
     let mut world = three();
     world.start_write(false);
