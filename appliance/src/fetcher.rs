@@ -117,7 +117,7 @@ impl Worker {
     fn run(self) {
         while let Ok(Job { fetch, reply }) = self.queue.recv() {
             let blocks = self.fetch_until_deadline(&fetch).map_err(|error| {
-                tracing::error!(volume = %fetch.volume, chunk = fetch.chunk.0, %error, "read failed");
+                tracing::error!(volume = %fetch.volume, %error, "read failed");
                 Failure::Io
             });
             reply.send(CoreMessage::Fetched {

@@ -163,10 +163,10 @@ pub struct Uploader {
 
 /// Where the uploader shares its CPU with a data core, foreground work goes first. Its share is
 /// small, not zero: a log that is never packed fills up.
-fn give_way() {
+pub(crate) fn give_way() {
     let shared = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 2);
     if shared && let Err(error) = rustix::process::setpriority_process(None, NICE_WHEN_SHARED) {
-        tracing::warn!(%error, "the uploader's priority could not be lowered");
+        tracing::warn!(%error, "a background thread's priority could not be lowered");
     }
 }
 
@@ -311,7 +311,8 @@ impl Uploader {
         }
         self.cut_started_ms = now_ms;
         self.metrics.uploader().cuts.add(1);
-        tracing::debug!(epoch = %cut.epoch, reason = ?cut.reason, bytes = load.pending_bytes, "cut");
+        let bytes = load.pending_bytes;
+        tracing::debug!(epoch = %cut.epoch, reason = ?cut.reason, bytes, "cut");
         for core in &self.cores {
             core.send(CoreMessage::Seal);
         }

@@ -23,7 +23,8 @@ def rows(bench, lines):
 def markdown(bench, lines, facts):
     """The report, and the lines below their floor."""
     out = [
-        "| line | client | taipand | p50 / p99 / p99.9 / max µs (of the FLUSH, if any) | peers: rate, taipand's ratio (floor)"
+        "| line | client | taipand | p50 / p99 / p99.9 / max µs (of the FLUSH, if any) | peers: "
+        "rate, taipand's ratio (floor)"
         " | server CPU µs per request: data cores / process; peers | client CPU |",
         "|---|---|---|---|---|---|---|",
     ]

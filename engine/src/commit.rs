@@ -1,5 +1,6 @@
 //! The commit protocol: when to cut ([`Coordinator`]), and how the cut of one volume becomes
-//! chunks, a manifest and new leaves ([`VolumeCommit`]). Both are sans-IO; `docs/internals/commit.md`.
+//! chunks, a manifest and new leaves ([`VolumeCommit`]). Both are sans-IO; see
+//! `docs/internals/commit.md`.
 
 mod coordinator;
 mod outcome;

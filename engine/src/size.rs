@@ -19,9 +19,9 @@ const UNITS: [(&str, u32); 5] = [
 /// Longest text that is looked at; longer ones are refused unread.
 const TEXT_BYTES_MAX: usize = 32;
 
-/// Parses a size in bytes: digits, then nothing, `B`, `KiB`…`PiB` or the short `K`…`P` (also binary,
-/// as in QEMU). A space before the unit, any case and `_` between digits are accepted; fractions and the
-/// ambiguous `KB`…`PB` are refused with the reason.
+/// Parses a size in bytes: digits, then nothing, `B`, `KiB`…`PiB` or the short `K`…`P` (binary too,
+/// as in QEMU). A space before the unit, any case and `_` between digits are accepted; fractions
+/// and the ambiguous `KB`…`PB` are refused with the reason.
 pub fn parse(text: &str) -> Result<u64> {
     let refuse = |why: &str| {
         let shown: String = text.chars().take(TEXT_BYTES_MAX).collect();

@@ -1,4 +1,5 @@
-//! An NBD server over a unix socket or TCP that keeps one export in memory and can be told to go wrong.
+//! An NBD server over a unix socket or TCP that keeps one export in memory and can be told to go
+//! wrong.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -1,5 +1,5 @@
-//! The backend as recovery and takeover see it: faults, and late requests of dead lives that land in
-//! between.
+//! The backend as recovery and takeover see it: faults, and late requests of dead lives that land
+//! in between.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,12 +21,15 @@ pub(super) enum Late {
 impl Late {
     pub(super) fn land(self, objects: &MemBackend) {
         let landed = match self {
-            Self::Put(key, body) => {
-                objects.put_if_absent(&key, body).now_or_never().map(|put| put.map(|_| ()))
-            }
+            Self::Put(key, body) => objects
+                .put_if_absent(&key, body)
+                .now_or_never()
+                .map(|put| put.map(|_| ())),
             Self::Delete(key) => objects.delete(&key).now_or_never(),
         };
-        landed.expect("memory answers at once").expect("memory does not fail");
+        landed
+            .expect("memory answers at once")
+            .expect("memory does not fail");
     }
 }
 

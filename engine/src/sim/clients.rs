@@ -1,5 +1,5 @@
-//! Clients and their connections: they stay alive over the appliance's lives, reconnect, and hold it
-//! to what it answered. Mirrors `appliance::connection` on the server's side.
+//! Clients and their connections: they stay alive over the appliance's lives, reconnect, and hold
+//! it to what it answered. Mirrors `appliance::connection` on the server's side.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

@@ -102,7 +102,7 @@ impl Lattice {
                     return Ok(id);
                 }
                 Err(format!(
-                    "volume {} block {} cell {cell}: mixed or foreign bytes, they start like write {id}",
+                    "volume {} block {} cell {cell}: mixed or foreign bytes, start like {id}",
                     self.volume,
                     self.block(cell)
                 ))
