@@ -36,9 +36,14 @@ use crate::opening::{Opened, open_volume};
 use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
 use crate::service::{Service, ServiceParts, Threads};
 use crate::sync_mode::SyncChoice;
-use crate::uploader::{UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState};
+use crate::uploader::{
+    UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
+};
 use crate::watchdog::Watchdog;
 
+/// What an operator is told of a volume whose answered writes may be gone.
+const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH of their client \
+                          may be missing; decide with `taipan volume set --on-lost-cache`";
 /// Batch memory is cleared in steps of this.
 const POPULATE_BYTES: usize = 1 << 20;
 
@@ -77,7 +82,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
-    let recovered = recover(replayed, &parts, &volumes)?;
+    let recovered = recover(replayed, &volumes)?;
     let memory_survived = recovered.memory_survived;
     let figures = recovered.figures;
     let metrics = Arc::new(Metrics::new(config.cores.data.len()));
@@ -133,7 +138,7 @@ fn open_all(
         let slot = VolumeSlot(index as u32);
         let opened = block_on(open_volume(backend, heads, named.id, stamped));
         volumes.push(match opened {
-            Ok(opened) => judge(slot, opened, replayed),
+            Ok(opened) => judge(slot, opened, replayed, heads)?,
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => refuse(slot, named, heads, &error),
         });
@@ -142,8 +147,14 @@ fn open_all(
 }
 
 /// Decides whether and how an opened volume is served.
-fn judge(slot: VolumeSlot, opened: Opened, replayed: &Replayed) -> BootVolume {
-    let intact = opened.was_clean || replayed.memory_survived;
+fn judge(
+    slot: VolumeSlot,
+    mut opened: Opened,
+    replayed: &Replayed,
+    heads: &LocalHeads,
+) -> Result<BootVolume> {
+    let survived = opened.was_clean || replayed.memory_survived;
+    let intact = survived && !opened.local.lost_cache;
     let mut volume = Volume::serving(slot, &opened.local, intact);
     let id = volume.id;
     if replayed.has_foreign(id, |epoch| opened.local.fate(epoch)) {
@@ -152,41 +163,28 @@ fn judge(slot: VolumeSlot, opened: Opened, replayed: &Replayed) -> BootVolume {
             .to_owned();
         tracing::error!(volume = %volume.name, cause, "volume refused");
         volume.set_state(VolumeState::Refused, Some(cause));
-        return BootVolume {
+        return Ok(BootVolume {
             volume: Arc::new(volume),
             opened: None,
-        };
+        });
     }
-    if intact {
-        return BootVolume {
-            volume: Arc::new(volume),
-            opened: Some(opened),
+    if !intact {
+        tracing::error!(volume = %volume.name, cause = LOST_CACHE, "lineage is broken");
+        // Remembered, so that another start does not take the volume for whole.
+        opened.local.lost_cache = true;
+        heads.save(&opened.local)?;
+        let state = match volume.settings().on_lost_cache {
+            OnLostCache::Continue => VolumeState::Online,
+            OnLostCache::ReadOnly => VolumeState::ReadOnly,
+            OnLostCache::Refuse => VolumeState::Refused,
         };
+        *volume.read_only.get_mut() = state != VolumeState::Online;
+        volume.set_state(state, Some(LOST_CACHE.to_owned()));
     }
-    let cause = "the host crashed: writes answered after the last FLUSH of their client may be \
-                 missing"
-        .to_owned();
-    tracing::error!(volume = %volume.name, cause, "lineage is broken");
-    let policy = volume.settings().on_lost_cache;
-    let keep = match policy {
-        OnLostCache::Continue => {
-            volume.set_state(VolumeState::Online, Some(cause));
-            true
-        }
-        OnLostCache::ReadOnly => {
-            *volume.read_only.get_mut() = true;
-            volume.set_state(VolumeState::ReadOnly, Some(cause));
-            true
-        }
-        OnLostCache::Refuse => {
-            volume.set_state(VolumeState::Refused, Some(cause));
-            false
-        }
-    };
-    BootVolume {
+    Ok(BootVolume {
         volume: Arc::new(volume),
-        opened: keep.then_some(opened),
-    }
+        opened: Some(opened),
+    })
 }
 
 fn refuse(slot: VolumeSlot, named: NamedVolume, heads: &LocalHeads, error: &Error) -> BootVolume {
@@ -215,7 +213,7 @@ struct Recovered {
     forgotten: Vec<VolumeId>,
 }
 
-fn recover(replayed: Replayed, parts: &Parts<'_>, volumes: &[BootVolume]) -> Result<Recovered> {
+fn recover(replayed: Replayed, volumes: &[BootVolume]) -> Result<Recovered> {
     let mut overlays = HashMap::new();
     for boot in volumes {
         let Some(opened) = &boot.opened else { continue };
@@ -239,19 +237,18 @@ fn recover(replayed: Replayed, parts: &Parts<'_>, volumes: &[BootVolume]) -> Res
             ..
         }) => opened.local.fate(epoch) == RecordFate::Replay,
     };
-    let (shards, figures, files) =
-        replayed.resume(&parts.runtime_dir, wanted, |shard, id, record| {
-            let Some(overlay) = overlays.get_mut(&(id, shard)) else {
-                return;
-            };
-            if record.points.is_empty() {
-                overlay.insert_zero(record.blocks, record.lsn);
-                return;
-            }
-            for (local, point) in record.blocks.zip(record.points) {
-                overlay.insert_point(taipan_engine::block::LocalBlock(local), point);
-            }
-        })?;
+    let (shards, figures, files) = replayed.resume(wanted, |shard, id, record| {
+        let Some(overlay) = overlays.get_mut(&(id, shard)) else {
+            return;
+        };
+        if record.points.is_empty() {
+            overlay.insert_zero(record.blocks, record.lsn);
+            return;
+        }
+        for (local, point) in record.blocks.zip(record.points) {
+            overlay.insert_point(taipan_engine::block::LocalBlock(local), point);
+        }
+    })?;
     Ok(Recovered {
         shards,
         overlays,
@@ -477,6 +474,7 @@ impl Assembly {
 fn populate(arenas: &[ArenaReader]) {
     let arenas = arenas.to_vec();
     let clear = move || {
+        give_way();
         let longest = arenas.iter().map(ArenaReader::bytes_len).max().unwrap_or(0);
         for offset in (0..longest).step_by(POPULATE_BYTES) {
             for arena in arenas.iter().filter(|arena| offset < arena.bytes_len()) {

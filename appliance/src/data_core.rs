@@ -666,9 +666,9 @@ impl DataCore {
     fn report(&self) -> CoreReport {
         let mut report = CoreReport::default();
         for (position, shard) in self.core.shards().iter().enumerate() {
-            let (overlay, base, _) = shard.index_bytes();
-            report.overlay_bytes += overlay as u64;
-            report.base_bytes += base as u64;
+            let index = shard.index_bytes();
+            report.overlay_bytes += index.overlay as u64;
+            report.warm_bytes += index.warm as u64;
             let log = shard.log();
             let stats = log.stats();
             report.shards.push(ShardStatus {

@@ -122,8 +122,8 @@ pub struct CoreReport {
     pub uncommitted_blocks: Vec<(VolumeSlot, u64)>,
     /// Heap bytes of the overlays.
     pub overlay_bytes: u64,
-    /// Heap bytes of the committed index.
-    pub base_bytes: u64,
+    /// Heap bytes of the directory of batch memory as a read cache.
+    pub warm_bytes: u64,
 }
 
 /// The sending side of a core's inbox. Everything in it is bounded by what its senders may have

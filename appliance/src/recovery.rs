@@ -4,18 +4,21 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 
 use taipan_engine::arena::{Arena, ArenaReader};
 use taipan_engine::block::ShardId;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
-use taipan_engine::identity::{Epoch, Lsn, VolumeId};
+use taipan_engine::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, Point};
 use taipan_engine::registry::RecordFate;
 use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
-use taipan_engine::wal::region_files::{boot_id, create_region, list_regions};
+use taipan_engine::wal::region_files::{
+    RegionFile, boot_id, create_region, list_regions, region_name,
+};
 use taipan_engine::wal::{
-    Content, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, recover_shard,
+    BootId, Content, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, recover_shard,
 };
 
 /// Shards are replayed by so many threads.
@@ -27,6 +30,8 @@ pub struct Replayed {
     dir: PathBuf,
     config: LogConfig,
     shards: Vec<(LogIdentity, Recovered)>,
+    /// Fresh regions of this process, by shard.
+    regions: Vec<File>,
     old_regions: Vec<PathBuf>,
     /// Whether the memory of the process before is there for every shard.
     pub memory_survived: bool,
@@ -68,33 +73,20 @@ impl Replayed {
         let found = list_regions(runtime_dir)?;
         let memory_survived =
             ShardId::all().all(|shard| found.iter().any(|region| region.shard == shard));
-        let mut shards = Vec::new();
-        let ids: Vec<ShardId> = ShardId::all().collect();
-        for group in ids.chunks(REPLAY_THREADS) {
-            let replayed: Vec<Result<(LogIdentity, Recovered)>> = std::thread::scope(|scope| {
-                let mut threads = Vec::new();
-                for shard in group {
-                    let identity = files.identity(*shard, boot);
-                    let paths = found.iter().filter(|region| region.shard == identity.shard);
-                    let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
-                    let files = &files;
-                    threads.push(scope.spawn(move || replay_shard(files, identity, &paths)));
-                }
-                threads
-                    .into_iter()
-                    .map(|t| t.join().expect("replay does not panic"))
-                    .collect()
-            });
-            for shard in replayed {
-                shards.push(shard?);
-            }
-        }
+        let incarnation = files.state().incarnation;
+        let (regions, shards) = std::thread::scope(|scope| {
+            // The kernel takes its time to find the memory: beside the replay.
+            let regions = scope.spawn(|| create_regions(runtime_dir, incarnation, &config));
+            let shards = replay_all(&files, boot, &found);
+            (regions.join().expect("no panic"), shards)
+        });
         let old_regions = found.into_iter().map(|region| region.path).collect();
         Ok(Self {
             files,
             dir: dir.to_owned(),
             config,
-            shards,
+            shards: shards?,
+            regions: regions?,
             old_regions,
             memory_survived,
         })
@@ -177,7 +169,6 @@ impl Replayed {
     /// needed, `enter` is told where its blocks are now.
     pub fn resume(
         self,
-        runtime_dir: &Path,
         wanted: impl Fn(VolumeId, Epoch) -> bool,
         mut enter: impl FnMut(ShardId, VolumeId, Recovery),
     ) -> Result<(Vec<ReadyShard>, RecoveryFigures, WalFiles)> {
@@ -196,8 +187,7 @@ impl Replayed {
             }
             let shard = identity.shard;
             let bytes = self.config.arena_bytes;
-            let region = create_region(runtime_dir, identity.incarnation, shard, bytes)?;
-            let arena = Arena::map_file(&region, bytes)?;
+            let arena = Arena::map_file(&self.regions[shard.index()], bytes)?;
             let mut log = ShardLog::resume(identity, self.config, arena, &found)?;
             let file = self.files.file(shard);
             write_out(&mut log, file)?;
@@ -253,6 +243,45 @@ pub struct Recovery {
     pub blocks: std::ops::Range<u64>,
     /// Where its blocks are now; empty for a mark.
     pub points: Vec<Point>,
+}
+
+fn replay_all(
+    files: &WalFiles,
+    boot: BootId,
+    found: &[RegionFile],
+) -> Result<Vec<(LogIdentity, Recovered)>> {
+    let mut shards = Vec::new();
+    let ids: Vec<ShardId> = ShardId::all().collect();
+    for group in ids.chunks(REPLAY_THREADS) {
+        let replayed: Vec<Result<(LogIdentity, Recovered)>> = std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for shard in group {
+                let identity = files.identity(*shard, boot);
+                let paths = found.iter().filter(|region| region.shard == identity.shard);
+                let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
+                threads.push(scope.spawn(move || replay_shard(files, identity, &paths)));
+            }
+            let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("replay does not panic");
+            threads.into_iter().map(join).collect()
+        });
+        for shard in replayed {
+            shards.push(shard?);
+        }
+    }
+    Ok(shards)
+}
+
+/// Fresh regions for all shards; what a failed attempt made is removed again.
+fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> Result<Vec<File>> {
+    let create = |shard| create_region(dir, incarnation, shard, config.arena_bytes);
+    let regions: Result<Vec<File>> = ShardId::all().map(create).collect();
+    if regions.is_err() {
+        for shard in ShardId::all() {
+            // Only those made just now are there under this name.
+            let _ = fs::remove_file(dir.join(region_name(incarnation, shard)));
+        }
+    }
+    regions
 }
 
 fn replay_shard(

@@ -380,6 +380,7 @@ impl Appliance for Shared {
                 budget_bytes: parts.budget.total_bytes(),
                 parts: parts.budget.parts(),
                 index_bytes: overlays + bases,
+                cache_directory_bytes: reports.iter().map(|report| report.warm_bytes).sum(),
                 resident_bytes: resident_bytes(),
             },
             recovery: self

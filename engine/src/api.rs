@@ -329,6 +329,9 @@ pub struct MemoryStatus {
     pub parts: Vec<MemoryPart>,
     /// Extent indexes of all volumes: the one part that grows with mapped data.
     pub index_bytes: u64,
+    /// Which committed blocks batch memory still holds; bounded by that memory.
+    #[serde(default)]
+    pub cache_directory_bytes: u64,
     /// Resident set of the process.
     pub resident_bytes: u64,
 }

@@ -52,13 +52,18 @@ pub fn arm_from_environment() -> Result<usize, String> {
 pub fn arm(text: &str) -> Result<usize, String> {
     let mut points = HashMap::new();
     for part in text.split(';').filter(|part| !part.trim().is_empty()) {
-        let (name, action) =
-            part.trim().split_once('=').ok_or_else(|| format!("failpoint {part:?} has no '='"))?;
+        let (name, action) = part
+            .trim()
+            .split_once('=')
+            .ok_or_else(|| format!("failpoint {part:?} has no '='"))?;
         let name = NAMES
             .into_iter()
             .find(|known| *known == name)
             .ok_or_else(|| format!("failpoint {name:?} is none of {NAMES:?}"))?;
-        points.insert(name, parse(action).ok_or_else(|| format!("bad action {action:?}"))?);
+        points.insert(
+            name,
+            parse(action).ok_or_else(|| format!("bad action {action:?}"))?,
+        );
     }
     let count = points.len();
     let mutex = POINTS.get_or_init(Mutex::default);
@@ -92,15 +97,23 @@ fn parse(text: &str) -> Option<Point> {
 /// `kill -9`.
 #[inline]
 pub fn hit(name: &'static str) -> io::Result<()> {
-    if ARMED.load(Ordering::Relaxed) { fire(name) } else { Ok(()) }
+    if ARMED.load(Ordering::Relaxed) {
+        fire(name)
+    } else {
+        Ok(())
+    }
 }
 
 #[cold]
 fn fire(name: &'static str) -> io::Result<()> {
-    let Some(mutex) = POINTS.get() else { return Ok(()) };
+    let Some(mutex) = POINTS.get() else {
+        return Ok(());
+    };
     let action = {
         let mut points = mutex.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(point) = points.get_mut(name) else { return Ok(()) };
+        let Some(point) = points.get_mut(name) else {
+            return Ok(());
+        };
         if point.skip > 0 {
             point.skip -= 1;
             return Ok(());

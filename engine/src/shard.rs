@@ -12,6 +12,17 @@ use crate::wal::{MarkKind, PlaceMap, RecordHead, ShardLog, Shortage};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeSlot(pub u32);
 
+/// Heap memory of one shard's index, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexBytes {
+    /// Uncommitted blocks: bounded by the WAL.
+    pub overlay: usize,
+    /// Committed blocks still in batch memory: bounded by that memory.
+    pub warm: usize,
+    /// Committed blocks.
+    pub base: usize,
+}
+
 /// Where the newest version of a block is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
@@ -272,14 +283,14 @@ impl Shard {
         (volume.active.points_len() + frozen.sum::<usize>()) as u64
     }
 
-    /// Bytes of heap that the index of all volumes takes: (overlay, base, mapped blocks of base).
-    pub fn index_bytes(&self) -> (usize, usize, u64) {
-        let mut sum = (0, 0, 0);
+    /// Memory of the index of all volumes.
+    pub fn index_bytes(&self) -> IndexBytes {
+        let mut sum = IndexBytes::default();
         for volume in self.volumes.iter().flatten() {
             let frozen = volume.frozen.iter().map(|(_, layer)| layer.heap_bytes());
-            sum.0 += volume.active.heap_bytes() + volume.warm.heap_bytes() + frozen.sum::<usize>();
-            sum.1 += volume.base.heap_bytes();
-            sum.2 += volume.base.mapped_blocks();
+            sum.overlay += volume.active.heap_bytes() + frozen.sum::<usize>();
+            sum.warm += volume.warm.heap_bytes();
+            sum.base += volume.base.heap_bytes();
         }
         sum
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Sender, bounded};
+use taipan_engine::api::VolumeState;
 use taipan_engine::block::ShardId;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::index::Overlay;
 use taipan_engine::registry::{self, VolumeSeed};
-use taipan_engine::volume::{VolumeName, VolumeSettings};
+use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 use super::{Drain, UploadVolume, Uploader};
 use crate::directory::Volume;
@@ -185,6 +186,13 @@ impl Uploader {
         let head = registry::configure(&*self.means.backend, upload.head(), &settings).await?;
         let mut local = upload.local.clone();
         local.advance(&head);
+        let decided = settings.on_lost_cache != OnLostCache::Refuse
+            && settings.on_lost_cache != upload.head().settings.on_lost_cache;
+        let state = match settings.on_lost_cache {
+            OnLostCache::ReadOnly => VolumeState::ReadOnly,
+            OnLostCache::Continue | OnLostCache::Refuse => VolumeState::Online,
+        };
+        let serve = decided && std::mem::take(&mut local.lost_cache);
         self.means.heads.save(&local)?;
         upload.adopt(head, local);
         // Durable before anybody can see it.
@@ -194,6 +202,12 @@ impl Uploader {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         *current = settings.clone();
         drop(current);
+        if serve {
+            volume
+                .read_only
+                .store(state == VolumeState::ReadOnly, Ordering::Release);
+            volume.set_state(state, None);
+        }
         let read_only = volume.read_only.load(Ordering::Acquire);
         for core in &self.cores {
             let (slot, ack_mode) = (volume.slot, settings.ack);
@@ -251,6 +265,8 @@ impl Uploader {
         }
         for upload in self.volumes.values_mut() {
             upload.local.clean = true;
+            let undecided = upload.local.settings.on_lost_cache == OnLostCache::Refuse;
+            upload.local.lost_cache &= undecided;
             self.means.heads.save(&upload.local)?;
         }
         Ok(())

@@ -173,7 +173,10 @@ impl Overlay {
         let zeros = std::mem::take(&mut self.zeros);
         self.points.retain(|entry| {
             let local = u64::from(entry.local);
-            let zero = zeros.range(..=local).next_back().filter(|(_, zero)| local < zero.end);
+            let zero = zeros
+                .range(..=local)
+                .next_back()
+                .filter(|(_, zero)| local < zero.end);
             zero.is_none_or(|(_, zero)| zero.lsn.0 <= entry.lsn) && keep(entry.point().place)
         });
     }

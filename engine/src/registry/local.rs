@@ -77,6 +77,9 @@ pub struct LocalHead {
     pub committed_epoch: Epoch,
     /// Closed in order: no answered write is outside the WAL and the image.
     pub clean: bool,
+    /// A host crash took answered writes, and nobody has decided yet what that means.
+    #[serde(default)]
+    pub lost_cache: bool,
     /// Takeovers whose outcome is not known, oldest first.
     pub intents: Vec<Intent>,
     /// WAL records that must not be merged, and whether they were copied out.
@@ -103,6 +106,7 @@ impl LocalHead {
             head_crc: 0,
             committed_epoch: Epoch(0),
             clean: true,
+            lost_cache: false,
             intents: Vec::new(),
             quarantine: None,
         }
