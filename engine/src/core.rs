@@ -308,6 +308,15 @@ impl Core {
             return;
         };
         self.committed.insert(volume.id, Epoch(u64::MAX));
+        // The slot may be another volume's before their reads end.
+        for op in self.ops.slots.iter().flatten() {
+            if let PendingOp::Patch(patch) = op
+                && let Some(request) = self.requests.live(patch.request())
+                && patch.slot == slot
+            {
+                request.cancelled = true;
+            }
+        }
         for shard in &mut self.shards {
             shard.remove_volume(slot);
         }
@@ -450,7 +459,9 @@ impl Core {
     /// The client of this request is gone: what is not yet appended never will be. Nothing happens
     /// if it has finished and only its [`Done`] is still on its way.
     pub fn cancel(&mut self, key: RequestKey) {
-        let Some(request) = self.requests.live(key) else { return };
+        let Some(request) = self.requests.live(key) else {
+            return;
+        };
         request.cancelled = true;
         for core in (0..self.cores).filter(|core| *core != self.index) {
             self.effects
@@ -485,8 +496,10 @@ impl Core {
         }
         if request.failure.is_none() && request.durable && !request.needs.is_empty() {
             let needs = request.needs;
-            if self.durability.wait(key, needs, &self.shards) {
-                return;
+            match self.durability.wait(key, needs, &self.shards) {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(failure)) => self.requests.get(key).failure = Some(failure),
             }
         }
         self.finish(key);

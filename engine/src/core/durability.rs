@@ -76,6 +76,8 @@ pub(super) struct Durability {
     undurable: u16,
     opened_ms: [u64; SHARD_COUNT],
     undurable_since_ms: [u64; SHARD_COUNT],
+    /// What was durable when `undurable_since_ms` was set.
+    durable_seen: [BatchNum; SHARD_COUNT],
     /// Batches up to here are written without delay.
     hurry: [BatchNum; SHARD_COUNT],
     writes_in_flight: usize,
@@ -95,6 +97,7 @@ impl Durability {
             undurable: 0,
             opened_ms: [0; SHARD_COUNT],
             undurable_since_ms: [0; SHARD_COUNT],
+            durable_seen: [BatchNum(0); SHARD_COUNT],
             hurry: [BatchNum(0); SHARD_COUNT],
             writes_in_flight: 0,
             barrier_in_flight: false,
@@ -108,10 +111,12 @@ impl Durability {
         &self.policy
     }
 
+    /// Whether a batch is not durable that still may become so.
     pub(super) fn has_undurable(&self, core: &Core) -> bool {
         core.shards
             .iter()
-            .any(|s| s.log().durable_through() < s.log().last())
+            .map(Shard::log)
+            .any(|log| log.durable_through() < log.last() && log.failed().is_none())
     }
 
     /// Whether all needed batches are durable already.
@@ -122,14 +127,30 @@ impl Durability {
             .all(|(p, batch)| shards[p].log().durable_through() >= batch)
     }
 
-    /// Lets the request wait until `needs` are durable; false if they are already.
-    pub(super) fn wait(&mut self, request: RequestKey, needs: Needs, shards: &[Shard]) -> bool {
+    /// Whether a needed batch can never become durable: its log failed before.
+    fn is_lost(needs: &Needs, shards: &[Shard]) -> bool {
+        needs.iter().any(|(p, batch)| {
+            let log = shards[p].log();
+            log.failed().is_some() && log.durable_through() < batch
+        })
+    }
+
+    /// Lets the request wait until `needs` are durable; `Some` when that is decided already.
+    pub(super) fn wait(
+        &mut self,
+        request: RequestKey,
+        needs: Needs,
+        shards: &[Shard],
+    ) -> Option<Result<(), Failure>> {
         if self.is_durable(&needs, shards) {
-            return false;
+            return Some(Ok(()));
+        }
+        if Self::is_lost(&needs, shards) {
+            return Some(Err(Failure::Io));
         }
         self.hurry_up(&needs);
         self.waiters.push_back(Waiter { request, needs });
-        true
+        None
     }
 
     /// Makes the next barrier due at once.
@@ -387,7 +408,8 @@ impl Core {
         let mut marks = Vec::new();
         for (position, shard) in shards.iter().enumerate() {
             let log = shard.log();
-            if log.written_through() > log.durable_through() {
+            // A flush that succeeds after one that failed proves nothing: failed logs stay out.
+            if log.written_through() > log.durable_through() && log.failed().is_none() {
                 files |= 1 << shard.id().index();
                 marks.push((position, log.barrier_mark()));
             }
@@ -431,11 +453,13 @@ impl Core {
     fn after_progress(&mut self, position: usize) {
         let log = self.shards[position].log();
         let bit = 1 << position;
-        if log.durable_through() >= log.last() {
+        if log.durable_through() >= log.last() || log.failed().is_some() {
             self.durability.undurable &= !bit;
-        } else {
+        } else if log.durable_through() > self.durability.durable_seen[position] {
+            // What is left is younger; without progress the age goes on.
             self.durability.undurable_since_ms[position] = self.now_ms;
         }
+        self.durability.durable_seen[position] = log.durable_through();
         if log.has_open() || log.next_queued().is_some() {
             self.durability.dirty |= bit;
         }
@@ -449,10 +473,7 @@ impl Core {
         let mut index = 0;
         while index < self.durability.waiters.len() {
             let waiter = &self.durability.waiters[index];
-            let failed = waiter
-                .needs
-                .iter()
-                .any(|(p, _)| self.shards[p].log().failed().is_some());
+            let failed = Durability::is_lost(&waiter.needs, &self.shards);
             let durable = self.durability.is_durable(&waiter.needs, &self.shards);
             if !durable && !failed {
                 index += 1;

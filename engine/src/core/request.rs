@@ -164,9 +164,15 @@ impl Requests {
             return slot.key;
         }
         let index = self.slots.len() as u32;
-        assert!(index <= SLOT_MASK, "connections bound the requests of a core");
+        assert!(
+            index <= SLOT_MASK,
+            "connections bound the requests of a core"
+        );
         let key = RequestKey(index);
-        self.slots.push(Slot { key, request: Some(request) });
+        self.slots.push(Slot {
+            key,
+            request: Some(request),
+        });
         key
     }
 
@@ -195,7 +201,11 @@ impl Requests {
 
     pub(super) fn is_cancelled(&self, key: RequestKey) -> bool {
         let slot = &self.slots[(key.0 & SLOT_MASK) as usize];
-        slot.key != key || slot.request.as_ref().is_none_or(|request| request.cancelled)
+        slot.key != key
+            || slot
+                .request
+                .as_ref()
+                .is_none_or(|request| request.cancelled)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -53,6 +53,13 @@ pub(super) struct PendingPatch {
     pub(super) at: At,
 }
 
+impl PendingPatch {
+    /// The request that the patch is a part of.
+    pub(super) fn request(&self) -> RequestKey {
+        self.request
+    }
+}
+
 /// How an attempt at one part of a write went.
 #[derive(Clone, Copy)]
 enum Attempt {
