@@ -72,6 +72,8 @@ struct Client {
 pub(super) struct Clients {
     clients: Vec<Client>,
     connections: Vec<Connection>,
+    /// Connections that the server has not closed.
+    open: Vec<u32>,
     next_ticket: u64,
     stopped: bool,
     hot_shard: Option<u32>,
@@ -89,6 +91,7 @@ impl Clients {
         Self {
             clients: (0..plan.clients).map(client).collect(),
             connections: Vec::new(),
+            open: Vec::new(),
             next_ticket: 1,
             stopped: false,
             hot_shard: plan.hot_shard,
@@ -109,7 +112,8 @@ impl Clients {
 
     /// The server is gone, and with it all connections. What was on its way is decided.
     pub(super) fn server_gone(&mut self, oracle: &mut Oracle) {
-        for connection in &mut self.connections {
+        for number in std::mem::take(&mut self.open) {
+            let connection = &mut self.connections[number as usize];
             (connection.dead, connection.closed) = (true, true);
             connection.input.clear();
             connection.running.clear();
@@ -194,6 +198,7 @@ impl World {
             arrive_at_us: 0,
             settled: false,
         });
+        self.clients.open.push(number);
         let slot = VolumeSlot(volume as u32);
         self.close_dead(core, slot);
         for other in (0..self.plan.cores).filter(|other| *other != core) {
@@ -262,7 +267,7 @@ impl World {
 
     /// Closes dead connections of a volume on one core.
     pub(super) fn close_dead(&mut self, core: usize, slot: VolumeSlot) {
-        for number in 0..self.clients.connections.len() as u32 {
+        for number in self.clients.open.clone() {
             let connection = self.clients.at(number);
             if connection.core == core && connection.volume == slot.0 as usize && connection.dead {
                 self.close_connection(number);
@@ -279,6 +284,8 @@ impl World {
         connection.closed = true;
         connection.input.clear();
         let core = connection.core;
+        self.clients.open.retain(|open| *open != number);
+        let connection = self.clients.at(number);
         let running = std::mem::take(&mut connection.running);
         let core = &mut self.node.as_mut().expect("it runs").cores[core];
         let dropped = |core: &crate::core::Core| -> usize {
@@ -367,7 +374,7 @@ impl World {
     /// Serves the connections of a core; true if some input is left.
     pub(super) fn serve_connections(&mut self, core: usize) -> bool {
         let mut left = false;
-        for number in 0..self.clients.connections.len() as u32 {
+        for number in self.clients.open.clone() {
             let connection = self.clients.at(number);
             if connection.core != core || connection.closed || !connection.joined {
                 continue;
@@ -559,7 +566,12 @@ impl World {
                 log_failed
             }
             (Asked::Write { .. }, Failure::Io) => log_failed || read_fault,
-            (Asked::Write { .. }, Failure::NoSpace) => self.faults.full,
+            (Asked::Write { .. }, Failure::NoSpace) => {
+                // The cores hear a little later that there is room again.
+                let is_full = self.node.as_ref().is_some_and(|node| node.uploader.full);
+                let was_full = self.last_full_us;
+                is_full || was_full.is_some_and(|at| at + 20 * MS >= operation.sent_us)
+            }
             _ => false,
         };
         if !excused {

@@ -140,7 +140,7 @@ impl Faults {
     /// Faults of one life that lasts about `life_us`.
     pub(super) fn new(dice: &mut Dice, life_us: u64) -> Self {
         let mut faults = Self {
-            disconnect: dice.pick(&[0, 10, 60]),
+            disconnect: dice.pick(&[0, 3, 20]),
             ..Self::default()
         };
         if dice.chance(300) {

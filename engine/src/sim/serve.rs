@@ -392,10 +392,15 @@ impl World {
                 }
             }
             Io::Barrier { op, shards } => {
+                let shards_mask = shards;
                 let shards = ShardId::all().filter(|shard| shards & 1 << shard.index() != 0);
                 let covered = shards
                     .map(|shard| (shard, self.files[shard.index()].covered()))
                     .collect();
+                self.note(format_args!(
+                    "c{core} barrier {} begins, {shards_mask:#018b}",
+                    op.0
+                ));
                 Device::Barrier { op, covered }
             }
         };
@@ -460,8 +465,9 @@ impl World {
                 }
                 if fails {
                     self.coverage.hit("a flush barrier failed");
-                    self.note(format_args!("c{core} barrier fails"));
                 }
+                let how = if fails { "fails" } else { "ends" };
+                self.note(format_args!("c{core} barrier {} {how}", op.0));
                 (op, if fails { Err(EIO) } else { Ok(()) }, Vec::new())
             }
         };

@@ -81,7 +81,7 @@ pub(super) struct Uploader {
     pub(super) volumes: BTreeMap<VolumeId, UpVolume>,
     pub(super) tables: BTreeMap<(VolumeId, ChunkOrdinal), ChunkRef>,
     pub(super) inbox: VecDeque<UpMessage>,
-    full: bool,
+    pub(super) full: bool,
 }
 
 impl Uploader {
@@ -308,6 +308,9 @@ impl World {
             .volumes
             .values()
             .any(|v| v.fails() == Some(ErrorKind::Full));
+        if full || uploader.full {
+            self.last_full_us = Some(self.now_us);
+        }
         if std::mem::replace(&mut uploader.full, full) != full {
             for core in 0..self.plan.cores {
                 self.post(core, Message::BackendFull(full));

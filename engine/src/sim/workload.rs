@@ -45,7 +45,7 @@ impl Taste {
             fua: dice.pick(&[0, 100]),
             aligned: dice.pick(&[200, 700, 950]),
             depth: dice.range(1..=6) as usize,
-            think_us: dice.pick(&[10, 300, 3000]),
+            think_us: dice.pick(&[200, 600, 3000]),
             hot_shard,
         }
     }

@@ -28,7 +28,7 @@ use crate::wal::format::LogHead;
 use crate::wal::{BootId, WalId};
 
 /// Lines of the trace kept for a report.
-const TRACE_LINES: usize = 400;
+const TRACE_LINES: usize = 400_000;
 /// A run with more events than this does not come to an end.
 const EVENTS_MAX: u64 = 2_000_000;
 /// Longest wait for everything to become quiet once all faults are over.
@@ -164,6 +164,8 @@ pub(super) struct World {
     pub(super) clients: Clients,
     /// When a read of a device or the backend was last made to fail.
     pub(super) last_read_fault_us: Option<u64>,
+    /// When the backend was last known to be full.
+    pub(super) last_full_us: Option<u64>,
     pub(super) broken_promise: Option<String>,
     pub(super) node: Option<Node>,
 }
@@ -223,6 +225,7 @@ impl World {
             _heads_dir: heads_dir,
             ids: Vec::new(),
             last_read_fault_us: None,
+            last_full_us: None,
             broken_promise: None,
             node: None,
             dice,
@@ -506,6 +509,9 @@ impl World {
     /// Adds a line to the trace.
     pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
         let line = format!("{:>9} {what}", self.now_us);
+        if std::env::var_os("SIM_TRACE").is_some() {
+            eprintln!("{line}");
+        }
         for byte in line.bytes() {
             self.trace_hash = (self.trace_hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
         }

@@ -68,6 +68,7 @@ pub(super) fn accept(
         file,
         durable: seen.durable_through,
         chain: None,
+        generation: 0,
         last_lsn,
         batches: Vec::new(),
         problems,
@@ -148,6 +149,8 @@ struct Walk<'a, 'p> {
     durable: BatchNum,
     /// Content CRC of the batch before, if that counts.
     chain: Option<u32>,
+    /// Segment generation of the batch before.
+    generation: u64,
     last_lsn: Lsn,
     batches: Vec<RecoveredBatch>,
     problems: &'p mut Problems,
@@ -240,6 +243,11 @@ impl Walk<'_, '_> {
     fn take(&mut self, candidate: &Candidate, check_payload: bool) -> Result<(), Refused> {
         let header = &candidate.header;
         let table = candidate.table.as_ref().ok_or(Refused::Torn)?;
+        if header.generation < self.generation {
+            // The batch before was rewritten further on and this one was to follow it there: it
+            // was never durable, and batches of a segment are consecutive.
+            return Err(Refused::Torn);
+        }
         if self.chain.is_some_and(|crc| crc != header.previous_crc) {
             return Err(Refused::BrokenChain);
         }
@@ -249,6 +257,7 @@ impl Walk<'_, '_> {
         }
         self.last_lsn = last_lsn;
         self.chain = Some(header.content_crc);
+        self.generation = header.generation;
         self.batches
             .push(RecoveredBatch::new(header, table.clone()));
         Ok(())
