@@ -1,45 +1,21 @@
 //! Wakes a data core that sleeps, and only then.
-//!
-//! Both sides use a full fence between their store and their load (store own flag, look at the
-//! other's), so a message is either seen by the core before it sleeps or the sender sees the flag.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, AtomicI32, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering, fence};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// The flag by which a core says that it is about to sleep.
-#[derive(Debug)]
-pub struct SleepFlag(AtomicBool);
+#[cfg(test)]
+mod model;
+mod sleep_flag;
 
-impl SleepFlag {
-    /// The flag of a core that is awake.
-    pub fn awake() -> Self {
-        Self(AtomicBool::new(false))
-    }
+pub use sleep_flag::SleepFlag;
 
-    /// The core is about to sleep; it must look at its inbox once more after this.
-    pub fn prepare(&self) {
-        self.0.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    /// The core is awake.
-    pub fn clear(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-
-    /// For a sender whose message is in the inbox: whether it has to wake the core.
-    pub fn must_wake(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::AcqRel)
-    }
+/// What the sleep flag is built of; its model brings loom's.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
 /// The bell of one data core.
@@ -93,30 +69,5 @@ impl Doorbell {
     /// Empties the event counter.
     pub fn drain(&self) {
         let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
-    }
-}
-
-#[cfg(all(test, loom))]
-mod tests {
-    use super::*;
-    use loom::sync::atomic::AtomicUsize;
-
-    #[test]
-    fn no_message_is_slept_through() {
-        loom::model(|| {
-            let flag = loom::sync::Arc::new(SleepFlag::awake());
-            let inbox = loom::sync::Arc::new(AtomicUsize::new(0));
-            let sender = {
-                let (flag, inbox) = (flag.clone(), inbox.clone());
-                loom::thread::spawn(move || {
-                    inbox.store(1, Ordering::Release);
-                    flag.must_wake()
-                })
-            };
-            flag.prepare();
-            let seen = inbox.load(Ordering::Acquire) == 1;
-            let woken = sender.join().unwrap();
-            assert!(seen || woken, "the core sleeps with a message in its inbox");
-        });
     }
 }
