@@ -19,6 +19,9 @@ pub const TABLE_START: usize = FIXED_BYTES;
 /// Header pages of a batch in this version.
 pub const HEADER_PAGES: u32 = 1;
 
+/// No segment is larger, whatever a log head says.
+const SEGMENT_BYTES_END: u64 = 1 << 32;
+
 /// Version of the format of batches and log heads.
 pub const VERSION: u16 = 1;
 /// First bytes of a batch header.
@@ -251,11 +254,8 @@ impl LogHead {
             && head.durable_through.0 < u64::MAX - 1
             && head.released_before.0 <= head.durable_through.0 + 1
             && head.first.0 <= head.durable_through.0 + 1
-            && head.segment_bytes >= 2 * PAGE_BYTES as u64
-            && head.segment_bytes.is_multiple_of(PAGE_BYTES as u64)
-            && head.segment_bytes <= 1 << 32
             && head.sequence < u64::MAX
-            && head.segments > 0;
+            && is_possible_geometry(head.segments, head.segment_bytes);
         possible.then_some(head)
     }
 
@@ -268,6 +268,19 @@ impl LogHead {
     pub fn segment_start(&self, segment: u32) -> u64 {
         HEAD_AREA_BYTES + u64::from(segment) * self.segment_bytes
     }
+}
+
+/// Whether a log may have such segments. No number computed from those that may overflows, and
+/// every byte of the file has an offset that the kernel takes.
+pub(super) fn is_possible_geometry(segments: u32, segment_bytes: u64) -> bool {
+    let file_bytes = u64::from(segments)
+        .checked_mul(segment_bytes)
+        .and_then(|bytes| bytes.checked_add(HEAD_AREA_BYTES));
+    segments > 0
+        && segment_bytes >= 2 * PAGE_BYTES as u64
+        && segment_bytes.is_multiple_of(PAGE_BYTES as u64)
+        && segment_bytes <= SEGMENT_BYTES_END
+        && file_bytes.is_some_and(|bytes| bytes <= i64::MAX as u64)
 }
 
 /// Stores the CRC of a fixed part.

@@ -118,10 +118,8 @@ impl ShardLog {
         let mut segments = Segments::new(&config, recovered.last_generation);
         let mut batches = Batches::new(recovered.first_batch());
         for batch in recovered.batches() {
-            segments.adopt(batch.number, batch.file_offset);
-            for record in batch.records() {
-                segments.note_use(record.volume, record.epoch);
-            }
+            let uses = batch.records().map(|record| (record.volume, record.epoch));
+            segments.adopt(batch.number, batch.file_offset, uses);
             batches.push_durable(batch.file_offset, batch.pages);
         }
         assert_eq!(

@@ -86,17 +86,22 @@ impl Segments {
         }
     }
 
-    /// Registers a replayed batch, in order of numbers. Its segment is never appended to again.
-    pub(super) fn adopt(&mut self, number: BatchNum, file_offset: u64) {
+    /// Registers a replayed batch and who uses it, in order of numbers. Its segment is never appended
+    /// to again.
+    pub(super) fn adopt(
+        &mut self,
+        number: BatchNum,
+        file_offset: u64,
+        uses: impl Iterator<Item = (VolumeId, Epoch)>,
+    ) {
         let index = self.index_of(file_offset);
-        let count = self.segments.len();
+        self.next = (index + 1) % self.segments.len();
         let segment = &mut self.segments[index];
         if segment.state == State::Free {
             segment.state = State::Live;
             segment.first = number;
             self.live.push_back(index);
             self.free -= 1;
-            self.next = (index + 1) % count;
         }
         assert_eq!(
             self.live.back(),
@@ -104,6 +109,7 @@ impl Segments {
             "batches of a segment are consecutive"
         );
         segment.last = number;
+        uses.for_each(|(volume, epoch)| segment.note_use(volume, epoch));
     }
 
     fn index_of(&self, file_offset: u64) -> usize {
@@ -231,7 +237,9 @@ impl Segments {
         committed: impl Fn(VolumeId, Epoch) -> bool,
     ) -> u32 {
         for &index in &self.live {
-            self.segments[index].uses.retain(|volume, epoch| !committed(*volume, *epoch));
+            self.segments[index]
+                .uses
+                .retain(|volume, epoch| !committed(*volume, *epoch));
         }
         self.release_unused(durable)
     }

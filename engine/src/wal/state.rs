@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::identity::Incarnation;
 
 use super::config::WalId;
-use super::format::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
+use super::format::{get_u16, get_u32, get_u64, is_possible_geometry, put_u16, put_u32, put_u64};
 
 /// First bytes of the file.
 pub const STATE_MAGIC: [u8; 8] = *b"TAIPWALS";
@@ -56,18 +56,22 @@ impl WalState {
         out
     }
 
-    /// Reads the file's bytes; `None` when they are not a state of this version.
+    /// Reads the file's bytes; `None` when they are not a state of this version, or no log can have
+    /// the segments that they name.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let valid = bytes.len() == STATE_BYTES
             && bytes[MAGIC..MAGIC + 8] == STATE_MAGIC
             && get_u16(bytes, VERSION_AT) == STATE_VERSION
             && crc32c::crc32c(&bytes[..CRC]) == get_u32(bytes, CRC);
-        valid.then(|| Self {
+        let state = valid.then(|| Self {
             wal: WalId(get_u64(bytes, WAL)),
             incarnation: Incarnation(get_u64(bytes, INCARNATION)),
             segment_bytes: get_u64(bytes, SEGMENT_BYTES),
             segments: get_u32(bytes, SEGMENTS),
-        })
+        })?;
+        let possible = is_possible_geometry(state.segments, state.segment_bytes)
+            && state.incarnation.0 < u64::MAX;
+        possible.then_some(state)
     }
 
     /// Reads it from the WAL directory; `None` when there is no such file.
@@ -134,6 +138,30 @@ mod tests {
             damaged[at] ^= 4;
             assert_eq!(WalState::decode(&damaged), None, "byte {at}");
         }
+    }
+
+    #[test]
+    fn segments_that_no_log_can_have_are_refused() {
+        let sized = |segments, segment_bytes| WalState {
+            segments,
+            segment_bytes,
+            ..STATE
+        };
+        for bad in [
+            sized(0, 1 << 20),
+            sized(16, 0),
+            sized(16, (1 << 20) + 512),
+            sized(16, u64::MAX - 4095),
+            sized(u32::MAX, 1 << 32),
+            WalState {
+                incarnation: Incarnation(u64::MAX),
+                ..STATE
+            },
+        ] {
+            assert_eq!(WalState::decode(&bad.encode()), None, "{bad:?}");
+        }
+        let most = sized((1 << 31) - 1, 1 << 32);
+        assert_eq!(WalState::decode(&most.encode()), Some(most));
     }
 
     #[test]

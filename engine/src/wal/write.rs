@@ -81,6 +81,10 @@ pub(super) struct Writer {
     health: Health,
     /// Errors so far.
     round: u64,
+    /// Batches queued once more after an error.
+    rewritten: u64,
+    /// Segments released.
+    released: u64,
     head: HeadWrite,
 }
 
@@ -94,6 +98,8 @@ impl Writer {
             written_through: BatchNum(next.0 - 1),
             health: Health::Good,
             round: 0,
+            rewritten: 0,
+            released: 0,
             head: HeadWrite {
                 sequence: head.sequence,
                 wanted: true,
@@ -220,11 +226,13 @@ impl ShardLog {
 
     /// The barrier issued when `mark` was taken ended, with an errno if it failed.
     pub fn barrier_finished(&mut self, mark: BarrierMark, result: Result<(), i32>) {
-        // An error is reported once; a barrier that was under way then proves nothing.
-        if mark.round != self.writer.round {
+        if self.writer.failed().is_some() {
             return;
         }
+        let earlier = mark.round != self.writer.round;
         match result {
+            // An error is reported once; a barrier that was under way then proves nothing.
+            Ok(()) if earlier => {}
             Ok(()) => {
                 let mut number = self.durable_through.next();
                 while number <= self.last() {
@@ -239,6 +247,11 @@ impl ShardLog {
                 self.advance();
             }
             Err(code) => {
+                // The barrier of the former attempt: it may have dropped what was rewritten since,
+                // but the rewriting itself has not failed.
+                if earlier && matches!(self.writer.health, Health::Rewriting { .. }) {
+                    self.writer.health = Health::Good;
+                }
                 self.on_error(code);
                 self.rewrite_if_drained();
             }
@@ -270,6 +283,16 @@ impl ShardLog {
         self.writer.round
     }
 
+    /// Batches written once more to a fresh segment after an error, so far.
+    pub fn rewritten_batches(&self) -> u64 {
+        self.writer.rewritten
+    }
+
+    /// Segments released so far.
+    pub fn released_segments(&self) -> u64 {
+        self.writer.released
+    }
+
     /// Releases the oldest segments whose every record is `committed` (or of a deleted volume).
     /// Segments that are not durable yet follow by themselves when they are. Released segments
     /// become free once the log head that is queued then is durable.
@@ -280,6 +303,7 @@ impl ShardLog {
     }
 
     fn note_released(&mut self, segments: u32) {
+        self.writer.released += u64::from(segments);
         if segments > 0 {
             self.writer.head.wanted = true;
             self.batches.forget(self.released_before());
@@ -337,10 +361,10 @@ impl ShardLog {
 
     fn on_error(&mut self, code: i32) {
         self.writer.round += 1;
+        self.distrust_written();
         match self.writer.health {
             Health::Good => {
                 self.close();
-                self.distrust_written();
                 self.writer.health = Health::Draining { code };
             }
             Health::Draining { .. } | Health::Failed { .. } => {}
@@ -397,6 +421,7 @@ impl ShardLog {
             }
             batch.state = State::Queued;
             batch.file_offset = run.file_offset;
+            self.writer.rewritten += 1;
             let page = self.arena.bytes_mut(batch.arena_offset, PAGE_BYTES);
             let mut header = BatchHeader::decode(page).expect("a closed batch has its header");
             header.file_offset = run.file_offset;

@@ -6,7 +6,7 @@ use crate::arena::Arena;
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::error::{Error, ErrorKind};
 use crate::identity::{BatchNum, Incarnation, Lsn};
-use crate::wal::format::{BatchHeader, HEAD_SLOTS};
+use crate::wal::format::{BatchHeader, HEAD_SLOTS, LogHead};
 use crate::wal::replay::ProblemKind;
 use crate::wal::{BootId, Damage, ReadMedia, Recovered, ShardLog, WalId, recover_shard};
 
@@ -132,18 +132,38 @@ fn a_copied_batch_is_not_believed() {
 #[test]
 fn a_torn_copy_of_a_durable_batch_is_not_preferred() {
     let mut file = file(5);
-    let (from, to) = (at(3), FIRST + 3 * (160 << 10));
-    let copy = file[from..at(4)].to_vec();
+    let (from, to) = (at(5), FIRST + 3 * (160 << 10));
+    let copy = file[from..at(6)].to_vec();
     file[to..to + copy.len()].copy_from_slice(&copy);
     let mut header = BatchHeader::decode(&file[to..]).unwrap();
     (header.file_offset, header.generation) = (to as u64, 99);
     header.encode(&mut file[to..]);
-    let third = |file: &[u8]| replay(file).unwrap().batches()[2].file_offset;
-    assert_eq!(third(&file), to as u64, "the newest that is whole");
+    // The head knows that all five were durable.
+    let slot = HEAD_SLOTS[0] as usize;
+    let mut head = LogHead::decode(&file[slot..slot + PAGE_BYTES], HEAD_SLOTS[0]).unwrap();
+    head.durable_through = BatchNum(5);
+    head.encode(&mut file[slot..slot + PAGE_BYTES]);
+    let fifth = |file: &[u8]| replay(file).unwrap().batches()[4].file_offset;
+    assert_eq!(fifth(&file), to as u64, "the newest that is whole");
     file[to + 5000] ^= 1;
-    assert_eq!(third(&file), from as u64, "not the torn one");
+    assert_eq!(fifth(&file), from as u64, "not the torn one");
     file[from + 5000] ^= 1;
-    assert_eq!(third(&file), to as u64, "a read finds that it is rotten");
+    assert_eq!(fifth(&file), to as u64, "a read finds that it is rotten");
+}
+
+/// A batch that is not durable does not count at its old place once the one before has moved on.
+#[test]
+fn an_old_copy_behind_a_rewritten_batch_is_void() {
+    let mut file = file(5);
+    let to = FIRST + 3 * (160 << 10);
+    file.copy_within(at(4)..at(5), to);
+    let mut header = BatchHeader::decode(&file[to..]).unwrap();
+    (header.file_offset, header.generation) = (to as u64, 99);
+    header.encode(&mut file[to..]);
+    forge(&mut file, 5, |header| header.durable_through = BatchNum(3));
+    let recovered = replay(&file).unwrap();
+    assert_eq!(recovered.batches()[3].file_offset, to as u64);
+    assert_eq!(recovered.next_batch, BatchNum(5));
 }
 
 #[test]

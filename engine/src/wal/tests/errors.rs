@@ -150,6 +150,22 @@ fn a_second_error_fails_closed_and_reads_go_on() {
 }
 
 #[test]
+fn no_flush_makes_up_for_a_failed_log() {
+    let mut world = three();
+    world.start_barrier();
+    world.finish_barrier(Some(EIO));
+    while world.start_write(false) {}
+    while world.finish_write(0, None) {}
+    world.start_barrier();
+    world.finish_barrier(Some(EIO));
+    assert_eq!(world.log.failed(), Some(EIO));
+    world.start_barrier();
+    world.finish_barrier(None);
+    assert_eq!(world.log.durable_through(), BatchNum(0));
+    world.crash(Crash::Kill);
+}
+
+#[test]
 fn a_log_head_is_tried_in_the_other_slot() {
     let mut world = World::new(4);
     world.append(1, BlockSize::MIN).unwrap();

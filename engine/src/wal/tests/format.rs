@@ -104,6 +104,49 @@ fn a_log_head_has_these_bytes() {
 }
 
 #[test]
+fn a_log_head_whose_numbers_no_file_can_have_is_refused() {
+    let good = LogHead {
+        shard: ShardId::new(1).unwrap(),
+        wal: WalId(6),
+        incarnation: Incarnation(7),
+        first: BatchNum(40),
+        sequence: 2,
+        segment_bytes: 1 << 32,
+        segments: (1 << 31) - 1,
+        durable_through: BatchNum(50),
+        released_before: BatchNum(20),
+    };
+    let read_back = |head: &LogHead| {
+        let mut page = [0u8; PAGE_BYTES];
+        head.encode(&mut page);
+        LogHead::decode(&page, HEAD_SLOTS[0])
+    };
+    assert_eq!(read_back(&good), Some(good));
+    assert!(
+        good.file_bytes() <= i64::MAX as u64,
+        "an offset of the kernel"
+    );
+    assert_eq!(good.segment_start(good.segments), good.file_bytes());
+    let sized = |segments, segment_bytes| LogHead {
+        segments,
+        segment_bytes,
+        ..good
+    };
+    for bad in [
+        sized(u32::MAX, u64::MAX - 4095),
+        sized(u32::MAX, 1 << 32),
+        sized(1 << 31, 1 << 32),
+        sized(2, 1 << 63),
+        sized(1, (1 << 32) + 4096),
+        sized(0, 1 << 20),
+        sized(4, 4096),
+        sized(4, 12 << 10 | 512),
+    ] {
+        assert_eq!(read_back(&bad), None, "{bad:?}");
+    }
+}
+
+#[test]
 fn a_region_has_these_bytes() {
     let layout = RegionLayout::new(1 << 20, 60 << 10);
     assert_eq!(
