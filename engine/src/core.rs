@@ -300,6 +300,8 @@ impl Core {
             let position = self.position(shard).expect("a part of an own shard");
             self.shards[position].add_volume(slot, id, block_size, overlay, base);
         }
+        // A log may be full of what was committed before a restart; no commit may be due to free it.
+        self.release_logs();
     }
 
     /// Stops serving a deleted volume; its records in the WAL count as committed.
