@@ -209,6 +209,7 @@ impl Carrier {
     /// Books an operation that a failpoint refuses.
     fn refuse(&mut self, op: OpKey, error: io::Error) {
         self.counters.wal.errors.add(1);
+        tracing::error!(%error, "WAL operation failed (failpoint)");
         self.ended.push((op, Err(error)));
     }
 

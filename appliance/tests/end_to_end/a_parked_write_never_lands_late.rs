@@ -66,7 +66,7 @@ fn check_now_and_after_a_kill(rig: &Rig, daemon: Daemon, mut new: NbdClient, pla
 fn a_write_parked_by_a_slow_disk_does_not_land_late() {
     let rig = Rig::new(&["vol0:1GiB"]).with_flags(&["--cache-size=128MiB"]);
     // Every WAL write takes so long that requests queue up, in the server and in the socket.
-    let daemon = rig.start_with(&[], "wal.write=delay(10)");
+    let daemon = rig.start_with(&[], "wal.write=delay(5)");
     let sent = write_and_vanish(&daemon, 128 * MIB / WRITE);
     let mut new = daemon.client("vol0");
     let places = rewrite(&mut new, sent);

@@ -32,12 +32,9 @@ fn all_problems_of_a_file_are_named_at_once() {
             "{part:?} is not named in\n{printed}"
         );
     }
-    // Serving refuses the same file in the same way, and makes nothing.
+    // Serving refuses the same file, and makes nothing. (Flags of the rig win over its sizes.)
     let printed = rig.refused(&[&flag], "");
-    assert!(
-        printed.contains("dta") && printed.contains("12 parsecs"),
-        "{printed}"
-    );
+    assert!(printed.contains("dta"), "{printed}");
     assert!(!rig.data().exists(), "a data directory was made");
 
     fs::write(&file, "[wal]\nsize = \"512MiB\"\n").unwrap();
