@@ -6,6 +6,7 @@
 
 mod cut;
 mod durability;
+mod park;
 mod peer;
 mod read;
 mod request;
@@ -23,7 +24,7 @@ use crate::identity::{Epoch, VolumeId};
 use crate::index::{ChunkOrdinal, Overlay, ShardBase};
 use crate::shard::{Shard, VolumeSlot};
 use crate::volume::{Ack, VolumeSettings};
-use crate::wal::WalWrite;
+use crate::wal::{Shortage, WalWrite};
 
 pub use cut::{Committed, SealedCore};
 pub use durability::{SyncMode, WritePolicy};
@@ -31,12 +32,15 @@ pub use peer::PeerMessage;
 pub use request::{Done, Failure, Needs, Origin, Progress, RequestKey, Ticket};
 
 use durability::Durability;
+use park::Parked;
 use read::PendingRead;
 use request::{Request, Requests};
-use write::{Parked, PendingPatch};
+use write::PendingPatch;
 
 /// The load is told anew after so many more bytes.
 const LOAD_STEP_BYTES: u64 = 4 << 20;
+/// As if no load had been told.
+const LOAD_UNTOLD: u64 = u64::MAX;
 
 /// The global epoch: read by every shard at each append, advanced by the coordinator alone.
 #[derive(Debug)]
@@ -161,8 +165,26 @@ pub struct CoreCounters {
     pub wal_bytes: u64,
     /// Flush barriers issued.
     pub barriers: u64,
-    /// Write parts that had to wait for room.
+    /// Write parts that had to wait.
     pub parked: u64,
+    /// Those that waited for memory.
+    pub parked_for_memory: u64,
+    /// Those that waited for log space.
+    pub parked_for_log: u64,
+    /// Milliseconds that parked parts waited.
+    pub parked_ms: u64,
+    /// Blocks read from batch memory.
+    pub memory_blocks: u64,
+    /// Blocks read from the WAL files.
+    pub wal_blocks: u64,
+    /// Blocks read from the backend.
+    pub chunk_blocks: u64,
+    /// Blocks read that hold no data.
+    pub hole_blocks: u64,
+    /// Batches written once more to a fresh segment after an error.
+    pub wal_rewrites: u64,
+    /// Log segments released.
+    pub wal_released: u64,
     /// Blocks whose checksum did not match.
     pub crc_mismatches: u64,
     /// Ranged reads asked of the backend.
@@ -205,6 +227,8 @@ pub struct Core {
     parked: [VecDeque<Parked>; SHARD_COUNT],
     locked: Vec<(VolumeSlot, BlockNum)>,
     retry: u16,
+    /// What the last attempt to place a part lacked.
+    shortage: Option<Shortage>,
     backend_full: bool,
     durability: Durability,
     sealing: Option<cut::Sealing>,
@@ -252,6 +276,7 @@ impl Core {
             parked: Default::default(),
             locked: Vec::new(),
             retry: 0,
+            shortage: None,
             backend_full: false,
             sealing: None,
             unsealed_bytes: 0,
@@ -312,9 +337,13 @@ impl Core {
         self.committed.insert(volume.id, Epoch(u64::MAX));
         // The slot may be another volume's before their reads end.
         for op in self.ops.slots.iter().flatten() {
-            if let PendingOp::Patch(patch) = op
-                && let Some(request) = self.requests.live(patch.request())
-                && patch.slot == slot
+            let (of, request) = match op {
+                PendingOp::Read(read) => (read.slot, read.request),
+                PendingOp::Patch(patch) => (patch.slot, patch.request),
+                PendingOp::WalWrite { .. } | PendingOp::Barrier(_) => continue,
+            };
+            if of == slot
+                && let Some(request) = self.requests.live(request)
             {
                 request.cancelled = true;
             }
@@ -382,7 +411,12 @@ impl Core {
 
     /// Counts since the start.
     pub fn counters(&self) -> CoreCounters {
-        self.counters
+        let mut counters = self.counters;
+        for log in self.shards.iter().map(Shard::log) {
+            counters.wal_rewrites += log.rewritten_batches();
+            counters.wal_released += log.released_segments();
+        }
+        counters
     }
 
     /// Requests not yet answered.
@@ -571,3 +605,6 @@ impl Ops {
         self.slots.len() == self.free.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

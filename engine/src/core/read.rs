@@ -32,10 +32,19 @@ pub(super) enum At {
 
 /// A read in the driver's hands.
 pub(super) struct PendingRead {
-    request: RequestKey,
-    slot: VolumeSlot,
+    pub(super) request: RequestKey,
+    pub(super) slot: VolumeSlot,
     file_offset: u64,
     pieces: Vec<Piece>,
+}
+
+/// What a read brought for one block.
+enum Arrived<'a> {
+    /// Its bytes, verified.
+    Block(&'a [u8]),
+    /// Bytes that are not the block's.
+    Mismatch,
+    Nothing,
 }
 
 /// What a second look at a block says about bytes that arrived.
@@ -123,8 +132,9 @@ impl Core {
 
     /// The fast path: appends the own blocks of the span to `out` if all are zeros or in memory.
     #[inline]
-    fn read_resident(&self, slot: VolumeSlot, span: Span, out: &mut Vec<u8>) -> bool {
+    fn read_resident(&mut self, slot: VolumeSlot, span: Span, out: &mut Vec<u8>) -> bool {
         let start = out.len();
+        let (mut memory, mut holes) = (0, 0);
         for number in span.first().0..=span.last().0 {
             let block = BlockNum(number);
             let Some(position) = self.position(block.shard()) else {
@@ -132,14 +142,22 @@ impl Core {
             };
             let (range, _) = span.part(block);
             match self.shards[position].find(slot, block.local()) {
-                Some(Found::Memory(bytes)) => out.extend_from_slice(&bytes[range]),
-                Some(Found::Zero) => out.resize(out.len() + range.len(), 0),
+                Some(Found::Memory(bytes)) => {
+                    memory += 1;
+                    out.extend_from_slice(&bytes[range]);
+                }
+                Some(Found::Zero) => {
+                    holes += 1;
+                    out.resize(out.len() + range.len(), 0);
+                }
                 Some(Found::Wal(_) | Found::Chunk(_)) | None => {
                     out.truncate(start);
                     return false;
                 }
             }
         }
+        self.counters.memory_blocks += memory;
+        self.counters.hole_blocks += holes;
         true
     }
 
@@ -166,10 +184,14 @@ impl Core {
             }
             let at = match self.shards[position].find(slot, block.local()) {
                 Some(Found::Memory(bytes)) => {
+                    self.counters.memory_blocks += 1;
                     data[out..out + range.len()].copy_from_slice(&bytes[range]);
                     continue;
                 }
-                Some(Found::Zero) => continue,
+                Some(Found::Zero) => {
+                    self.counters.hole_blocks += 1;
+                    continue;
+                }
                 Some(Found::Wal(at)) => At::Wal(at),
                 Some(Found::Chunk(at)) => At::Chunk(at),
                 None => {
@@ -226,6 +248,7 @@ impl Core {
                     };
                     let op = self.ops.insert(PendingOp::Read(read));
                     self.counters.fetches += 1;
+                    self.counters.chunk_blocks += fetch.wanted.len() as u64;
                     self.effects.fetches.push(Fetch { op, ..fetch });
                 }
             }
@@ -246,6 +269,7 @@ impl Core {
         let file_offset = offset_of(&pieces[0]);
         let end = offset_of(&pieces[pieces.len() - 1]) + block_bytes as u64;
         let shard = pieces[0].block.shard();
+        self.counters.wal_blocks += pieces.len() as u64;
         let read = PendingRead {
             request,
             slot,
@@ -279,17 +303,18 @@ impl Core {
         let block_bytes = self
             .served(slot)
             .map_or(0, |volume| volume.block_size.bytes());
-        self.settle_pieces(request, slot, pieces, |core, piece| {
-            let At::Wal(at) = piece.at else { return None };
+        self.settle_pieces(request, slot, pieces, |piece| {
+            let At::Wal(at) = piece.at else {
+                return Arrived::Nothing;
+            };
             let start = (at.file_offset - file_offset) as usize;
-            let block = data
-                .get(start..start + block_bytes)
-                .filter(|_| result.is_ok())?;
-            if crc32c::crc32c(block) != at.crc {
-                core.counters.crc_mismatches += 1;
-                return None;
+            match data.get(start..start + block_bytes) {
+                Some(block) if result.is_ok() && crc32c::crc32c(block) == at.crc => {
+                    Arrived::Block(block)
+                }
+                Some(_) if result.is_ok() => Arrived::Mismatch,
+                _ => Arrived::Nothing,
             }
-            Some(block)
         });
     }
 
@@ -305,30 +330,35 @@ impl Core {
             .served(slot)
             .map_or(0, |volume| volume.block_size.bytes());
         let mut index = 0;
-        self.settle_pieces(request, slot, pieces, |_, _| {
+        self.settle_pieces(request, slot, pieces, |_| {
             let start = index * block_bytes;
             index += 1;
-            result.ok()?.get(start..start + block_bytes)
+            let block = result.ok().and_then(|b| b.get(start..start + block_bytes));
+            block.map_or(Arrived::Nothing, Arrived::Block)
         });
     }
 
-    /// Looks up every piece again and uses, replaces or re-reads its bytes. `bytes` gives the
-    /// verified block, `None` when there is no good copy.
+    /// Looks up every piece again and uses, replaces or re-reads its bytes. `arrived` tells what
+    /// came for a piece; it is asked once for each, in order.
     fn settle_pieces<'a>(
         &mut self,
         key: RequestKey,
         slot: VolumeSlot,
         pieces: Vec<Piece>,
-        mut bytes: impl FnMut(&mut Self, &Piece) -> Option<&'a [u8]>,
+        mut arrived: impl FnMut(&Piece) -> Arrived<'a>,
     ) {
+        if self.requests.is_cancelled(key) {
+            // The slot may be another volume's by now.
+            return self.part_done(key, Err(Failure::Gone));
+        }
         let mut data = std::mem::take(&mut self.requests.get(key).data);
         let mut again = Vec::new();
         for piece in pieces {
-            let block = bytes(self, &piece);
+            let block = arrived(&piece);
             let out = &mut data[piece.out..piece.out + piece.len];
             let failure = match (self.look_again(slot, &piece, out), block) {
                 (Verdict::Settled, _) => None,
-                (Verdict::Use, Some(block)) => {
+                (Verdict::Use, Arrived::Block(block)) => {
                     out.copy_from_slice(&block[piece.from..piece.from + piece.len]);
                     None
                 }
@@ -336,7 +366,11 @@ impl Core {
                     again.push(Piece { at, ..piece });
                     None
                 }
-                (Verdict::Use, None) | (Verdict::Lost, _) => Some(Failure::Io),
+                (Verdict::Use, Arrived::Mismatch) => {
+                    self.counters.crc_mismatches += 1;
+                    Some(Failure::Io)
+                }
+                (Verdict::Use, Arrived::Nothing) | (Verdict::Lost, _) => Some(Failure::Io),
             };
             if let Some(failure) = failure {
                 self.requests.get(key).failure.get_or_insert(failure);

@@ -1,13 +1,13 @@
 //! Writes, zeroes and trims: into the open batch at once, or parked until there is room.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::park::{End, Work};
 use super::read::{At, patches_partial_blocks};
 use super::request::{Failure, Needs, Origin, Progress, RequestKey};
-use super::{Core, PeerMessage, Request};
+use super::{Core, LOAD_UNTOLD, PeerMessage, Request};
 use crate::block::{BlockNum, LocalBlock, Span};
 use crate::shard::{Found, VolumeSlot};
 use crate::volume::Ack;
@@ -20,32 +20,9 @@ pub(super) enum Patch {
     Zeros(usize),
 }
 
-/// A part of a write that waits for room, or behind one that does.
-pub(super) struct Parked {
-    request: RequestKey,
-    slot: VolumeSlot,
-    work: Work,
-}
-
-enum Work {
-    Run {
-        start: LocalBlock,
-        data: Vec<u8>,
-    },
-    Patch {
-        block: BlockNum,
-        from: usize,
-        patch: Patch,
-    },
-    Mark {
-        range: Range<u64>,
-        kind: MarkKind,
-    },
-}
-
 /// A partial write whose block's old content is being read. Its block is locked meanwhile.
 pub(super) struct PendingPatch {
-    request: RequestKey,
+    pub(super) request: RequestKey,
     pub(super) slot: VolumeSlot,
     pub(super) block: BlockNum,
     from: usize,
@@ -53,16 +30,9 @@ pub(super) struct PendingPatch {
     pub(super) at: At,
 }
 
-impl PendingPatch {
-    /// The request that the patch is a part of.
-    pub(super) fn request(&self) -> RequestKey {
-        self.request
-    }
-}
-
 /// How an attempt at one part of a write went.
 #[derive(Clone, Copy)]
-enum Attempt {
+pub(super) enum Attempt {
     Placed,
     NoRoom,
     Reading,
@@ -70,7 +40,7 @@ enum Attempt {
 }
 
 /// A request under way: made into a [`Request`] only when something has to wait.
-struct Writing {
+pub(super) struct Writing {
     origin: Origin,
     slot: VolumeSlot,
     durable: bool,
@@ -360,7 +330,7 @@ impl Core {
     }
 
     #[inline]
-    fn is_locked(&self, position: usize, slot: VolumeSlot, locals: Range<u64>) -> bool {
+    pub(super) fn is_locked(&self, position: usize, slot: VolumeSlot, locals: Range<u64>) -> bool {
         let shard = self.shards[position].id();
         self.locked.iter().any(|(of, block)| {
             *of == slot && block.shard() == shard && locals.contains(&block.local().0)
@@ -368,7 +338,7 @@ impl Core {
     }
 
     #[inline]
-    fn try_run<'a>(
+    pub(super) fn try_run<'a>(
         &mut self,
         writing: &mut Writing,
         position: usize,
@@ -385,7 +355,7 @@ impl Core {
         self.placed(writing, position, placed)
     }
 
-    fn try_mark(
+    pub(super) fn try_mark(
         &mut self,
         writing: &mut Writing,
         position: usize,
@@ -396,7 +366,7 @@ impl Core {
         self.placed(writing, position, placed)
     }
 
-    fn try_patch(
+    pub(super) fn try_patch(
         &mut self,
         writing: &mut Writing,
         position: usize,
@@ -488,6 +458,7 @@ impl Core {
             At::Wal(at) => crc32c::crc32c(old) == at.crc,
             At::Chunk(_) => true,
         });
+        let mismatch = result.is_ok() && verified.is_none();
         // The lock kept newer writes away, but a commit may have moved the block meanwhile.
         let now = match self.shards[position].find(slot, block.local()) {
             Some(Found::Wal(now)) => Some(At::Wal(now)),
@@ -500,7 +471,10 @@ impl Core {
                 self.scratch[..old.len()].copy_from_slice(old);
                 self.append_patched(&mut writing, position, block, from, patch)
             }
-            (true, None) => Attempt::Failed(Failure::Io),
+            (true, None) => {
+                self.counters.crc_mismatches += u64::from(mismatch);
+                Attempt::Failed(Failure::Io)
+            }
             (false, _) => self.try_patch(&mut writing, position, block, from, patch),
         };
         match attempt {
@@ -510,12 +484,7 @@ impl Core {
                     from,
                     patch: pending.patch,
                 };
-                self.counters.parked += 1;
-                self.parked[position].push_front(Parked {
-                    request,
-                    slot,
-                    work,
-                });
+                self.park(position, request, slot, work, End::Front);
             }
             Attempt::Placed | Attempt::Reading => self.part_done(request, Ok(())),
             Attempt::Failed(failure) => self.part_done(request, Err(failure)),
@@ -540,7 +509,14 @@ impl Core {
             }
             Err(Shortage::Failed) => Attempt::Failed(Failure::Io),
             Err(Shortage::Log) if self.backend_full => Attempt::Failed(Failure::NoSpace),
-            Err(Shortage::Log | Shortage::Memory) => Attempt::NoRoom,
+            Err(shortage) => {
+                if shortage == Shortage::Log {
+                    // Only a cut helps, and the load told last may not make one due.
+                    self.load_told = LOAD_UNTOLD;
+                }
+                self.shortage = Some(shortage);
+                Attempt::NoRoom
+            }
         }
     }
 
@@ -564,13 +540,7 @@ impl Core {
             Attempt::NoRoom => {
                 let request = self.key_of(writing);
                 self.requests.get(request).parts += 1;
-                self.counters.parked += 1;
-                let parked = Parked {
-                    request,
-                    slot: writing.slot,
-                    work: work(),
-                };
-                self.parked[position].push_back(parked);
+                self.park(position, request, writing.slot, work(), End::Back);
             }
         }
     }
@@ -601,96 +571,6 @@ impl Core {
         self.part_done(key, Ok(()));
         Progress::Pending(key)
     }
-
-    /// Tries parked parts again, in order, for every shard where something changed.
-    pub(super) fn retry_parked(&mut self) {
-        let mask = std::mem::take(&mut self.retry);
-        for position in 0..self.shards.len() {
-            if mask & 1 << position != 0 {
-                while self.retry_one(position) {}
-            }
-        }
-    }
-
-    /// Handles the oldest parked part of a shard; false when it still has to wait.
-    fn retry_one(&mut self, position: usize) -> bool {
-        let Some(parked) = self.parked[position].pop_front() else {
-            return false;
-        };
-        let Parked {
-            request,
-            slot,
-            work,
-        } = parked;
-        if self.requests.is_cancelled(request) || self.served(slot).is_none() {
-            self.part_done(request, Err(Failure::Gone));
-            return true;
-        }
-        let locals = match &work {
-            Work::Run { start, data } => {
-                let bytes = self.served(slot).map_or(1, |v| v.block_size.bytes());
-                start.0..start.0 + (data.len() / bytes) as u64
-            }
-            Work::Patch { block, .. } => block.local().0..block.local().0 + 1,
-            Work::Mark { range, .. } => range.clone(),
-        };
-        let mut writing = Writing::resumed(self.requests.get(request), slot, request);
-        let attempt = if self.is_locked(position, slot, locals.clone()) {
-            Attempt::NoRoom
-        } else {
-            match &work {
-                Work::Run { start, data } => {
-                    let count = (locals.end - locals.start) as u32;
-                    let bytes = data.len() / count as usize;
-                    self.try_run(&mut writing, position, *start, count, |i| {
-                        &data[i as usize * bytes..(i as usize + 1) * bytes]
-                    })
-                }
-                Work::Patch { block, from, patch } => {
-                    self.try_patch(&mut writing, position, *block, *from, patch)
-                }
-                Work::Mark { range, kind } => {
-                    self.try_mark(&mut writing, position, range.clone(), *kind)
-                }
-            }
-        };
-        match attempt {
-            Attempt::NoRoom => {
-                self.parked[position].push_front(Parked {
-                    request,
-                    slot,
-                    work,
-                });
-                return false;
-            }
-            Attempt::Placed | Attempt::Reading => self.part_done(request, Ok(())),
-            Attempt::Failed(failure) => self.part_done(request, Err(failure)),
-        }
-        true
-    }
-
-    /// Drops parked parts of cancelled requests.
-    pub(super) fn drop_cancelled(&mut self) {
-        self.drop_parked(|core, parked| core.requests.is_cancelled(parked.request));
-    }
-
-    /// Drops parked parts of a volume that is no longer served.
-    pub(super) fn drop_parked_of(&mut self, slot: VolumeSlot) {
-        self.drop_parked(|_, parked| parked.slot == slot);
-    }
-
-    fn drop_parked(&mut self, doomed: impl Fn(&Self, &Parked) -> bool) {
-        for position in 0..self.shards.len() {
-            let parked = std::mem::take(&mut self.parked[position]);
-            let (gone, kept): (VecDeque<_>, _) =
-                parked.into_iter().partition(|parked| doomed(self, parked));
-            self.parked[position] = kept;
-            for parked in gone {
-                self.part_done(parked.request, Err(Failure::Gone));
-            }
-            self.retry |= 1 << position;
-        }
-    }
 }
 
 impl Writing {
@@ -716,7 +596,7 @@ impl Writing {
     }
 
     /// A request that goes on after a wait.
-    fn resumed(request: &Request, slot: VolumeSlot, key: RequestKey) -> Self {
+    pub(super) fn resumed(request: &Request, slot: VolumeSlot, key: RequestKey) -> Self {
         Self {
             origin: request.origin,
             slot,

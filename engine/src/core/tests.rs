@@ -1,0 +1,11 @@
+//! Tests of a core with a driver that does nothing unless told to.
+
+mod counters;
+mod cuts;
+mod durability;
+mod errors;
+mod merging;
+mod parking;
+mod peers;
+mod reading;
+mod rig;

@@ -1,0 +1,113 @@
+//! FUA and FLUSH: what they wait for, and that they do.
+
+use super::rig::{BLOCK, Rig, is_barrier, is_write, lazy};
+use crate::core::{SyncMode, WritePolicy};
+
+#[test]
+fn a_flush_waits_for_the_write_and_for_a_barrier_after_it() {
+    let mut rig = Rig::new(1);
+    let write = rig.write(3, 1);
+    assert_eq!(rig.result(write), Some(Ok(())), "answered from memory");
+    assert!(rig.io.is_empty(), "nobody waits");
+    let flush = rig.flush_on(0);
+    assert_eq!(rig.end_some(is_write, None), 1);
+    assert_eq!(rig.result(flush), None, "written is not durable");
+    assert_eq!(rig.end_some(is_barrier, None), 1);
+    assert_eq!(rig.result(flush), Some(Ok(())));
+}
+
+#[test]
+fn a_barrier_issued_before_a_write_ended_does_not_cover_it() {
+    let mut rig = Rig::new(1);
+    rig.write(0, 1);
+    let first = rig.flush_on(0);
+    rig.end_some(is_write, None);
+    assert!(rig.io.iter().any(|(_, io)| is_barrier(io)));
+    rig.write(1, 2);
+    let second = rig.flush_on(0);
+    assert_eq!(rig.end_some(is_write, None), 1);
+    assert_eq!(rig.end_some(is_barrier, None), 1);
+    assert_eq!(rig.result(first), Some(Ok(())));
+    assert_eq!(
+        rig.result(second),
+        None,
+        "the late one joins the next barrier"
+    );
+    assert_eq!(rig.end_some(is_barrier, None), 1);
+    assert_eq!(rig.result(second), Some(Ok(())));
+}
+
+#[test]
+fn all_that_wait_share_one_barrier() {
+    let mut rig = Rig::new(1);
+    let fua: Vec<u64> = (0..8)
+        .map(|block| rig.write_on(0, block * BLOCK, &[9; BLOCK as usize], true))
+        .collect();
+    let flush = rig.flush_on(0);
+    while rig.end_some(is_write, None) > 0 {}
+    assert!(fua.iter().all(|ticket| rig.result(*ticket).is_none()));
+    let mut barriers = 0;
+    while rig.result(flush).is_none() {
+        barriers += rig.end_some(is_barrier, None);
+    }
+    assert!(barriers <= 2, "{barriers} barriers");
+    assert!(fua.iter().all(|ticket| rig.result(*ticket) == Some(Ok(()))));
+}
+
+#[test]
+fn a_lone_fua_write_is_durable_by_itself_where_the_device_can() {
+    let policy = WritePolicy {
+        sync: SyncMode::Mixed,
+        ..lazy()
+    };
+    let mut rig = Rig::with_policy(1, policy);
+    let fua = rig.write_on(0, 0, &[1; BLOCK as usize], true);
+    assert_eq!(rig.end_some(is_write, None), 1);
+    assert_eq!(rig.result(fua), Some(Ok(())));
+    assert!(rig.io.is_empty(), "no barrier");
+}
+
+#[test]
+fn a_flush_of_nothing_is_answered_at_once() {
+    let mut rig = Rig::new(1);
+    let flush = rig.flush_on(0);
+    assert_eq!(rig.result(flush), Some(Ok(())));
+    rig.write(0, 1);
+    rig.flush_on(0);
+    rig.settle();
+    let again = rig.flush_on(0);
+    assert_eq!(rig.result(again), Some(Ok(())));
+    assert!(rig.io.is_empty());
+}
+
+#[test]
+fn nothing_stays_undurable_for_longer_than_the_interval_under_a_steady_trickle() {
+    let policy = WritePolicy {
+        write_delay_ms: 4,
+        flush_interval_ms: 100,
+        ..lazy()
+    };
+    let mut rig = Rig::with_policy(1, policy);
+    let mut barriers = 0;
+    for i in 0..25 {
+        rig.write(16 * i, 1);
+        rig.pass_ms(10);
+        rig.end_some(is_write, None);
+        barriers += rig.end_some(is_barrier, None);
+    }
+    assert!(barriers >= 2, "{barriers} barriers in 250 ms");
+}
+
+#[test]
+fn a_stop_makes_everything_durable() {
+    let mut rig = Rig::new(2);
+    for block in 0..32 {
+        rig.write(block, 5);
+    }
+    assert!(!rig.cores.iter().all(|core| core.is_quiet()));
+    for core in &mut rig.cores {
+        core.make_durable();
+    }
+    rig.settle();
+    assert!(rig.cores.iter().all(|core| core.is_quiet()));
+}
