@@ -123,7 +123,9 @@ fn log_config(dice: &mut Dice) -> LogConfig {
     let batch = batch_payload_max + PAGE_BYTES;
     let undurable_bytes_max = batch * dice.range(1..=3) as usize;
     let segment_bytes = (batch * dice.range(2..=3) as usize) as u64;
-    let reserve = undurable_bytes_max.div_ceil(segment_bytes as usize - batch) as u32 + 1;
+    let rewrite = undurable_bytes_max.div_ceil(segment_bytes as usize - batch) as u32;
+    // As LogConfig::reserve_for_all.
+    let reserve = 2 * rewrite + 2;
     let config = LogConfig {
         arena_bytes: undurable_bytes_max + batch * dice.range(3..=5) as usize,
         undurable_bytes_max,
@@ -168,7 +170,7 @@ impl Faults {
             faults.away_us = (from, from + dice.range(life_us / 4..=life_us));
             faults.full = dice.chance(200);
         }
-        faults.boot = dice.pick(&[0, 0, 60]);
+        faults.boot = dice.pick(&[0, 0, 8, 40]);
         faults
     }
 }

@@ -49,8 +49,8 @@ pub struct LogConfig {
     pub segment_bytes: u64,
     /// Segments of the file.
     pub segments: u32,
-    /// Segments kept free of data appends: for rewriting after an error, re-appending at recovery
-    /// and TRIM/ZERO marks.
+    /// Segments kept free of data appends: one for TRIM/ZERO marks, then those for rewriting after
+    /// an error, the rest for re-appending at recovery. See [`LogConfig::reserve_for_all`].
     pub reserve_segments: u32,
 }
 
@@ -87,7 +87,7 @@ impl LogConfig {
             segments: u32::try_from(segments).unwrap_or(u32::MAX),
             reserve_segments: 0,
         };
-        config.reserve_segments = config.rewrite_segments() + 1;
+        config.reserve_segments = config.reserve_for_all();
         config.validate()?;
         Ok(config)
     }
@@ -145,8 +145,14 @@ impl LogConfig {
         self.batch_payload_max + PAGE_BYTES
     }
 
+    /// The reserve with which marks, one rewriting after an error and then a recovery fit into a
+    /// full log, and a recovery that is itself cut short.
+    pub fn reserve_for_all(&self) -> u32 {
+        1 + self.rewrite_segments() + self.rewrite_segments() + 1
+    }
+
     /// Segments that hold all undurable batches, each segment losing less than a batch at its end.
-    fn rewrite_segments(&self) -> u32 {
+    pub(super) fn rewrite_segments(&self) -> u32 {
         let batch = self.batch_bytes_max() as u64;
         let usable = self.segment_bytes.saturating_sub(batch).max(1);
         (self.undurable_bytes_max as u64).div_ceil(usable) as u32
@@ -169,7 +175,7 @@ mod tests {
             let config = LogConfig::for_wal(wal, arena).unwrap();
             assert!(config.file_bytes() <= wal, "{config:?}");
             assert!(config.arena_bytes <= arena);
-            assert!(config.reserve_segments * 2 <= config.segments, "{config:?}");
+            assert!(config.segments >= config.reserve_segments + 2, "{config:?}");
         }
     }
 

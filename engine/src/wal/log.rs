@@ -165,7 +165,7 @@ impl ShardLog {
         self.append_blocks(head, Reserve::Keep, fill, placed)
     }
 
-    /// Appends a record of a killed process's region again, with its LSN and epoch; may take from
+    /// Appends a record of a killed process's region again, with its LSN and epoch; may take all of
     /// the reserve. Records are appended in the order in which recovery gives them.
     ///
     /// # Errors
@@ -177,14 +177,15 @@ impl ShardLog {
     ) -> Result<BatchNum, Shortage> {
         if let Some(kind) = record.mark {
             let blocks = record.blocks.clone();
-            return self.append_mark(record.volume, record.epoch, record.lsn, blocks, kind);
+            let stamps = (record.volume, record.epoch, record.lsn);
+            return self.append_range(stamps, blocks, kind, Reserve::Recovery);
         }
         let fill = |index: u32, block: &mut [u8]| {
             let start = index as usize * block.len();
             block.copy_from_slice(&record.payload[start..start + block.len()]);
             record.crcs[index as usize]
         };
-        self.append_blocks(&record.head(), Reserve::Use, fill, placed)
+        self.append_blocks(&record.head(), Reserve::Recovery, fill, placed)
     }
 
     #[inline]
@@ -227,7 +228,7 @@ impl ShardLog {
     }
 
     /// Appends a record without payload that makes the shard-local `blocks` read as zeros; may take
-    /// from the reserve.
+    /// a segment of the reserve.
     ///
     /// # Panics
     /// When the range is empty or has 2^32 blocks or more.
@@ -242,10 +243,20 @@ impl ShardLog {
         blocks: Range<u64>,
         kind: MarkKind,
     ) -> Result<BatchNum, Shortage> {
+        self.append_range((volume, epoch, lsn), blocks, kind, Reserve::Marks)
+    }
+
+    fn append_range(
+        &mut self,
+        (volume, epoch, lsn): (VolumeId, Epoch, Lsn),
+        blocks: Range<u64>,
+        kind: MarkKind,
+        reserve: Reserve,
+    ) -> Result<BatchNum, Shortage> {
         let count = u32::try_from(blocks.end - blocks.start).expect("fewer than 2^32 blocks");
         assert!(count > 0, "a mark has blocks");
         if self.open.table_end as usize + RECORD_BYTES > PAGE_BYTES {
-            self.make_room(0, RECORD_BYTES, Reserve::Use)?;
+            self.make_room(0, RECORD_BYTES, reserve)?;
         }
         let record_at = self.open.arena_offset + self.open.table_end as usize;
         let out = self.arena.bytes_mut(record_at, RECORD_BYTES);
@@ -299,7 +310,7 @@ impl ShardLog {
         }
         let need = HEADER_PAGES + pages as u32;
         // A batch of marks in the reserve gets no room for data that follows.
-        let marks_only = pages == 0 && self.segments.only_reserve_left();
+        let marks_only = reserve == Reserve::Marks && self.segments.only_reserve_left();
         let want = if marks_only {
             need
         } else {

@@ -18,8 +18,12 @@ const TAIL_PAGES_MIN: u32 = 16;
 pub(super) enum Reserve {
     /// Data: never.
     Keep,
-    /// Marks, recovery and rewriting.
-    Use,
+    /// Marks: one segment.
+    Marks,
+    /// Rewriting after an error: all but those for a recovery.
+    Rewrite,
+    /// Recovery: all.
+    Recovery,
 }
 
 /// File space for a batch.
@@ -49,11 +53,40 @@ struct Segment {
     uses: HashMap<VolumeId, Epoch>,
 }
 
+#[derive(Debug)]
+struct Floor {
+    data: usize,
+    marks: usize,
+    rewrite: usize,
+}
+
+impl Floor {
+    fn of(config: &LogConfig) -> Self {
+        let data = config.reserve_segments as usize;
+        let marks = data.saturating_sub(1);
+        Self {
+            data,
+            marks,
+            rewrite: marks.saturating_sub(config.rewrite_segments() as usize),
+        }
+    }
+
+    fn leaves(&self, reserve: Reserve) -> usize {
+        match reserve {
+            Reserve::Keep => self.data,
+            Reserve::Marks => self.marks,
+            Reserve::Rewrite => self.rewrite,
+            Reserve::Recovery => 0,
+        }
+    }
+}
+
 /// The segments of one file.
 #[derive(Debug)]
 pub(super) struct Segments {
     segment_bytes: u64,
-    reserve: usize,
+    /// Free segments that each use leaves alone.
+    floor: Floor,
     segments: Vec<Segment>,
     /// Live segments, the oldest first. The last one is being filled if `filled_bytes` is set.
     live: VecDeque<usize>,
@@ -76,7 +109,7 @@ impl Segments {
         };
         Self {
             segment_bytes: config.segment_bytes,
-            reserve: config.reserve_segments as usize,
+            floor: Floor::of(config),
             segments: (0..config.segments).map(|_| segment()).collect(),
             live: VecDeque::with_capacity(config.segments as usize),
             filled_bytes: None,
@@ -128,11 +161,7 @@ impl Segments {
         (need, want): (u32, u32),
         reserve: Reserve,
     ) -> Option<FileRun> {
-        let floor = if reserve == Reserve::Keep {
-            self.reserve
-        } else {
-            0
-        };
+        let floor = self.floor.leaves(reserve);
         let left = self.filled_bytes.map_or(0, |filled| {
             ((self.segment_bytes - filled) / PAGE_BYTES as u64) as u32
         });
@@ -205,7 +234,7 @@ impl Segments {
 
     /// Whether a data append that needs a fresh segment would be refused.
     pub(super) fn only_reserve_left(&self) -> bool {
-        self.free <= self.reserve
+        self.free <= self.floor.data
     }
 
     /// Notes that the segment being filled holds records of `volume` up to `epoch`.
@@ -336,7 +365,7 @@ mod tests {
         assert_eq!(batch(&mut s, 2, 17, Reserve::Keep), Some(32));
         assert_eq!(batch(&mut s, 3, 15, Reserve::Keep), Some(49));
         assert_eq!(batch(&mut s, 4, 1, Reserve::Keep), None);
-        assert_eq!(batch(&mut s, 4, 1, Reserve::Use), Some(64));
+        assert_eq!(batch(&mut s, 4, 1, Reserve::Recovery), Some(64));
         assert_eq!(
             batch(&mut s, 5, 1, Reserve::Keep),
             None,
@@ -349,7 +378,7 @@ mod tests {
     fn the_oldest_are_released_once_durable_and_committed() {
         let mut s = segments();
         for number in 1..=3 {
-            batch(&mut s, number, 20, Reserve::Use).unwrap();
+            batch(&mut s, number, 20, Reserve::Recovery).unwrap();
         }
         assert_eq!(
             s.release(BatchNum(3), |_, epoch| epoch == Epoch(2)),
@@ -371,7 +400,7 @@ mod tests {
             "only the reserve is left"
         );
         assert_eq!(
-            batch(&mut s, 5, 20, Reserve::Use),
+            batch(&mut s, 5, 20, Reserve::Recovery),
             Some(0),
             "recycled in ring order"
         );
@@ -384,7 +413,7 @@ mod tests {
         batch(&mut s, 2, 4, Reserve::Keep).unwrap();
         let uses = s.withdraw_after(BatchNum(1));
         assert_eq!(uses.len(), 2, "whatever the segment held");
-        assert_eq!(batch(&mut s, 2, 4, Reserve::Use), Some(32));
+        assert_eq!(batch(&mut s, 2, 4, Reserve::Recovery), Some(32));
         assert_eq!(s.released_before(BatchNum(3)), BatchNum(1));
         assert_eq!(s.release(BatchNum(2), |_, _| true), 1);
         assert_eq!(s.released_before(BatchNum(3)), BatchNum(2));

@@ -412,7 +412,7 @@ impl ShardLog {
         while number <= self.last() {
             let batch = self.batches.get_mut(number);
             let pages = batch.pages;
-            let Some(run) = self.segments.plan(number, (pages, pages), Reserve::Use) else {
+            let Some(run) = self.segments.plan(number, (pages, pages), Reserve::Rewrite) else {
                 return self.fail(0);
             };
             self.segments.take(number, run, pages);

@@ -285,6 +285,11 @@ impl World {
         Ok(())
     }
 
+    /// Whether the old regions are no longer needed.
+    pub(super) fn is_recovered(&self) -> bool {
+        self.recovering.is_empty() && self.regions.is_empty()
+    }
+
     pub(super) fn start_write(&mut self, dsync: bool) -> bool {
         let Some(write) = self.log.start_write(dsync) else {
             return false;
