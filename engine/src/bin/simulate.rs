@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use taipan_engine::sim::{Coverage, EVENTS, run};
+use taipan_engine::sim::{Coverage, EVENTS, run, run_aloud};
 
-const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] | --seed X";
+const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] | --seed X [--trace]";
 
 /// The seed under way, for the panic message.
 static SEED: AtomicU64 = AtomicU64::new(0);
@@ -14,15 +14,17 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 struct Wanted {
     start: u64,
     seeds: u64,
+    trace: bool,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
-    let mut wanted = Wanted {
-        start: 0,
-        seeds: 1000,
-    };
+    let mut wanted = Wanted { start: 0, seeds: 1000, trace: false };
     let mut arguments = arguments;
     while let Some(flag) = arguments.next() {
+        if flag == "--trace" {
+            wanted.trace = true;
+            continue;
+        }
         let value = arguments
             .next()
             .ok_or_else(|| format!("{flag} needs a number"))?;
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
     for done in 0..wanted.seeds {
         let seed = wanted.start + done;
         SEED.store(seed, Ordering::Relaxed);
-        match run(seed) {
+        match if wanted.trace { run_aloud(seed) } else { run(seed) } {
             Ok(outcome) => {
                 reached.merge(&outcome.coverage);
                 events += outcome.events;

@@ -265,16 +265,6 @@ impl World {
         making: &mut Making,
     ) -> Result<(), Stop> {
         let config = self.plan.log;
-        if std::env::var_os("SIM_TRACE").is_some() {
-            for b in found.batches() {
-                eprintln!(
-                    "s{shard} {} at {} +{}",
-                    b.number,
-                    b.file_offset,
-                    b.pages * 4096
-                );
-            }
-        }
         let arena = Arena::anonymous(config.arena_bytes).expect("memory for an arena");
         making.readers.push(arena.reader());
         let mut log = ShardLog::resume(self.identity(shard), config, arena, found)

@@ -20,7 +20,7 @@ mod workload;
 mod world;
 
 pub use coverage::{Coverage, EVENTS};
-pub use world::{Outcome, Violation, run};
+pub use world::{Outcome, Violation, run, run_aloud};
 
 #[cfg(test)]
 mod tests;

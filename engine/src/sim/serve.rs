@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::plan::MS;
 use super::uploader::{UpMessage, Uploader};
-use super::world::{Event, Region, World};
+use super::world::{Crash, Event, Region, World};
 use crate::arena::ArenaReader;
 use crate::block::ShardId;
 use crate::core::{Committed, Core, EpochClock, Failure, Fetch, Io, OpKey, PeerMessage};
@@ -110,8 +110,11 @@ impl Node {
     }
 
     /// The process ends: returns the memory that outlives it.
-    pub(super) fn leave(&mut self) -> Vec<Region> {
+    pub(super) fn leave(&mut self, crash: Crash) -> Vec<Region> {
         self.abandon();
+        if crash == Crash::Power {
+            return Vec::new();
+        }
         let shards = ShardId::all().zip(&self.readers);
         shards
             .map(|(shard, reader)| Region {

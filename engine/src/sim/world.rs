@@ -28,7 +28,7 @@ use crate::wal::format::LogHead;
 use crate::wal::{BootId, WalId};
 
 /// Lines of the trace kept for a report.
-const TRACE_LINES: usize = 400_000;
+const TRACE_LINES: usize = 200;
 /// A run with more events than this does not come to an end.
 const EVENTS_MAX: u64 = 2_000_000;
 /// Longest wait for everything to become quiet once all faults are over.
@@ -150,6 +150,8 @@ pub(super) struct World {
     pub(super) coverage: Coverage,
     trace: VecDeque<String>,
     trace_hash: u64,
+    /// Every line of the trace is printed.
+    aloud: bool,
     // What outlives a life.
     pub(super) wal_id: WalId,
     pub(super) boot_id: u64,
@@ -172,7 +174,17 @@ pub(super) struct World {
 
 /// Runs one seed.
 pub fn run(seed: u64) -> Result<Outcome, Box<Violation>> {
+    run_world(World::new(seed), seed)
+}
+
+/// Runs one seed and prints every event when it happens, so that a panic, too, has its trace.
+pub fn run_aloud(seed: u64) -> Result<Outcome, Box<Violation>> {
     let mut world = World::new(seed);
+    world.aloud = true;
+    run_world(world, seed)
+}
+
+fn run_world(mut world: World, seed: u64) -> Result<Outcome, Box<Violation>> {
     let result = world.live();
     if let Some(node) = &mut world.node {
         node.abandon();
@@ -215,6 +227,7 @@ impl World {
             coverage: Coverage::default(),
             trace: VecDeque::new(),
             trace_hash: 0xCBF2_9CE4_8422_2325,
+            aloud: false,
             wal_id: WalId(dice.number()),
             boot_id: 1,
             incarnation: 0,
@@ -367,7 +380,7 @@ impl World {
         });
         self.deliver_last_replies();
         let mut node = self.node.take().expect("a life to end");
-        let regions = node.leave();
+        let regions = node.leave(crash);
         drop(node);
         self.end_of_process(crash, regions);
     }
@@ -442,7 +455,7 @@ impl World {
         let counters: Vec<_> = self.node_ref().cores.iter().map(Core::counters).collect();
         self.note(format_args!("{counters:?}"));
         let mut node = self.node.take().expect("it runs");
-        drop(node.leave());
+        drop(node.leave(Crash::Power));
         drop(node);
         self.queue.clear();
         self.regions.clear();
@@ -509,7 +522,7 @@ impl World {
     /// Adds a line to the trace.
     pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
         let line = format!("{:>9} {what}", self.now_us);
-        if std::env::var_os("SIM_TRACE").is_some() {
+        if self.aloud {
             eprintln!("{line}");
         }
         for byte in line.bytes() {
