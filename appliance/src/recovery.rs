@@ -71,8 +71,6 @@ impl Replayed {
         let config = files.fit(wanted)?;
         let boot = boot_id()?;
         let found = list_regions(runtime_dir)?;
-        let memory_survived =
-            ShardId::all().all(|shard| found.iter().any(|region| region.shard == shard));
         let incarnation = files.state().incarnation;
         let (regions, shards) = std::thread::scope(|scope| {
             // The kernel takes its time to find the memory: beside the replay.
@@ -81,11 +79,13 @@ impl Replayed {
             (regions.join().expect("no panic"), shards)
         });
         let old_regions = found.into_iter().map(|region| region.path).collect();
+        let shards = shards?;
+        let memory_survived = shards.iter().all(|(_, found)| found.memory_survived);
         Ok(Self {
             files,
             dir: dir.to_owned(),
             config,
-            shards: shards?,
+            shards,
             regions: regions?,
             old_regions,
             memory_survived,

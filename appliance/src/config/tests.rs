@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
+use proptest::prelude::*;
 use taipan_engine::volume::{Ack, OnLostCache};
 
 use super::document::Document;
@@ -365,4 +366,94 @@ fn check_config_takes_the_same_flags_and_no_mixture() {
     assert_eq!(flags.data.as_deref(), Some("b"), "the last of two wins");
     assert!(Cli::try_parse_from(["taipand", "--drain", "check-config"]).is_err());
     assert!(Cli::try_parse_from(["taipand", "--no-such-flag"]).is_err());
+}
+
+/// Values that a person, or a broken program, might write to any key.
+const VALUES: [&str; 28] = [
+    "true",
+    "0",
+    "-1",
+    "7",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "18446744073709551616",
+    "0x10",
+    "1e308",
+    "nan",
+    "1979-05-27T07:32:00Z",
+    "\"\"",
+    "\"auto\"",
+    "\"off\"",
+    "\"none\"",
+    "\"json\"",
+    "\"512MiB\"",
+    "\"99999999999999999999TiB\"",
+    "\"16383PiB\"",
+    "\"50%\"",
+    "\"18446744073709551615%\"",
+    "\"ü\\u0000@/..\"",
+    "\"127.0.0.1:1\"",
+    "\"0-18446744073709551615\"",
+    "[]",
+    "[0, 18446744073709551615, \"3-1\"]",
+    "[[[\"a\"], {}], 1]",
+    "{ a = { b = [{}] } }",
+];
+
+/// The text of a configuration file: settings with values that may or may not fit, then with some
+/// characters replaced.
+fn files() -> impl Strategy<Value = String> {
+    let mut document = Document::default();
+    document.read_file("t", "[[volume]]\nname = \"v\"\nsize = 512\n");
+    interpret(&mut document, &[], &machine());
+    let (mut plain, mut of_volumes) = (vec!["other".to_owned()], Vec::new());
+    for key in document.known_keys() {
+        match key.strip_prefix("volume[0].") {
+            Some(key) => of_volumes.push(key.to_owned()),
+            None => plain.push(key.to_owned()),
+        }
+    }
+    let line = |keys: Vec<String>| {
+        let pair = (
+            prop::sample::select(keys),
+            prop::sample::select(&VALUES[..]),
+        );
+        pair.prop_map(|(key, value)| format!("{key} = {value}\n"))
+    };
+    let lines = prop::collection::vec(line(plain), 0..6);
+    let volume = prop::collection::vec(line(of_volumes), 0..6)
+        .prop_map(|lines| format!("[[volume]]\n{}", lines.concat()));
+    let volumes = prop::collection::vec(volume, 0..3);
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 0..3);
+    (lines, volumes, changes).prop_map(|(lines, volumes, changes)| {
+        let mut text: Vec<char> = (lines.concat() + &volumes.concat()).chars().collect();
+        for (at, other) in changes {
+            if !text.is_empty() {
+                let at = at.index(text.len());
+                text[at] = other;
+            }
+        }
+        text.into_iter().collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn any_file_is_refused_with_reasons_or_reads_back_the_same(
+        file in prop_oneof![4 => files(), 1 => any::<String>()],
+        set in prop::option::of(".{0,24}"),
+    ) {
+        let set = set.map(|text| format!("--set={text}"));
+        match load_with(Some(&file), &Vec::from_iter(set.as_deref())) {
+            Ok(config) => {
+                let mut document = Document::default();
+                document.read_file("effective", &config.to_toml());
+                prop_assert_eq!(interpret(&mut document, &[], &machine()), config);
+                prop_assert_eq!(document.finish(), Vec::<String>::new());
+            }
+            Err(problems) => prop_assert!(problems.iter().all(|problem| !problem.is_empty())),
+        }
+    }
 }

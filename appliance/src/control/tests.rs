@@ -7,8 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
-use taipan_engine::api::{RunState, VolumeInfo, resize_path, volume_path};
+use taipan_engine::api::{ErrorBody, RunState, VolumeInfo, resize_path, volume_path};
 use taipan_engine::error::ErrorKind;
 use taipan_engine::volume::VolumeName;
 
@@ -230,4 +231,89 @@ fn a_clash_of_addresses_is_seen_before_anything_starts() {
     assert!(error.to_string().contains("metrics"), "{error}");
     let error = Servers::bind(&daemon.control, None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
+}
+
+/// A JSON body that is nearly one of ours: its fields with values of all types, some characters
+/// replaced; or noise.
+fn bodies() -> impl Strategy<Value = Vec<u8>> {
+    let fields = [
+        "name",
+        "size",
+        "size_bytes",
+        "block_size",
+        "block_size_bytes",
+        "chunk_size",
+        "chunk_size_bytes",
+        "ack",
+        "on_lost_cache",
+        "other",
+    ];
+    let values = [
+        "null",
+        "true",
+        "0",
+        "512",
+        "-1",
+        "1.5",
+        "1e400",
+        "65536",
+        "4194304",
+        "18446744073709551615",
+        "18446744073709551616",
+        r#""""#,
+        r#""v""#,
+        r#""a/../b""#,
+        r#""\u0000\ud800""#,
+        r#""1GiB""#,
+        r#""16383PiB""#,
+        r#""durable""#,
+        "[]",
+        r#"{"a":[{}]}"#,
+    ];
+    let field = (
+        prop::sample::select(&fields[..]),
+        prop::sample::select(&values[..]),
+    )
+        .prop_map(|(name, value)| format!("\"{name}\":{value}"))
+        .boxed();
+    let made = (
+        prop::collection::vec(field, 0..5),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    )
+        .prop_map(|(fields, changes)| {
+            let mut body = format!("{{{}}}", fields.join(",")).into_bytes();
+            for (at, byte) in changes {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            body
+        });
+    let deep = (1..4000usize).prop_map(|depth| "[".repeat(depth).into_bytes());
+    prop_oneof![6 => made, 1 => prop::collection::vec(any::<u8>(), 0..200), 1 => deep]
+}
+
+#[test]
+fn no_body_and_no_path_gets_anything_but_an_orderly_answer() {
+    let daemon = start();
+    let one = json!({"name": "v", "size": "1GiB"});
+    assert_eq!(daemon.call("POST", "/v1/volumes", &one).0, 201);
+    let requests = prop::sample::select(vec![
+        "POST /v1/volumes",
+        "PATCH /v1/volumes/v",
+        "POST /v1/volumes/v/resize",
+        "DELETE /v1/volumes/",
+        "GET /v1/volumes/",
+    ]);
+    let config = ProptestConfig::with_cases(400);
+    proptest!(config, |(request in requests, body in bodies(), tail in "[!-~]{0,12}")| {
+        let (method, path) = request.split_once(' ').expect("two words");
+        let path = if path.ends_with('/') { format!("{path}{tail}") } else { path.to_owned() };
+        let (code, _, answer) = daemon.raw(method, &path, &body);
+        prop_assert!(code < 500, "{} {}: {} {}", method, path, code, answer);
+        if code >= 400 && !answer.is_empty() {
+            let error: Result<ErrorBody, _> = serde_json::from_str(&answer);
+            prop_assert!(error.is_ok(), "{}", answer);
+        }
+    });
+    assert_eq!(daemon.call("GET", "/v1/status", &Value::Null).0, 200);
 }

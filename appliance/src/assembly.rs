@@ -1,0 +1,359 @@
+//! Puts the recovered parts together and starts the threads of the data plane.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use taipan_engine::arena::ArenaReader;
+use taipan_engine::backend::Backend;
+use taipan_engine::block::ShardId;
+use taipan_engine::commit::{Coordinator, CutPolicy};
+use taipan_engine::core::{Core, EpochClock, WritePolicy};
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::VolumeId;
+use taipan_engine::index::Overlay;
+use taipan_engine::registry::LocalHeads;
+use taipan_engine::shard::Shard;
+use taipan_engine::wal::LogConfig;
+
+use crate::boot::{BootVolume, Recovered};
+use crate::config::Config;
+use crate::connection::ConnectionLimits;
+use crate::daemon::Parts;
+use crate::data_core::{DataCore, DataCoreParts};
+use crate::directory::Directory;
+use crate::fetcher::{ChunkTables, Fetcher};
+use crate::inbox::{CoreAddress, CoreMessage};
+use crate::listeners::Listeners;
+use crate::metrics::Metrics;
+use crate::recovery::ReadyShard;
+use crate::service::{Service, ServiceParts, Threads};
+use crate::sync_mode::SyncChoice;
+use crate::uploader::{
+    UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
+};
+use crate::watchdog::Watchdog;
+
+/// Batch memory is cleared in steps of this.
+const POPULATE_BYTES: usize = 1 << 20;
+
+/// A running data core.
+type CoreThread = std::thread::JoinHandle<std::io::Result<()>>;
+
+/// Everything that the threads share.
+pub(crate) struct Assembly {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) heads: LocalHeads,
+    pub(crate) clock: Arc<EpochClock>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) tables: Arc<ChunkTables>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) log_config: LogConfig,
+    pub(crate) sync: SyncChoice,
+    pub(crate) started: Instant,
+}
+
+impl Assembly {
+    /// Makes the cores, starts every thread, and creates the configured volumes.
+    pub(crate) fn start(
+        self,
+        parts: Parts<'_>,
+        volumes: Vec<BootVolume>,
+        recovered: Recovered,
+    ) -> Result<Box<Service>> {
+        let config = parts.config;
+        let listeners = Listeners::bind(&config.listen, &config.socket, &config.limits)?;
+        let listening = listeners.addresses();
+        let arenas: Vec<ArenaReader> = recovered
+            .shards
+            .iter()
+            .map(|shard| shard.arena.clone())
+            .collect();
+        populate(&arenas);
+        let mut cores = self.build_cores(config, &volumes, recovered.shards, recovered.overlays);
+        for core in &mut cores {
+            for id in &recovered.forgotten {
+                core.core.forget_volume(*id);
+            }
+        }
+        let uploads = self.take_volumes(volumes);
+        let (uploader, uploader_inbox) = UploaderAddress::new();
+        let mut watchdog = Watchdog::new(self.started);
+        let (addresses, data) = self.start_cores(config, cores, &uploader, &mut watchdog)?;
+        let state = Arc::new(UploaderState::default());
+        let upload_parts = self.uploader_parts(config, arenas, uploads, &addresses, &state);
+        let upload = Uploader::start(upload_parts, uploader_inbox, uploader.clone())
+            .map_err(|e| Error::io("starting the uploader", e))?;
+        watchdog
+            .start()
+            .map_err(|e| Error::io("starting the watchdog", e))?;
+        let service = Service::new(ServiceParts {
+            config: config.clone(),
+            data_dir: parts.data.path().to_owned(),
+            runtime_dir: parts.runtime_dir,
+            budget: parts.budget,
+            directory: Arc::clone(&self.directory),
+            metrics: Arc::clone(&self.metrics),
+            clock: self.clock,
+            addresses: addresses.clone(),
+            uploader,
+            state,
+            backend: self.backend.describe(),
+            sync: self.sync,
+            listening,
+            started: self.started,
+            files: recovered.files,
+        });
+        service.create_configured()?;
+        let acceptor = start_acceptor(listeners, addresses, self.directory, self.metrics)?;
+        service.adopt(Threads {
+            data,
+            uploader: Some(upload),
+            acceptor: Some(acceptor),
+        });
+        Ok(Box::new(service))
+    }
+
+    /// Enters the volumes into the directory; those that are open go to the uploader.
+    fn take_volumes(&self, volumes: Vec<BootVolume>) -> Vec<UploadVolume> {
+        let mut uploads = Vec::new();
+        for boot in volumes {
+            if let Some(opened) = boot.opened {
+                let volume = Arc::clone(&boot.volume);
+                let upload = UploadVolume::new(opened.commit, opened.local, volume);
+                upload.fill_tables(&self.tables);
+                uploads.push(upload);
+            }
+            self.directory.insert(boot.volume);
+        }
+        uploads
+    }
+
+    fn start_cores(
+        &self,
+        config: &Config,
+        cores: Vec<BuiltCore>,
+        uploader: &UploaderAddress,
+        watchdog: &mut Watchdog,
+    ) -> Result<(Vec<CoreAddress>, Vec<CoreThread>)> {
+        let (mut addresses, mut inboxes) = (Vec::new(), Vec::new());
+        for _ in &cores {
+            let (address, inbox) =
+                CoreAddress::new().map_err(|e| Error::io("making a doorbell", e))?;
+            addresses.push(address);
+            inboxes.push(inbox);
+        }
+        let fetcher = Fetcher::start(&self.backend, &self.tables, &self.metrics.backend())
+            .map_err(|e| Error::io("starting the fetcher", e))?;
+        let mut threads = Vec::new();
+        for (built, inbox) in cores.into_iter().zip(inboxes) {
+            let heartbeat = Arc::new(AtomicU64::new(0));
+            watchdog.watch(format!("data-{}", built.index), Arc::clone(&heartbeat));
+            let core = self.core_parts(built, inbox, config, &addresses, &fetcher, uploader);
+            let core = DataCoreParts { heartbeat, ..core };
+            let cpu = config.cores.pin.then(|| config.cores.data[core.index]);
+            threads.push(spawn_core(core, cpu)?);
+        }
+        Ok((addresses, threads))
+    }
+
+    fn uploader_parts(
+        &self,
+        config: &Config,
+        arenas: Vec<ArenaReader>,
+        volumes: Vec<UploadVolume>,
+        cores: &[CoreAddress],
+        state: &Arc<UploaderState>,
+    ) -> UploaderParts {
+        let policy = CutPolicy {
+            commit_interval_ms: config.commit.interval.as_millis() as u64,
+            pending_bytes: config.commit.pending_bytes,
+            ..CutPolicy::default()
+        };
+        UploaderParts {
+            cpu: config.cores.pin.then_some(config.cores.uploader),
+            backend: Arc::clone(&self.backend),
+            heads: self.heads.clone(),
+            arenas,
+            wal_paths: self.paths.clone(),
+            clock: Arc::clone(&self.clock),
+            coordinator: Coordinator::new(policy, self.clock.now()),
+            volumes,
+            cores: cores.to_vec(),
+            directory: Arc::clone(&self.directory),
+            tables: Arc::clone(&self.tables),
+            metrics: Arc::clone(&self.metrics),
+            state: Arc::clone(state),
+            started: self.started,
+        }
+    }
+
+    fn build_cores(
+        &self,
+        config: &Config,
+        volumes: &[BootVolume],
+        shards: Vec<ReadyShard>,
+        mut overlays: HashMap<(VolumeId, ShardId), Overlay>,
+    ) -> Vec<BuiltCore> {
+        let cores = config.cores.data.len();
+        let policy = WritePolicy {
+            sync: self.sync.mode,
+            flush_interval_ms: config.wal.flush_interval.as_millis() as u64,
+            run_bytes_max: (self.log_config.batch_payload_max as u64).min(512 << 10),
+            undurable_bytes: self.log_config.undurable_bytes_max / 2,
+            ..WritePolicy::default()
+        };
+        let mut by_core: Vec<(Vec<Shard>, Vec<_>)> =
+            (0..cores).map(|_| Default::default()).collect();
+        for shard in shards {
+            let (own, files) = &mut by_core[shard.id.core(cores)];
+            files.push(shard.file);
+            own.push(Shard::new(shard.id, shard.log, shard.next_lsn));
+        }
+        let mut built = Vec::new();
+        for (index, (own, wal_files)) in by_core.into_iter().enumerate() {
+            let ids: Vec<ShardId> = own.iter().map(Shard::id).collect();
+            let mut core = Core::new(index, cores, Arc::clone(&self.clock), own, policy);
+            for boot in volumes {
+                let Some(opened) = &boot.opened else { continue };
+                let (volume, base) = (&boot.volume, opened.commit.base());
+                let part = |shard: &ShardId| {
+                    let overlay = overlays.remove(&(volume.id, *shard)).unwrap_or_default();
+                    (*shard, overlay, base.shard(*shard).clone())
+                };
+                let parts = ids.iter().map(part).collect();
+                let read_only = volume.read_only.load(std::sync::atomic::Ordering::Relaxed);
+                let epoch = opened.local.committed_epoch;
+                let settings = volume.settings();
+                core.add_volume(volume.slot, volume.id, &settings, read_only, epoch, parts);
+            }
+            built.push(BuiltCore {
+                index,
+                core,
+                wal_files,
+            });
+        }
+        built
+    }
+
+    fn core_parts(
+        &self,
+        built: BuiltCore,
+        inbox: Receiver<CoreMessage>,
+        config: &Config,
+        addresses: &[CoreAddress],
+        fetcher: &Fetcher,
+        uploader: &UploaderAddress,
+    ) -> DataCoreParts {
+        let limits = &config.limits;
+        DataCoreParts {
+            index: built.index,
+            core: built.core,
+            wal_files: built.wal_files,
+            barrier: self.sync.barrier,
+            inbox,
+            addresses: addresses.to_vec(),
+            fetcher: fetcher.clone(),
+            uploader: uploader.clone(),
+            directory: Arc::clone(&self.directory),
+            metrics: Arc::clone(&self.metrics),
+            limits: ConnectionLimits {
+                requests_max: limits.requests_per_connection as usize,
+                bytes_max: limits.request_bytes_per_connection,
+                handshake_ms: limits.handshake_timeout.as_millis() as u64,
+            },
+            spin: config.cores.spin,
+            heartbeat: Arc::default(),
+            started: self.started,
+        }
+    }
+}
+
+/// Starts the thread that accepts connections, and gives what ends it.
+fn start_acceptor(
+    listeners: Listeners,
+    cores: Vec<CoreAddress>,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+) -> Result<(std::thread::JoinHandle<()>, Arc<AtomicBool>)> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let accept = move || listeners.run(&cores, &directory, &metrics, &stopped);
+    let thread = std::thread::Builder::new()
+        .name("acceptor".to_owned())
+        .spawn(accept)
+        .map_err(|e| Error::io("starting the acceptor", e))?;
+    Ok((thread, stop))
+}
+
+/// Clears the pages of batch memory beside the first requests: otherwise each first write to a page
+/// waits for that. In small steps, taking turns among the shards, as they fill alike.
+fn populate(arenas: &[ArenaReader]) {
+    let arenas = arenas.to_vec();
+    let clear = move || {
+        give_way();
+        let longest = arenas.iter().map(ArenaReader::bytes_len).max().unwrap_or(0);
+        for offset in (0..longest).step_by(POPULATE_BYTES) {
+            for arena in arenas.iter().filter(|arena| offset < arena.bytes_len()) {
+                let len = POPULATE_BYTES.min(arena.bytes_len() - offset);
+                if let Err(error) = arena.populate(offset, len) {
+                    tracing::info!(%error, "batch memory is cleared when it is first used");
+                    return;
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("populate".to_owned())
+        .spawn(clear)
+    {
+        tracing::warn!(%error, "batch memory is cleared when it is first used");
+    }
+}
+
+struct BuiltCore {
+    index: usize,
+    core: Core,
+    wal_files: Vec<Arc<std::fs::File>>,
+}
+
+/// Starts a data core on a thread of its own; the ring is made there.
+fn spawn_core(
+    parts: DataCoreParts,
+    cpu: Option<usize>,
+) -> Result<std::thread::JoinHandle<std::io::Result<()>>> {
+    let name = format!("data-{}", parts.index);
+    let (ready, made) = crossbeam_channel::bounded(1);
+    let run = move || {
+        if let Some(id) = cpu {
+            core_affinity::set_for_current(core_affinity::CoreId { id });
+        }
+        match DataCore::new(parts) {
+            Ok(core) => {
+                let _ = ready.send(Ok(()));
+                core.run()
+            }
+            Err(error) => {
+                let text = format!("{error}");
+                let _ = ready.send(Err(error));
+                Err(std::io::Error::other(text))
+            }
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name(name)
+        .spawn(run)
+        .map_err(|e| Error::io("starting a data core", e))?;
+    match made.recv_timeout(Duration::from_secs(10)) {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(Error::io(
+            "making a data core's io_uring (is it allowed? see kernel.io_uring_disabled)",
+            error,
+        )),
+        Err(_) => Err(Error::new(ErrorKind::Io, "a data core does not start")),
+    }
+}
