@@ -13,6 +13,7 @@ pub mod commit;
 pub mod core;
 pub mod error;
 pub mod failpoint;
+pub mod fuzz;
 pub mod identity;
 pub mod index;
 pub mod manifest;

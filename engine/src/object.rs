@@ -98,11 +98,12 @@ impl Serialize for ObjectKey {
 }
 
 /// The number at the end of a manifest's or name entry's key: the last part, 16 hexadecimal digits.
+/// The greatest is none: nothing could follow it.
 pub fn number_of(key: &str) -> Option<u64> {
     let digits = key.rsplit('/').next()?;
     (digits.len() == 16).then_some(())?;
     let number = parse_hex(digits)?;
-    Some(number)
+    (number < u64::MAX).then_some(number)
 }
 
 /// Lower-case hexadecimal digits only (`from_str_radix` also takes a sign and capitals).
@@ -279,6 +280,8 @@ mod tests {
         assert_eq!(number_of("v1/x/manifests/000000000000002a"), Some(0x2A));
         assert_eq!(number_of("v1/x/manifests/+00000000000002a"), None);
         assert_eq!(number_of("v1/x/manifests/2a"), None);
+        let last = "v1/x/manifests/ffffffffffffffff";
+        assert_eq!(number_of(last), None, "nothing could follow it");
     }
 
     #[test]

@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| taipan_engine::wal::fuzz::fuzz_replay(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| taipan_engine::fuzz::replay(data));

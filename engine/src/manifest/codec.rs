@@ -121,6 +121,10 @@ impl Manifest {
         let generation = Generation(fields.u64()?);
         let token = WriterToken(fields.u64()?);
         let epoch = Epoch(fields.u64()?);
+        // A number that nothing can follow was never written.
+        if [number.0, generation.0, epoch.0].contains(&u64::MAX) {
+            return Err(Error::corrupt("the manifest's numbers are out of bounds"));
+        }
         let volume = VolumeId(fields.u64()?);
         let counts = [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?];
         let reserved = fields.u64()?;

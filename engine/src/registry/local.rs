@@ -204,8 +204,27 @@ impl LocalHead {
             let message = "a local head record fails its CRC or schema";
             return Err(Error::corrupt(message).with_volume(head.id));
         }
+        if !head.is_possible() {
+            let message = "a local head record has values that no writer has";
+            return Err(Error::corrupt(message).with_volume(head.id));
+        }
         head.crc32c = 0;
         Ok(head)
+    }
+
+    /// Whether its values can be used: no number is one that nothing can follow.
+    fn is_possible(&self) -> bool {
+        let intents = self.intents.iter();
+        let mut numbers = vec![self.generation.0, self.head.0, self.committed_epoch.0];
+        numbers.extend(intents.flat_map(|intent| [intent.generation.0, intent.predecessor.0]));
+        numbers.extend(
+            self.quarantine
+                .iter()
+                .flat_map(|r| [r.after.0, r.through.0]),
+        );
+        self.intents.len() <= INTENTS_MAX
+            && !numbers.contains(&u64::MAX)
+            && self.settings.validate().is_ok()
     }
 
     /// CRC32C of the file with the field itself zero.

@@ -47,6 +47,7 @@ fn golden_bytes() {
   "head_crc": 0,
   "committed_epoch": 0,
   "clean": true,
+  "lost_cache": false,
   "intents": [
     {{
       "generation": 1,
@@ -84,6 +85,33 @@ fn any_changed_value_is_noticed() {
     }
     for len in 0..text.len() - 1 {
         assert!(LocalHead::decode(&text.as_bytes()[..len]).is_err());
+    }
+}
+
+#[test]
+fn values_that_no_writer_has_are_refused() {
+    let mut good = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    good.intend(&manifest(1, 0, 7, 0), WriterToken(8), Epoch(3));
+    assert_eq!(LocalHead::decode(&good.encode()).unwrap(), good);
+    let changes: [fn(&mut LocalHead); 6] = [
+        |head| head.settings.block_size_bytes = 0,
+        |head| head.settings.size_bytes = u64::MAX,
+        |head| head.intents = vec![head.intents[0]; INTENTS_MAX + 1],
+        |head| head.intents[0].generation = Generation(u64::MAX),
+        |head| head.committed_epoch = Epoch(u64::MAX),
+        |head| {
+            head.quarantine = Some(QuarantineRange {
+                after: Epoch(0),
+                through: Epoch(u64::MAX),
+                copied: true,
+            });
+        },
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        let mut bad = good.clone();
+        change(&mut bad);
+        let error = LocalHead::decode(&bad.encode()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "change {number}");
     }
 }
 
