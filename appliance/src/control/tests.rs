@@ -236,7 +236,7 @@ fn a_clash_of_addresses_is_seen_before_anything_starts() {
 /// A JSON body that is nearly one of ours: its fields with values of all types, some characters
 /// replaced; or noise.
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
-    let fields = [
+    const FIELDS: [&str; 10] = [
         "name",
         "size",
         "size_bytes",
@@ -248,7 +248,7 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
         "on_lost_cache",
         "other",
     ];
-    let values = [
+    const VALUES: [&str; 20] = [
         "null",
         "true",
         "0",
@@ -271,8 +271,8 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
         r#"{"a":[{}]}"#,
     ];
     let field = (
-        prop::sample::select(&fields[..]),
-        prop::sample::select(&values[..]),
+        prop::sample::select(&FIELDS[..]),
+        prop::sample::select(&VALUES[..]),
     )
         .prop_map(|(name, value)| format!("\"{name}\":{value}"))
         .boxed();
