@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::dice::Dice;
+use crate::block::PAGE_BYTES;
 use crate::wal::ReadMedia;
 
 /// The grain at which a write can be torn.
 const SECTOR: usize = 512;
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 #[derive(Debug)]
 struct Write {
@@ -78,9 +80,8 @@ impl WalFile {
 
     /// Whether the bytes there were never written.
     pub(super) fn is_fresh(&self, offset: u64, len: usize) -> bool {
-        self.durable[offset as usize..][..len]
-            .iter()
-            .all(|byte| *byte == 0)
+        let bytes = &self.durable[offset as usize..][..len];
+        bytes.chunks(PAGE_BYTES).all(|page| page == &ZEROS[..page.len()])
     }
 
     /// Whether a plain write of `bytes` or more waits in the cache for a barrier.

@@ -117,8 +117,13 @@ impl Lattice {
         unit[8..].copy_from_slice(
             &mix(u64::from(id) << 32 | u64::from(cell), self.volume).to_le_bytes(),
         );
-        for part in out.chunks_mut(UNIT) {
-            part.copy_from_slice(&unit[..part.len()]);
+        let first = out.len().min(UNIT);
+        out[..first].copy_from_slice(&unit[..first]);
+        let mut filled = first;
+        while filled < out.len() {
+            let more = filled.min(out.len() - filled);
+            out.copy_within(..more, filled);
+            filled += more;
         }
     }
 }
