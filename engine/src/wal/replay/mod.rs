@@ -42,6 +42,9 @@ pub struct Recovered {
     pub(super) last_generation: u64,
     /// What was cut off behind the last batch, if anything.
     pub torn: Option<TornTail>,
+    /// Whether a region of this WAL and boot was there: what a killed process had answered and not
+    /// yet written is known. A region that was only just created does not count.
+    pub memory_survived: bool,
 }
 
 /// A batch that counts.
@@ -123,6 +126,7 @@ impl Recovered {
             chain: 0,
             last_generation: 0,
             torn: None,
+            memory_survived: false,
         }
     }
 
@@ -186,6 +190,7 @@ pub fn recover_shard(
         return Err(problems.into_damage());
     };
     let opened = region::open(identity, regions, &mut problems);
+    let memory_survived = !opened.is_empty();
     let found = scan::scan(identity, file, &head, &mut problems);
     let floor = region::durable_floor(&opened);
     let accepted = accept::accept(file, &head, found, floor, &mut problems);
@@ -206,6 +211,7 @@ pub fn recover_shard(
         chain: accepted.chain,
         last_generation: accepted.last_generation,
         torn: accepted.torn,
+        memory_survived,
     })
 }
 
