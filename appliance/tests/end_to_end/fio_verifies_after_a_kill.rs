@@ -17,26 +17,42 @@ fn fio(rig: &Rig, daemon: &Daemon, job: &str) -> Program {
         .args(job)
 }
 
-#[test]
-fn random_sizes_from_512_bytes_to_256_kib_verify() {
-    let rig = Rig::new(&["vol0:2GiB"]);
+/// Writes of any size and alignment on a volume of that block size.
+fn random_sizes_verify(block_size: &str) {
+    let rig = Rig::new(&[]);
     let daemon = rig.start();
-    fio(
-        &rig,
-        &daemon,
-        "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --fsync=32",
-    )
-    .succeed();
+    daemon
+        .taipan()
+        .args("volume create vol0 --size 2GiB --block-size")
+        .arg(block_size)
+        .succeed();
+    let job = "--name=sizes --rw=randwrite --bsrange=512-256k --size=256m";
+    fio(&rig, &daemon, job).arg("--fsync=32").succeed();
     daemon.kill();
     // The same job once more, reading only: its random numbers, and so its content, are the same.
     let daemon = rig.start();
-    fio(
-        &rig,
-        &daemon,
-        "--name=sizes --rw=randwrite --bsrange=512-256k --size=384m --verify_only",
-    )
-    .succeed();
+    fio(&rig, &daemon, job).arg("--verify_only").succeed();
+    daemon.taipan().arg("drain").succeed();
     daemon.stop();
+    rig.lose_memory();
+    let daemon = rig.start();
+    fio(&rig, &daemon, job).arg("--verify_only").succeed();
+    daemon.stop();
+}
+
+#[test]
+fn random_sizes_verify_on_blocks_of_4_kib() {
+    random_sizes_verify("4KiB");
+}
+
+#[test]
+fn random_sizes_verify_on_blocks_of_16_kib() {
+    random_sizes_verify("16KiB");
+}
+
+#[test]
+fn random_sizes_verify_on_blocks_of_64_kib() {
+    random_sizes_verify("64KiB");
 }
 
 #[test]

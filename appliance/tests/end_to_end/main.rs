@@ -15,4 +15,5 @@ mod fio_verifies_after_a_kill;
 mod full_disks_lose_nothing;
 mod garbage_does_not_disturb;
 mod injected_wal_errors;
+mod the_command_copies_and_inspects;
 mod the_kernel_client_keeps_its_files;
