@@ -1,5 +1,7 @@
 //! The command of the README serves, and three independent clients describe the volume rightly.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,13 +14,20 @@ use crate::harness::{http, wait_until};
 const LIMIT: Duration = Duration::from_secs(60);
 const SIZE: u64 = 10 << 30;
 
-/// Ends the process however the test ends.
-struct Killed(Child);
+/// A daemon that nothing was said to about its memory, which is therefore in its default place.
+/// Ended, and the memory given back, however the test ends.
+struct Unconfigured {
+    process: Child,
+    runtime: Option<PathBuf>,
+}
 
-impl Drop for Killed {
+impl Drop for Unconfigured {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if let Some(runtime) = &self.runtime {
+            let _ = fs::remove_dir_all(runtime);
+        }
     }
 }
 
@@ -34,16 +43,26 @@ fn the_readme_command_serves_and_clients_describe_the_volume() {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let mut daemon = Killed(daemon);
+    let mut daemon = Unconfigured {
+        process: daemon,
+        runtime: None,
+    };
     let health = "127.0.0.1:10880".parse().unwrap();
     // The limit includes a build, should anything have changed since the last one.
     wait_until("taipand to serve", Duration::from_secs(900), || {
-        let ended = daemon.0.try_wait().unwrap();
+        let ended = daemon.process.try_wait().unwrap();
         assert!(ended.is_none(), "taipand ended: {ended:?}");
         matches!(http::get(health, "/healthz"), Ok((200, _)))
     });
 
-    let socket = folder.path().join("taipan-data/nbd.sock");
+    let data = folder.path().join("taipan-data");
+    let (_, status) = http::get_unix(&data.join("control.sock"), "/v1/status").unwrap();
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let runtime = status["runtime_dir"].as_str().expect("where the memory is");
+    assert!(runtime.starts_with("/dev/shm/taipan-"), "{runtime}");
+    daemon.runtime = Some(PathBuf::from(runtime));
+
+    let socket = data.join("nbd.sock");
     for uri in [
         "nbd://127.0.0.1:10809/vol0".to_owned(),
         format!("nbd+unix:///vol0?socket={}", socket.display()),
