@@ -119,8 +119,8 @@ impl Segments {
         }
     }
 
-    /// Registers a replayed batch and who uses it, in order of numbers. Its segment is never appended
-    /// to again.
+    /// Registers a replayed batch and who uses it, in order of numbers. Its segment is never
+    /// appended to again.
     pub(super) fn adopt(
         &mut self,
         number: BatchNum,
