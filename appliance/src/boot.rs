@@ -13,6 +13,7 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::Overlay;
+use taipan_engine::manifest::ManifestKind;
 use taipan_engine::registry::{self, LocalHead, LocalHeads, NamedVolume, RecordFate};
 use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::{OnLostCache, VolumeSettings};
