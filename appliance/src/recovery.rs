@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 
 use taipan_engine::arena::{Arena, ArenaReader};
-use taipan_engine::block::ShardId;
+use taipan_engine::block::{PAGE_BYTES, ShardId};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, Point};
 use taipan_engine::registry::RecordFate;
 use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
+use taipan_engine::wal::region::RegionPage;
 use taipan_engine::wal::region_files::{
     RegionFile, boot_id, create_region, list_regions, region_name,
 };
 use taipan_engine::wal::{
-    BootId, Content, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, recover_shard,
+    BootId, Content, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_shard,
 };
 
 /// Shards are replayed by so many threads.
@@ -70,7 +71,7 @@ impl Replayed {
         let files = WalFiles::open(dir, wanted)?;
         let config = files.fit(wanted)?;
         let boot = boot_id()?;
-        let found = list_regions(runtime_dir)?;
+        let found = own_regions(list_regions(runtime_dir)?, files.state().wal)?;
         let incarnation = files.state().incarnation;
         let (regions, shards) = std::thread::scope(|scope| {
             // The kernel takes its time to find the memory: beside the replay.
@@ -271,17 +272,54 @@ fn replay_all(
     Ok(shards)
 }
 
-/// Fresh regions for all shards; what a failed attempt made is removed again.
-fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> Result<Vec<File>> {
-    let create = |shard| create_region(dir, incarnation, shard, config.arena_bytes);
-    let regions: Result<Vec<File>> = ShardId::all().map(create).collect();
-    if regions.is_err() {
-        for shard in ShardId::all() {
-            // Only those made just now are there under this name.
-            let _ = fs::remove_file(dir.join(region_name(incarnation, shard)));
+/// The regions that this log's writers left. Those of another log are nobody's business here: they
+/// stay, and out of the way.
+fn own_regions(found: Vec<RegionFile>, wal: WalId) -> Result<Vec<RegionFile>> {
+    let mut own = Vec::new();
+    for region in found {
+        let file = File::open(&region.path)
+            .map_err(|e| Error::io("opening a memory region", e).with_path(&region.path))?;
+        let mut page = vec![0; PAGE_BYTES];
+        let read = file.read_exact_at(&mut page, 0).is_ok();
+        let bytes = file.metadata().map_or(0, |found| found.len());
+        match RegionPage::decode(&page, bytes) {
+            RegionPage::Header(header) if read && header.wal != wal => set_aside(&region.path)?,
+            RegionPage::Header(_) | RegionPage::Blank | RegionPage::Damaged => own.push(region),
         }
     }
-    regions
+    Ok(own)
+}
+
+/// Renames the region of another log, so that its name is free.
+fn set_aside(path: &Path) -> Result<()> {
+    let mut number = 0;
+    let mut aside = path.with_extension("stranger-0");
+    while aside.exists() {
+        number += 1;
+        aside = path.with_extension(format!("stranger-{number}"));
+    }
+    tracing::warn!(
+        region = %path.display(), aside = %aside.display(),
+        "a memory region belongs to another log; remove it if that log is gone"
+    );
+    fs::rename(path, &aside).map_err(|e| Error::io("setting a region aside", e).with_path(path))
+}
+
+/// Fresh regions for all shards; what a failed attempt made is removed again.
+fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> Result<Vec<File>> {
+    let mut regions = Vec::new();
+    for shard in ShardId::all() {
+        match create_region(dir, incarnation, shard, config.arena_bytes) {
+            Ok(region) => regions.push(region),
+            Err(error) => {
+                for made in ShardId::all().take(regions.len()) {
+                    let _ = fs::remove_file(dir.join(region_name(incarnation, made)));
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(regions)
 }
 
 fn replay_shard(
