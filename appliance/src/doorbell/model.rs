@@ -5,7 +5,7 @@ mod sync {
 }
 
 // The point of this file: the same protocol over other atomics.
-#[allow(clippy::duplicate_mod)]
+#[allow(clippy::duplicate_mod, unreachable_pub)]
 #[path = "sleep_flag.rs"]
 mod sleep_flag;
 
