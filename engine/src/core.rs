@@ -325,7 +325,7 @@ impl Core {
             let position = self.position(shard).expect("a part of an own shard");
             self.shards[position].add_volume(slot, id, block_size, overlay, base);
         }
-        // A log may be full of what was committed before a restart; no commit may be due to free it.
+        // A log may be full of what was committed before a restart; maybe no commit will free it.
         self.release_logs();
     }
 

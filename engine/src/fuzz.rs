@@ -1,4 +1,4 @@
-//! The entries of the fuzz targets in `engine/fuzz`: bytes of unknown origin against every parser of
+//! The entries of the fuzz targets in `engine/fuzz`: bytes of unknown origin against each parser of
 //! files and objects. Each takes the bytes as they are and, where a checksum would stop nearly all
 //! of them, once more with the checksums put right. `tests/corpus.rs` replays the corpora.
 

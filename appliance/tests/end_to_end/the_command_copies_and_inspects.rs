@@ -1,5 +1,5 @@
-//! `taipan` on a running appliance: copies in and out, decodes every kind of file, and tells how the
-//! appliance is doing.
+//! `taipan` on a running appliance: copies in and out, decodes every kind of file, and tells how
+//! the appliance is doing.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

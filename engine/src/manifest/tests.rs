@@ -165,7 +165,16 @@ fn succession_has_rules() {
     opened.check_follows(&previous).unwrap();
     assert!(!opened.same_writer(&previous));
     assert_eq!(opened.generation, Generation(3));
+    let tombstone = previous.successor(ManifestKind::Tombstone);
+    let risen = tombstone.successor(ManifestKind::Commit);
+    assert!(risen.check_follows(&tombstone).is_err());
+}
 
+#[test]
+fn what_does_not_follow_is_refused() {
+    let previous = sample();
+    let commit = previous.successor(ManifestKind::Commit);
+    let opened = previous.opened_by(WriterToken(5));
     let mut small_blocks = commit.clone();
     small_blocks.settings.block_size_bytes = 8192;
     let mut other_crc = commit.clone();
@@ -226,9 +235,6 @@ fn succession_has_rules() {
         let error = wrong.check_follows(&previous).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
-    let tombstone = previous.successor(ManifestKind::Tombstone);
-    let risen = tombstone.successor(ManifestKind::Commit);
-    assert!(risen.check_follows(&tombstone).is_err());
 }
 
 #[test]
