@@ -79,7 +79,7 @@ fn the_corpora_and_their_prefixes_break_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(6000))]
 
     #[test]
     fn changed_inputs_break_nothing(
