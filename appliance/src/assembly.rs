@@ -21,7 +21,7 @@ use taipan_engine::wal::LogConfig;
 
 use crate::boot::{BootVolume, Recovered};
 use crate::config::Config;
-use crate::connection::ConnectionLimits;
+use crate::connection::{Allowance, ConnectionLimits};
 use crate::daemon::Parts;
 use crate::data_core::{DataCore, DataCoreParts};
 use crate::directory::Directory;
@@ -48,6 +48,7 @@ pub(crate) struct Assembly {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) heads: LocalHeads,
     pub(crate) clock: Arc<EpochClock>,
+    pub(crate) allowance: Arc<Allowance>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) tables: Arc<ChunkTables>,
     pub(crate) metrics: Arc<Metrics>,
@@ -261,6 +262,7 @@ impl Assembly {
             uploader: uploader.clone(),
             directory: Arc::clone(&self.directory),
             metrics: Arc::clone(&self.metrics),
+            allowance: Arc::clone(&self.allowance),
             limits: ConnectionLimits {
                 requests_max: limits.requests_per_connection as usize,
                 bytes_max: limits.request_bytes_per_connection,

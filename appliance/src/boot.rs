@@ -20,6 +20,7 @@ use taipan_engine::volume::{OnLostCache, VolumeSettings};
 use taipan_engine::wal::LogConfig;
 
 use crate::assembly::Assembly;
+use crate::connection::Allowance;
 use crate::daemon::{Parts, Running};
 use crate::directory::{Directory, Volume};
 use crate::fetcher::ChunkTables;
@@ -75,6 +76,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         backend,
         heads,
         clock,
+        allowance: Allowance::new(config.limits.request_bytes_total),
         directory: Arc::new(Directory::default()),
         tables: Arc::new(ChunkTables::default()),
         metrics,

@@ -1,6 +1,7 @@
 //! One NBD connection: bytes in, requests to the core, replies out. It owns the socket, bounded
 //! buffers and the table of requests in flight.
 
+mod allowance;
 mod input;
 mod requests;
 
@@ -19,6 +20,8 @@ use taipan_nbd::{
 use crate::directory::{Directory, Volume};
 use crate::metrics::{CoreCounters, VolumeCounters};
 
+pub use allowance::Allowance;
+use allowance::Share;
 use input::Input;
 use requests::{InFlight, Requests, WriteStream};
 
@@ -146,6 +149,8 @@ pub struct Connection {
     input: Input,
     output: Vec<u8>,
     sent: usize,
+    /// Memory for replies that the socket does not take.
+    unsent: Share,
     phase: Phase,
     requests: Requests,
     /// No further request is read: DISC, end of file, or shutdown.
@@ -154,11 +159,21 @@ pub struct Connection {
     broken: bool,
     /// The socket may have bytes that were not received yet.
     readable: bool,
+    /// The client will send no more: the end of file is still to be received.
+    hung_up: bool,
+    /// A request waits for memory that other connections hold.
+    starved: bool,
 }
 
 impl Connection {
     /// A connection that starts with the server's greeting.
-    pub fn new(id: ConnectionId, socket: OwnedFd, peer: String, deadline_ms: u64) -> Self {
+    pub fn new(
+        id: ConnectionId,
+        socket: OwnedFd,
+        peer: String,
+        deadline_ms: u64,
+        allowance: Arc<Allowance>,
+    ) -> Self {
         let machine = Box::new(ServerHandshake::new(HandshakeLimits::DEFAULT));
         let output = machine.greeting().to_vec();
         Self {
@@ -172,10 +187,13 @@ impl Connection {
                 machine,
                 deadline_ms,
             },
-            requests: Requests::default(),
+            unsent: Share::new(Arc::clone(&allowance)),
+            requests: Requests::new(Share::new(allowance)),
             finishing: false,
             broken: false,
             readable: true,
+            hung_up: false,
+            starved: false,
         }
     }
 
@@ -212,9 +230,12 @@ impl Connection {
         self.sent < self.output.len()
     }
 
-    /// Whether the client has gone (both directions closed, or an error on the socket).
+    /// Whether the client sends no more, or has gone.
     pub fn is_dead(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        self.polls(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+    }
+
+    fn polls(&self, gone: PollFlags) -> bool {
         let mut polled = [PollFd::new(&self.socket, gone)];
         let now = Timespec {
             tv_sec: 0,
@@ -224,9 +245,10 @@ impl Connection {
             && polled[0].revents().intersects(gone)
     }
 
-    /// The socket has become readable, or its other end has gone.
-    pub fn notice(&mut self) {
+    /// The socket has become readable, or its other end has gone (`hung_up`).
+    pub fn notice(&mut self, hung_up: bool) {
         self.readable = true;
+        self.hung_up |= hung_up;
     }
 
     /// One turn: works on what was received earlier, then receives once.
@@ -241,8 +263,9 @@ impl Connection {
             return self.settle(Outcome::Waiting);
         }
         if self.is_paused(around) {
-            // Nothing is read now, so a client that has gone must be noticed here.
-            return if self.is_dead() {
+            // Nothing is read now, so a client that has gone must be noticed here. One that only
+            // sends no more waits for its replies: its DISC may be unread.
+            return if self.polls(PollFlags::HUP | PollFlags::ERR) {
                 self.gone(around)
             } else {
                 Outcome::Waiting
@@ -263,8 +286,9 @@ impl Connection {
             return self.gone(around);
         }
         self.input.filled(received);
-        // A short read emptied the socket; what comes later raises a new event.
-        self.readable = received == wanted;
+        // A short read emptied the socket; what comes later raises a new event, but for an end of
+        // file that was announced together with these bytes.
+        self.readable = received == wanted || self.hung_up;
         match self.work(around) {
             Outcome::Waiting if self.readable && !self.finishing => Outcome::Ready,
             outcome => outcome,
@@ -345,7 +369,12 @@ impl Connection {
         let Ok(volume) = around.directory.resolve(&selected.name) else {
             return Outcome::Closed;
         };
-        volume.connections.fetch_add(1, Ordering::AcqRel);
+        volume.connections.fetch_add(1, Ordering::SeqCst);
+        if volume.closing.load(Ordering::SeqCst) {
+            // Its deletion may have counted before us.
+            volume.connections.fetch_sub(1, Ordering::SeqCst);
+            return Outcome::Closed;
+        }
         tracing::info!(peer = %self.peer, volume = %volume.name, "client connected");
         let counters = (around.volume_counters)(&volume);
         let session = Session {
@@ -391,11 +420,15 @@ impl Connection {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             match send(&self.socket, &self.output[self.sent..], flags) {
                 Ok(n) => self.sent += n,
-                Err(Os::AGAIN) => return false,
+                Err(Os::AGAIN) => {
+                    self.unsent.hold((self.output.len() - self.sent) as u64);
+                    return false;
+                }
                 Err(Os::INTR) => {}
                 Err(_) => self.broken = true,
             }
         }
+        self.unsent.hold(0);
         self.output.clear();
         self.sent = 0;
         if self.output.capacity() > SEND_BYTES_KEPT {
@@ -432,9 +465,24 @@ impl Connection {
         self.requests.is_empty() && (self.broken || !self.has_output())
     }
 
-    /// No further requests are read; what is in flight is answered.
+    /// No further requests are read; what is in flight is answered. A write whose payload has not
+    /// arrived wholly will not be.
     pub fn finish(&mut self) {
         self.finishing = true;
+        self.drop_stream();
+    }
+
+    fn drop_stream(&mut self) {
+        if let Phase::Transmission(session) = &mut self.phase
+            && let Some(stream) = session.stream.take()
+        {
+            self.requests.drop_part(stream.request);
+        }
+    }
+
+    /// Whether replies cannot be sent any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// The client has gone: cancels what is not yet appended. Replies of the rest are still sent,
@@ -444,13 +492,18 @@ impl Connection {
         for key in self.requests.keys() {
             around.core.cancel(key);
         }
-        if let Phase::Transmission(session) = &mut self.phase
-            && let Some(stream) = session.stream.take()
-        {
-            // The rest of this write's payload will never come.
-            self.requests.drop_part(stream.request);
-        }
+        self.drop_stream();
         self.settle(Outcome::Waiting)
+    }
+
+    /// Whether a request waits for memory that other connections hold: to be tried again.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Bytes held for requests and replies.
+    fn held(&self) -> u64 {
+        self.requests.bytes() + self.unsent.held()
     }
 
     fn is_paused(&self, around: &Surroundings<'_>) -> bool {

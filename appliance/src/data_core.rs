@@ -2,8 +2,9 @@
 //! WAL files, polls and wake-ups. One submission a turn.
 
 mod effects;
+mod publish;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,9 @@ use taipan_engine::core::{Core, OpKey};
 use taipan_engine::ring::{Completed, FileSlot, Ring};
 use taipan_engine::shard::VolumeSlot;
 
-use crate::connection::{Connection, ConnectionId, ConnectionLimits, Outcome, Surroundings};
+use crate::connection::{
+    Allowance, Connection, ConnectionId, ConnectionLimits, Outcome, Surroundings,
+};
 use crate::directory::Directory;
 use crate::doorbell::Doorbell;
 use crate::fetcher::Fetcher;
@@ -25,6 +28,7 @@ use crate::metrics::{CoreCounters, Metrics};
 use crate::uploader::UploaderAddress;
 
 use effects::Carrier;
+use publish::Published;
 
 /// Submission entries of the ring.
 const RING_ENTRIES: u32 = 512;
@@ -46,6 +50,7 @@ mod token {
     pub(super) const BELL: u64 = 4 << 56;
     pub(super) const RUNG: u64 = 5 << 56;
     pub(super) const IGNORED: u64 = 6 << 56;
+    pub(super) const CLOSED: u64 = 7 << 56;
     pub(super) const KIND: u64 = 0x7F << 56;
 }
 
@@ -82,6 +87,8 @@ pub struct DataCoreParts {
     pub metrics: Arc<Metrics>,
     /// Bounds on connections.
     pub limits: ConnectionLimits,
+    /// Bound on all connections of all cores together.
+    pub allowance: Arc<Allowance>,
     /// Poll so long before sleeping.
     pub spin: Duration,
     /// Last turn in milliseconds since `started`, for the watchdog.
@@ -119,10 +126,16 @@ pub struct DataCore {
     metrics: Arc<Metrics>,
     counters: Arc<CoreCounters>,
     limits: ConnectionLimits,
+    allowance: Arc<Allowance>,
+    /// Connections that wait for memory that others hold.
+    starved: Vec<u32>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     ready: VecDeque<u32>,
     unsent: Vec<u32>,
+    /// Closed connections whose polls are being cancelled: the ring finds those by descriptor, so
+    /// it stays open until then.
+    closing: HashMap<u64, Connection>,
     spin: Duration,
     heartbeat: Arc<AtomicU64>,
     started: Instant,
@@ -130,6 +143,7 @@ pub struct DataCore {
     quiesce: Option<Quiesce>,
     stopped: bool,
     handshakes_checked_ms: u64,
+    published: Published,
 }
 
 impl DataCore {
@@ -172,10 +186,13 @@ impl DataCore {
             counters,
             metrics: parts.metrics,
             limits: parts.limits,
+            allowance: parts.allowance,
+            starved: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
             ready: VecDeque::new(),
             unsent: Vec::new(),
+            closing: HashMap::new(),
             spin: parts.spin,
             heartbeat: parts.heartbeat,
             started: parts.started,
@@ -183,6 +200,7 @@ impl DataCore {
             quiesce: None,
             stopped: false,
             handshakes_checked_ms: 0,
+            published: Published::default(),
         })
     }
 
@@ -203,6 +221,11 @@ impl DataCore {
         while let Some(completed) = self.ring.next_completed() {
             self.completed(completed);
         }
+        if !self.starved.is_empty() && !self.allowance.is_spent() {
+            for index in std::mem::take(&mut self.starved) {
+                self.queue(index);
+            }
+        }
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else {
                 break;
@@ -222,6 +245,7 @@ impl DataCore {
         self.send_output();
         self.check_handshakes(now_ms);
         self.check_quiesce(now_ms);
+        self.published.publish(now_ms, &self.core, &self.counters);
         self.sleep_or_submit(now_ms)
     }
 
@@ -255,10 +279,15 @@ impl DataCore {
                 self.post(from, CoreMessage::DeadClosed { connection });
             }
             CoreMessage::DeadClosed { connection } => self.joined(connection),
-            CoreMessage::Fetched { op, blocks } => match blocks {
-                Ok(blocks) => self.core.fetched(op, Ok(&blocks)),
-                Err(failure) => self.core.fetched(op, Err(failure)),
-            },
+            CoreMessage::Fetched {
+                op,
+                blocks,
+                mismatches,
+            } => {
+                self.counters.reads.crc_mismatches.add(mismatches);
+                let blocks = blocks.as_deref().map_err(|failure| *failure);
+                self.core.fetched(op, blocks);
+            }
             // The pump that follows looks at the epoch.
             CoreMessage::Seal => {}
             CoreMessage::Committed(commit) => self.core.committed(commit),
@@ -304,8 +333,10 @@ impl DataCore {
             }
             token::READABLE => {
                 let id = ConnectionId::unpack(low);
+                let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+                let hung_up = completed.result & i32::from(gone.bits()) != 0;
                 if let Some(connection) = self.connection(id) {
-                    connection.notice();
+                    connection.notice(hung_up);
                     self.queue(id.index);
                     if !completed.more {
                         self.arm(id);
@@ -318,6 +349,9 @@ impl DataCore {
                     self.slots[id.index as usize].awaits_room = false;
                     self.unsent.push(id.index);
                 }
+            }
+            token::CLOSED => {
+                self.closing.remove(&low);
             }
             token::BELL => {
                 self.bell.drain();
@@ -366,9 +400,10 @@ impl DataCore {
             id.index
         });
         let deadline_ms = self.now_ms() + self.limits.handshake_ms;
+        let allowance = Arc::clone(&self.allowance);
         let slot = &mut self.slots[index as usize];
         let id = slot.id;
-        slot.connection = Some(Connection::new(id, socket, peer, deadline_ms));
+        slot.connection = Some(Connection::new(id, socket, peer, deadline_ms, allowance));
         self.counters.connections.accepted.add(1);
         self.arm(id);
         self.unsent.push(index);
@@ -406,7 +441,10 @@ impl DataCore {
             limits: self.limits,
         };
         let outcome = work(&mut connection, &mut around);
-        let has_output = connection.has_output();
+        let has_output = connection.has_output() && !connection.is_broken();
+        if connection.is_starved() && !self.starved.contains(&index) {
+            self.starved.push(index);
+        }
         self.slots[index as usize].connection = Some(connection);
         if has_output && !self.slots[index as usize].awaits_room {
             self.unsent.push(index);
@@ -495,9 +533,10 @@ impl DataCore {
             return;
         };
         // The poll holds the socket open until it is cancelled.
-        self.ring.cancel(connection.socket(), token::IGNORED);
+        let id = slot.id.packed();
+        self.ring.cancel(connection.socket(), token::CLOSED | id);
         let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
-        drop(connection);
+        self.closing.insert(id, connection);
         slot.id = slot.id.next();
         slot.awaits_room = false;
         slot.joins = 0;
@@ -638,7 +677,7 @@ impl DataCore {
         if busy || !self.inbox.is_empty() {
             return self.ring.submit();
         }
-        let due_ms = if self.quiesce.is_some() {
+        let due_ms = if self.quiesce.is_some() || !self.starved.is_empty() {
             5
         } else {
             TURN_MS_MAX

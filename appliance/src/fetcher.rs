@@ -98,10 +98,11 @@ impl Fetcher {
         let op = fetch.op;
         if let Err(refused) = self.jobs.send(Job { fetch, reply }) {
             let blocks = Err(Failure::Io);
-            refused
-                .into_inner()
-                .reply
-                .send(CoreMessage::Fetched { op, blocks });
+            refused.into_inner().reply.send(CoreMessage::Fetched {
+                op,
+                blocks,
+                mismatches: 0,
+            });
         }
     }
 }
@@ -116,18 +117,21 @@ struct Worker {
 impl Worker {
     fn run(self) {
         while let Ok(Job { fetch, reply }) = self.queue.recv() {
-            let blocks = self.fetch_until_deadline(&fetch).map_err(|error| {
+            let mut mismatches = 0;
+            let blocks = self.fetch_until_deadline(&fetch, &mut mismatches);
+            let blocks = blocks.map_err(|error| {
                 tracing::error!(volume = %fetch.volume, %error, "read failed");
                 Failure::Io
             });
             reply.send(CoreMessage::Fetched {
                 op: fetch.op,
                 blocks,
+                mismatches,
             });
         }
     }
 
-    fn fetch_until_deadline(&self, fetch: &Fetch) -> Result<Vec<u8>> {
+    fn fetch_until_deadline(&self, fetch: &Fetch, mismatches: &mut u64) -> Result<Vec<u8>> {
         let started = Instant::now();
         let mut backoff = BACKOFF_FIRST;
         loop {
@@ -135,6 +139,7 @@ impl Worker {
                 Ok(blocks) => return Ok(blocks),
                 Err(error) => error,
             };
+            *mismatches += u64::from(error.kind() == ErrorKind::Corrupt);
             let hopeful = matches!(
                 error.kind(),
                 ErrorKind::Transient | ErrorKind::Io | ErrorKind::Corrupt

@@ -51,6 +51,8 @@ pub enum CoreMessage {
         op: OpKey,
         /// The wanted blocks one after the other.
         blocks: Result<Vec<u8>, Failure>,
+        /// Checksums that did not match on the way.
+        mismatches: u64,
     },
     /// Look at the epoch: a cut is wanted.
     Seal,

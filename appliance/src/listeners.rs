@@ -1,12 +1,13 @@
 //! Accepts NBD connections on TCP and unix sockets and hands them to the data cores in turn.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +25,7 @@ const LOOK_MS: i64 = 200;
 /// Who may connect to the unix socket: owner and group.
 const SOCKET_MODE: u32 = 0o660;
 const KEEPALIVE: Duration = Duration::from_secs(30);
+const HOLD_BACK: Duration = Duration::from_millis(100);
 
 enum Listener {
     Tcp(TcpListener),
@@ -76,8 +78,7 @@ impl Listeners {
         metrics: &Metrics,
         stop: &AtomicBool,
     ) {
-        let refused = AtomicU64::new(0);
-        let mut next = 0;
+        let mut handed_over = 0;
         while !stop.load(Ordering::Acquire) {
             let mut polled: Vec<PollFd<'_>> = self
                 .sockets
@@ -97,13 +98,15 @@ impl Listeners {
                 .collect();
             for (listener, _) in self.sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
                 while let Some((socket, peer)) = self.accept(listener) {
-                    if open_connections(metrics) >= u64::from(self.limits.connections_max) {
-                        refused.fetch_add(1, Ordering::Relaxed);
+                    let open = handed_over - ended_connections(metrics);
+                    if open >= u64::from(self.limits.connections_max) {
+                        metrics.refused_connections.add(1);
                         tracing::warn!(%peer, "connection limit reached: refused");
                         continue;
                     }
-                    cores[next % cores.len()].send(CoreMessage::Accepted { socket, peer });
-                    next += 1;
+                    let core = handed_over as usize % cores.len();
+                    cores[core].send(CoreMessage::Accepted { socket, peer });
+                    handed_over += 1;
                 }
             }
         }
@@ -118,13 +121,13 @@ impl Listeners {
     fn accept(&self, listener: &Listener) -> Option<(OwnedFd, String)> {
         match listener {
             Listener::Tcp(tcp) => {
-                let (stream, peer) = tcp.accept().ok()?;
+                let (stream, peer) = tcp.accept().map_err(hold_back).ok()?;
                 stream.set_nonblocking(true).ok()?;
                 self.tune(&stream);
                 Some((stream.into(), peer.to_string()))
             }
             Listener::Unix(unix, _) => {
-                let (stream, _) = unix.accept().ok()?;
+                let (stream, _) = unix.accept().map_err(hold_back).ok()?;
                 stream.set_nonblocking(true).ok()?;
                 let peer = sockopt::socket_peercred(&stream)
                     .map_or_else(|_| "unix".to_owned(), |c| format!("unix pid {}", c.pid));
@@ -159,9 +162,17 @@ impl Listener {
     }
 }
 
-/// Connections open now: accepted less closed and refused.
-fn open_connections(metrics: &Metrics) -> u64 {
-    let cores = metrics.snapshot().cores;
-    let open = |c: &crate::metrics::ConnectionTotals| c.accepted.saturating_sub(c.closed);
-    cores.iter().map(|core| open(&core.connections)).sum()
+/// An accept that fails although a connection waits (no descriptors left) would fail again at once:
+/// what waits is looked at later.
+fn hold_back(error: std::io::Error) {
+    if error.kind() != ErrorKind::WouldBlock {
+        tracing::warn!(%error, "a connection could not be accepted");
+        std::thread::sleep(HOLD_BACK);
+    }
+}
+
+/// Connections handed to the data cores that are over: closed there, or refused.
+fn ended_connections(metrics: &Metrics) -> u64 {
+    let ended = |c: crate::metrics::ConnectionTotals| c.closed + c.refused;
+    metrics.connections().map(ended).sum()
 }

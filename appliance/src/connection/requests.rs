@@ -6,6 +6,7 @@ use taipan_engine::core::{Done, Failure, Origin, Progress, RequestKey};
 use taipan_engine::wal::MarkKind;
 use taipan_nbd::{Errno, Op, REQUEST_BYTES, RequestHeader, simple_reply, validate};
 
+use super::allowance::Share;
 use super::{Connection, Outcome, Phase, Session, Surroundings};
 use crate::metrics::RequestKind;
 
@@ -34,14 +35,21 @@ pub(super) struct WriteStream {
 }
 
 /// The table of requests in flight.
-#[derive(Default)]
 pub(super) struct Requests {
     slots: Vec<Option<InFlight>>,
     free: Vec<u32>,
-    bytes: u64,
+    share: Share,
 }
 
 impl Requests {
+    pub(super) fn new(share: Share) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            share,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -52,7 +60,7 @@ impl Requests {
 
     /// Payload bytes of the requests in flight.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.share.held()
     }
 
     /// The core's names of all unfinished parts.
@@ -65,7 +73,7 @@ impl Requests {
     }
 
     fn insert(&mut self, request: InFlight) -> u32 {
-        self.bytes += request.payload();
+        self.share.take(request.payload());
         match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = Some(request);
@@ -88,7 +96,7 @@ impl Requests {
         let request = self.slots[index as usize]
             .take()
             .expect("the request is in flight");
-        self.bytes -= request.payload();
+        self.share.give_back(request.payload());
         self.free.push(index);
         request
     }
@@ -173,6 +181,7 @@ impl Session {
 impl Connection {
     /// Takes requests out of the receive buffer until it holds no whole one, or there is no room.
     pub(super) fn take_requests(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        self.starved = false;
         while !self.finishing && !self.broken && !self.is_paused(around) {
             let Phase::Transmission(session) = &mut self.phase else {
                 break;
@@ -235,6 +244,13 @@ impl Connection {
                 return true;
             }
         };
+        if let Op::Write { len, .. } | Op::Read { len, .. } = op
+            && self.unsent.must_wait(u64::from(len), self.held())
+        {
+            around.counters.parks.connection.add(1);
+            self.starved = true;
+            return false;
+        }
         if let Op::Write { offset, len, fua } = op {
             return self.take_write(header, (offset, len as usize, fua), around);
         }

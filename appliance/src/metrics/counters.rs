@@ -389,6 +389,8 @@ pub struct Metrics {
     cores: Vec<Arc<CoreCounters>>,
     backend: Arc<BackendCounters>,
     uploader: Arc<UploaderCounters>,
+    /// Connections refused before a data core saw them, because the limit was reached.
+    pub refused_connections: SharedCount,
     volumes: Mutex<BTreeMap<VolumeName, Vec<Arc<VolumeCounters>>>>,
 }
 
@@ -399,6 +401,7 @@ impl Metrics {
             cores: (0..data_cores).map(|_| Arc::default()).collect(),
             backend: Arc::default(),
             uploader: Arc::default(),
+            refused_connections: SharedCount::default(),
             volumes: Mutex::default(),
         }
     }
@@ -411,6 +414,11 @@ impl Metrics {
     /// The backend's counters.
     pub fn backend(&self) -> Arc<BackendCounters> {
         Arc::clone(&self.backend)
+    }
+
+    /// What became of the connections of each data core.
+    pub fn connections(&self) -> impl Iterator<Item = ConnectionTotals> {
+        self.cores.iter().map(|core| core.connections.totals())
     }
 
     /// The uploader's counters.
@@ -441,8 +449,12 @@ impl Metrics {
             of_cores.iter().for_each(|counters| totals.add(counters));
             totals
         };
+        let mut cores: Vec<CoreTotals> = self.cores.iter().map(|core| core.totals()).collect();
+        if let Some(first) = cores.first_mut() {
+            first.connections.refused += self.refused_connections.get();
+        }
         MetricsSnapshot {
-            cores: self.cores.iter().map(|core| core.totals()).collect(),
+            cores,
             backend: self.backend.totals(),
             uploader: self.uploader.totals(),
             volumes: volumes
