@@ -32,6 +32,8 @@ const REPORT_WAIT: Duration = Duration::from_secs(2);
 const REQUEST_WAIT: Duration = Duration::from_secs(110);
 /// How long a stop waits for the cores to answer and flush.
 const QUIESCE_WAIT: Duration = Duration::from_secs(20);
+/// The uploader turns once a second at least unless it waits for the backend.
+const UPLOADER_STILL: Duration = Duration::from_secs(30);
 
 /// What a service is made of.
 pub struct ServiceParts {
@@ -332,6 +334,12 @@ impl Shared {
             if let Some(cause) = &volume.cause {
                 problems.push(format!("volume {}: {cause}", volume.name));
             }
+        }
+        let turned_ms = self.parts.state.heartbeat_ms.load(Ordering::Relaxed);
+        let still = Duration::from_millis(self.now_ms().saturating_sub(turned_ms));
+        if still > UPLOADER_STILL {
+            let seconds = still.as_secs();
+            problems.push(format!("the uploader has stood still for {seconds} s: no commits"));
         }
         if status.shards.len() < taipan_engine::block::SHARD_COUNT {
             problems.push("a data core does not report".to_owned());

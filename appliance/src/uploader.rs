@@ -35,6 +35,7 @@ pub use control::Request;
 pub use volume::UploadVolume;
 
 use chunks::{BlockSource, CutPlaces};
+use control::Waiting;
 use effects::Means;
 
 /// The uploader looks around at least so often.
@@ -155,7 +156,9 @@ pub struct Uploader {
     uploads: TaskQueueHandle,
     drains: Vec<Drain>,
     /// Requests that wait for a volume without a commit under way; no cut is taken meanwhile.
-    waiting: Vec<Request>,
+    waiting: Vec<Waiting>,
+    /// A stop that waits for local head records under way.
+    stopping: Option<Request>,
     cut_started_ms: u64,
     started: Instant,
     stopped: bool,
@@ -233,6 +236,7 @@ impl Uploader {
             uploads,
             drains: Vec::new(),
             waiting: Vec::new(),
+            stopping: None,
             cut_started_ms: 0,
             started: parts.started,
             stopped: false,
@@ -244,12 +248,19 @@ impl Uploader {
         while !self.stopped {
             let now_ms = self.now_ms();
             self.state.heartbeat_ms.store(now_ms, Ordering::Relaxed);
-            self.run_waiting().await;
-            if self.waiting.is_empty() {
-                self.take_cut(now_ms);
+            if self.stopping.is_some() {
+                self.stop_when_saved();
+                if self.stopped {
+                    break;
+                }
+            } else {
+                self.run_waiting(now_ms).await;
+                if self.waiting.is_empty() {
+                    self.take_cut(now_ms);
+                }
+                self.start_commits();
+                self.run_effects(now_ms);
             }
-            self.start_commits();
-            self.run_effects(now_ms);
             let wait = Duration::from_millis(self.next_wake_ms(now_ms));
             let timer = std::pin::pin!(glommio::timer::sleep(wait));
             match select(inbox.next(), timer).await {
@@ -363,9 +374,8 @@ impl Uploader {
     /// Whether the backend works, as the commits see it.
     fn note_health(&mut self) {
         let failing = self.volumes.values().find_map(UploadVolume::last_failure);
-        let full = failing
-            .as_ref()
-            .is_some_and(|(kind, _)| *kind == ErrorKind::Full);
+        let mut failures = self.volumes.values().filter_map(UploadVolume::last_failure);
+        let full = failures.any(|(kind, _)| kind == ErrorKind::Full);
         if self.state.full.swap(full, Ordering::AcqRel) != full {
             for core in &self.cores {
                 core.send(CoreMessage::BackendFull(full));

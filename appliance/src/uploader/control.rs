@@ -62,6 +62,16 @@ pub enum Request {
     },
 }
 
+/// How long a request waits for the commit under way. No cut is taken meanwhile, so a commit that
+/// cannot end must not hold it for ever.
+const WAIT_MS_MAX: u64 = 60_000;
+
+/// A request that waits until its volume has no commit under way.
+pub(super) struct Waiting {
+    request: Request,
+    until_ms: u64,
+}
+
 impl Uploader {
     pub(super) async fn request(&mut self, request: Request) {
         match request {
@@ -79,18 +89,19 @@ impl Uploader {
                     reply,
                 });
             }
-            Request::Stop { clean, reply } => {
-                let _ = reply.send(self.close_volumes(clean));
-                self.stopped = true;
-            }
-            Request::Configure { .. } | Request::Delete { .. } => self.waiting.push(request),
+            Request::Stop { .. } => self.stopping = Some(request),
+            Request::Configure { .. } | Request::Delete { .. } => self.waiting.push(Waiting {
+                request,
+                until_ms: self.now_ms() + WAIT_MS_MAX,
+            }),
         }
     }
 
     /// Handles requests that need a volume without a commit under way.
-    pub(super) async fn run_waiting(&mut self) {
-        for request in std::mem::take(&mut self.waiting) {
-            let (Request::Configure { name, .. } | Request::Delete { name, .. }) = &request else {
+    pub(super) async fn run_waiting(&mut self, now_ms: u64) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let (Request::Configure { name, .. } | Request::Delete { name, .. }) = &waiting.request
+            else {
                 continue;
             };
             let volume = self.directory.get(name);
@@ -99,11 +110,16 @@ impl Uploader {
                     .get(&volume.id)
                     .is_none_or(UploadVolume::is_settled)
             });
-            if !settled {
-                self.waiting.push(request);
+            let fenced = volume.is_some_and(|v| v.state().0 == VolumeState::Fenced);
+            if !settled && !fenced && now_ms < waiting.until_ms {
+                self.waiting.push(waiting);
                 continue;
             }
-            match request {
+            if !settled {
+                refuse(waiting.request, fenced);
+                continue;
+            }
+            match waiting.request {
                 Request::Configure {
                     name,
                     change,
@@ -193,8 +209,10 @@ impl Uploader {
             OnLostCache::Continue | OnLostCache::Refuse => VolumeState::Online,
         };
         let serve = decided && std::mem::take(&mut local.lost_cache);
-        self.means.heads.save(&local)?;
+        // Stored is stored: the next commit must follow it, whether or not it is noted locally.
+        let noted = self.means.heads.save(&local);
         upload.adopt(head, local);
+        noted?;
         // Durable before anybody can see it.
         let mut current = volume
             .settings
@@ -257,6 +275,17 @@ impl Uploader {
         Ok(())
     }
 
+    /// Ends once no local head record is being saved: the last word on each is this one's.
+    pub(super) fn stop_when_saved(&mut self) {
+        if self.volumes.values().any(|volume| volume.saving) {
+            return;
+        }
+        if let Some(Request::Stop { clean, reply }) = self.stopping.take() {
+            let _ = reply.send(self.close_volumes(clean));
+            self.stopped = true;
+        }
+    }
+
     /// Records that the volumes were closed in order: no answered write is anywhere but in the WAL
     /// and the image.
     fn close_volumes(&mut self, clean: bool) -> Result<()> {
@@ -270,5 +299,20 @@ impl Uploader {
             self.means.heads.save(&upload.local)?;
         }
         Ok(())
+    }
+}
+
+fn refuse(request: Request, fenced: bool) {
+    let error = if fenced {
+        Error::new(
+            ErrorKind::Fenced,
+            "another appliance has taken the volume over",
+        )
+    } else {
+        let text = "a commit of the volume does not end, see the backend's state; try again later";
+        Error::new(ErrorKind::Transient, text)
+    };
+    if let Request::Configure { reply, .. } | Request::Delete { reply, .. } = request {
+        let _ = reply.send(Err(error));
     }
 }

@@ -31,8 +31,12 @@ pub struct UploadVolume {
     publishing: Option<(Epoch, usize)>,
     /// An effect is with a task; deletes and settings changes wait for it.
     in_flight: usize,
+    /// The local head record is being saved.
+    pub(super) saving: bool,
     cut_ms: u64,
     packed_blocks: usize,
+    /// Blocks of the cut with a newer version in it.
+    superseded_blocks: usize,
 }
 
 impl UploadVolume {
@@ -45,8 +49,10 @@ impl UploadVolume {
             places: Arc::new(CutPlaces::default()),
             publishing: None,
             in_flight: 0,
+            saving: false,
             cut_ms: 0,
             packed_blocks: 0,
+            superseded_blocks: 0,
         };
         this.publish_figures(0);
         this
@@ -97,6 +103,8 @@ impl UploadVolume {
             layers,
         );
         self.packed_blocks = plan.blocks_len();
+        let sealed_blocks: usize = sealed.layers.iter().map(|(_, l)| l.points_len()).sum();
+        self.superseded_blocks = sealed_blocks.saturating_sub(self.packed_blocks);
         self.places = places;
         self.cut_ms = cut_ms;
         self.commit.start(plan);
@@ -169,6 +177,7 @@ impl Uploader {
                     "the committed head is saved"
                 );
                 volume.local.advance(volume.commit.head());
+                volume.saving = true;
                 let local = volume.local.clone();
                 self.spawn(id, means.save_head(local));
             }
@@ -202,6 +211,7 @@ impl Uploader {
             return;
         };
         volume.in_flight -= 1;
+        volume.saving &= !matches!(event, Event::HeadSaved(_));
         let before = volume.last_failure();
         let counters = self.metrics.uploader();
         if let Event::ChunkPut { result: Ok(_), .. } = &event {
@@ -249,6 +259,9 @@ impl Uploader {
         }
         let counters = self.metrics.uploader();
         counters.packed_blocks.add(volume.packed_blocks as u64);
+        counters
+            .superseded_blocks
+            .add(volume.superseded_blocks as u64);
         tracing::debug!(
             volume = %volume.volume.name, epoch = %publication.epoch, chunks = publication.chunks,
             bytes = publication.chunk_bytes, "committed"
