@@ -385,6 +385,7 @@ impl World {
             {
                 budget -= 1;
                 self.submit(core, number, request);
+                self.may_cut();
             }
             left |= !self.clients.at(number).input.is_empty();
         }

@@ -85,7 +85,7 @@ impl Lattice {
             bytes.end - bytes.start,
             "a read returns what was asked"
         );
-        let mut expected = Vec::new();
+        let mut scratch = vec![0; self.block_size.bytes()];
         cells
             .clone()
             .map(|cell| {
@@ -93,10 +93,10 @@ impl Lattice {
                 let to = (self.start(cell + 1) - bytes.start) as usize;
                 let found = &data[from..to];
                 let id = WriteId::from_le_bytes([found[0], found[1], found[2], found[3]]);
-                expected.clear();
-                expected.resize(found.len(), 0);
-                if id != 0 {
-                    self.fill_cell(cell, id, &mut expected);
+                let expected = &mut scratch[..found.len()];
+                match id {
+                    0 => expected.fill(0),
+                    _ => self.fill_cell(cell, id, expected),
                 }
                 if found == expected {
                     return Ok(id);

@@ -246,6 +246,7 @@ impl World {
             if let Some(message) = node.inbox[core].pop_front() {
                 self.handle(core, message);
             }
+            self.may_cut();
         }
         let more = self.serve_connections(core);
         let node = self.node.as_mut().expect("it runs");

@@ -2,7 +2,7 @@
 
 use super::{Coverage, run};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 
 #[test]
 fn seeds_keep_every_promise_and_reach_everything() {

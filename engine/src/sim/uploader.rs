@@ -280,6 +280,13 @@ impl World {
         }
     }
 
+    /// The uploader runs beside the cores: the epoch may end in the middle of a core's turn.
+    pub(super) fn may_cut(&mut self) {
+        if self.dice.chance(30) {
+            self.take_cut();
+        }
+    }
+
     fn take_cut(&mut self) {
         let now_ms = self.now_us / MS;
         let node = self.node.as_mut().expect("it runs");
@@ -332,21 +339,18 @@ impl World {
         }
     }
 
-    fn run_effect(&mut self, id: VolumeId, effect: Effect) {
+    fn begin(&mut self, after: u64, volume: VolumeId, work: Work) {
         let life = self.life;
+        self.schedule(after, Event::Work { life, volume, work });
+    }
+
+    fn run_effect(&mut self, id: VolumeId, effect: Effect) {
         let soon = self.dice.range(10..=2 * MS);
         match effect {
             Effect::PutChunk(job) => {
                 let places = Rc::clone(&self.node_ref().uploader.volumes[&id].places);
                 let work = Work::Build(job, places);
-                self.schedule(
-                    soon,
-                    Event::Work {
-                        life,
-                        volume: id,
-                        work,
-                    },
-                );
+                self.begin(soon, id, work);
             }
             Effect::PutIndex { key, body } => {
                 self.coverage.hit("an index checkpoint was written");
@@ -357,14 +361,7 @@ impl World {
             }
             Effect::GetManifest { key } => {
                 self.coverage.hit("a commit's lost response was recognised");
-                self.schedule(
-                    soon,
-                    Event::Work {
-                        life,
-                        volume: id,
-                        work: Work::GetManifest(key),
-                    },
-                );
+                self.begin(soon, id, Work::GetManifest(key));
             }
             Effect::SaveHead(update) => {
                 let uploader = &mut self.node.as_mut().expect("it runs").uploader;
@@ -372,14 +369,7 @@ impl World {
                 assert_eq!(update.head, volume.commit.head().number);
                 volume.local.advance(volume.commit.head());
                 let work = Work::SaveHead(Box::new(volume.local.clone()));
-                self.schedule(
-                    soon,
-                    Event::Work {
-                        life,
-                        volume: id,
-                        work,
-                    },
-                );
+                self.begin(soon, id, work);
             }
             Effect::Publish(publication) => self.publish(id, publication),
             Effect::Delete { objects } => {
