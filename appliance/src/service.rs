@@ -339,7 +339,9 @@ impl Shared {
         let still = Duration::from_millis(self.now_ms().saturating_sub(turned_ms));
         if still > UPLOADER_STILL {
             let seconds = still.as_secs();
-            problems.push(format!("the uploader has stood still for {seconds} s: no commits"));
+            problems.push(format!(
+                "the uploader has stood still for {seconds} s: no commits"
+            ));
         }
         if status.shards.len() < taipan_engine::block::SHARD_COUNT {
             problems.push("a data core does not report".to_owned());

@@ -18,7 +18,11 @@ struct Wanted {
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
-    let mut wanted = Wanted { start: 0, seeds: 1000, trace: false };
+    let mut wanted = Wanted {
+        start: 0,
+        seeds: 1000,
+        trace: false,
+    };
     let mut arguments = arguments;
     while let Some(flag) = arguments.next() {
         if flag == "--trace" {
@@ -64,7 +68,11 @@ fn main() -> ExitCode {
     for done in 0..wanted.seeds {
         let seed = wanted.start + done;
         SEED.store(seed, Ordering::Relaxed);
-        match if wanted.trace { run_aloud(seed) } else { run(seed) } {
+        match if wanted.trace {
+            run_aloud(seed)
+        } else {
+            run(seed)
+        } {
             Ok(outcome) => {
                 reached.merge(&outcome.coverage);
                 events += outcome.events;

@@ -81,7 +81,9 @@ impl WalFile {
     /// Whether the bytes there were never written.
     pub(super) fn is_fresh(&self, offset: u64, len: usize) -> bool {
         let bytes = &self.durable[offset as usize..][..len];
-        bytes.chunks(PAGE_BYTES).all(|page| page == &ZEROS[..page.len()])
+        bytes
+            .chunks(PAGE_BYTES)
+            .all(|page| page == &ZEROS[..page.len()])
     }
 
     /// Whether a plain write of `bytes` or more waits in the cache for a barrier.
