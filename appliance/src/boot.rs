@@ -123,16 +123,20 @@ fn open_all(
     let mut volumes = Vec::new();
     for (index, named) in listing.volumes.into_iter().enumerate() {
         let slot = VolumeSlot(index as u32);
+        let before = heads.load(named.id).ok().flatten();
         let opened = block_on(open_volume(backend, heads, named.id, stamped));
         volumes.push(match opened {
             Ok(opened) => judge(slot, opened, replayed, heads)?,
             Err(error) if error.kind() == ErrorKind::NotFound && is_deleted(backend, named.id) => {
                 continue;
             }
-            Err(error) => refuse(slot, named, heads, &error),
+            Err(error) => {
+                keep_verdict(heads, before, replayed.memory_survived)?;
+                refuse(slot, named, heads, &error)
+            }
         });
     }
-    refuse_missing(backend, heads, &mut volumes)?;
+    refuse_missing(backend, heads, replayed.memory_survived, &mut volumes)?;
     Ok(volumes)
 }
 
@@ -144,11 +148,29 @@ fn is_deleted(backend: &dyn Backend, id: VolumeId) -> bool {
         || head.is_ok_and(|head| head.kind == ManifestKind::Tombstone)
 }
 
+/// What became of the answered writes of a volume that is refused is known now and at no later
+/// start: notes it in its record, of which `before` is the state before this start.
+fn keep_verdict(
+    heads: &LocalHeads,
+    before: Option<LocalHead>,
+    memory_survived: bool,
+) -> Result<()> {
+    let Some(before) = before else { return Ok(()) };
+    let Some(mut local) = heads.load(before.id)? else {
+        return Ok(());
+    };
+    // Nothing is written to it, so what was closed in order still is.
+    local.clean = before.clean;
+    local.lost_cache |= !before.clean && !memory_survived;
+    heads.save(&local)
+}
+
 /// Volumes that this appliance wrote and that the backend does not list: an object store that is
 /// not mounted, or another one. They are refused, and their records in the WAL kept.
 fn refuse_missing(
     backend: &dyn Backend,
     heads: &LocalHeads,
+    memory_survived: bool,
     volumes: &mut Vec<BootVolume>,
 ) -> Result<()> {
     for (id, local) in heads.load_all()? {
@@ -159,6 +181,7 @@ fn refuse_missing(
             heads.remove(id)?;
             continue;
         }
+        keep_verdict(heads, local.as_ref().ok().cloned(), memory_survived)?;
         let text = format!("the backend ({}) does not have it", backend.describe());
         let error = Error::new(ErrorKind::NotFound, text).with_volume(id);
         match local {

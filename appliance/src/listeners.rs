@@ -121,13 +121,13 @@ impl Listeners {
     fn accept(&self, listener: &Listener) -> Option<(OwnedFd, String)> {
         match listener {
             Listener::Tcp(tcp) => {
-                let (stream, peer) = tcp.accept().map_err(hold_back).ok()?;
+                let (stream, peer) = tcp.accept().inspect_err(hold_back).ok()?;
                 stream.set_nonblocking(true).ok()?;
                 self.tune(&stream);
                 Some((stream.into(), peer.to_string()))
             }
             Listener::Unix(unix, _) => {
-                let (stream, _) = unix.accept().map_err(hold_back).ok()?;
+                let (stream, _) = unix.accept().inspect_err(hold_back).ok()?;
                 stream.set_nonblocking(true).ok()?;
                 let peer = sockopt::socket_peercred(&stream)
                     .map_or_else(|_| "unix".to_owned(), |c| format!("unix pid {}", c.pid));
@@ -164,7 +164,7 @@ impl Listener {
 
 /// An accept that fails although a connection waits (no descriptors left) would fail again at once:
 /// what waits is looked at later.
-fn hold_back(error: std::io::Error) {
+fn hold_back(error: &std::io::Error) {
     if error.kind() != ErrorKind::WouldBlock {
         tracing::warn!(%error, "a connection could not be accepted");
         std::thread::sleep(HOLD_BACK);

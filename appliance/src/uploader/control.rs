@@ -298,6 +298,16 @@ impl Uploader {
             upload.local.lost_cache &= undecided;
             self.means.heads.save(&upload.local)?;
         }
+        // Those that are refused: what was known of them is durable in the log.
+        for (id, local) in self.means.heads.load_all()? {
+            if let Ok(mut local) = local
+                && !self.volumes.contains_key(&id)
+                && !local.clean
+            {
+                local.clean = true;
+                self.means.heads.save(&local)?;
+            }
+        }
         Ok(())
     }
 }
