@@ -5,11 +5,15 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use taipan_engine::error::{Error, ErrorKind, Result};
 
 const LOCK_NAME: &str = "lock";
+/// How long another holder may take to end.
+const LOCK_WAIT: Duration = Duration::from_millis(1500);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Parent of the private memory directories.
 const SHARED_MEMORY_DIR: &str = "/dev/shm";
 /// `f_type` of a tmpfs.
@@ -39,7 +43,7 @@ impl DataDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(|e| Error::io("opening the lock file", e).with_path(&lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match lock_patiently(&lock) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(held_by_another(path, &mut lock)),
             Err(error) => {
@@ -158,6 +162,19 @@ fn write_pid(lock: &mut File) -> std::io::Result<()> {
     lock.set_len(0)?;
     lock.rewind()?;
     writeln!(lock, "{}", std::process::id())
+}
+
+/// Locks the file; a daemon that was just killed gets a moment to let go (it unmaps its memory).
+fn lock_patiently(lock: &File) -> rustix::io::Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]

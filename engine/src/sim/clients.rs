@@ -66,7 +66,12 @@ struct Client {
     /// Writes of dead connections of which it is not known whether they landed.
     undecided: Vec<WriteId>,
     flush_first: bool,
+    /// Cells of such writes: looked at again and again, whether they change their mind.
+    suspect: Vec<Range<u32>>,
 }
+
+/// Suspect ranges that a client keeps in mind.
+const SUSPECT_MAX: usize = 4;
 
 /// All clients and connections, dead ones included.
 pub(super) struct Clients {
@@ -87,6 +92,7 @@ impl Clients {
             connection: None,
             undecided: Vec::new(),
             flush_first: false,
+            suspect: Vec::new(),
         };
         Self {
             clients: (0..plan.clients).map(client).collect(),
@@ -173,8 +179,13 @@ impl World {
         }
         if self.clients.at(connection).waiting.len() < depth {
             let lattice = self.oracle.lattices[volume];
-            let taste = self.clients.clients[index].taste;
-            let wish = taste.wish(&mut self.dice, lattice);
+            let client = &self.clients.clients[index];
+            let (taste, suspects) = (client.taste, client.suspect.len() as u64);
+            let wish = if suspects > 0 && self.dice.chance(250) {
+                Wish::Read(client.suspect[self.dice.below(suspects) as usize].clone())
+            } else {
+                taste.wish(&mut self.dice, lattice)
+            };
             self.ask(connection, wish);
         }
     }
@@ -254,6 +265,11 @@ impl World {
         for operation in waiting.into_values() {
             if let Asked::Write { id, .. } = operation.asked {
                 client.undecided.push(id);
+                let cells = self.oracle.cells_of(id);
+                if !cells.is_empty() {
+                    client.suspect.insert(0, cells);
+                }
+                client.suspect.truncate(SUSPECT_MAX);
             }
         }
         let delay = self.dice.range(1..=50 * MS);

@@ -108,6 +108,11 @@ impl Oracle {
         id
     }
 
+    /// What a write covers.
+    pub(super) fn cells_of(&self, id: WriteId) -> Range<u32> {
+        self.writes[id as usize].cells.clone()
+    }
+
     /// The client is told that it succeeded; `durable`: and that it is on the medium.
     pub(super) fn answered(&mut self, id: WriteId, durable: bool) {
         let now = self.tick();
@@ -232,17 +237,16 @@ impl Oracle {
             present.dedup();
             for id in present.into_iter().filter(|id| *id != 0) {
                 let write = &self.writes[id as usize];
-                for at in from..to {
+                for (at, held) in ids.iter().copied().enumerate().take(to).skip(from) {
                     let cell = cells.start + at as u32;
-                    let covered = write.cells.contains(&cell) && ids[at] != id;
+                    let covered = write.cells.contains(&cell) && held != id;
                     let newer = |v: &Version| {
                         v.dead >= began && self.writes[v.id as usize].ended >= write.began
                     };
-                    if covered && !self.candidates(volume, cell, ids[at]).any(newer) {
+                    if covered && !self.candidates(volume, cell, held).any(newer) {
                         return Err(format!(
-                            "{} holds write {} beside write {id} in the same block: torn; {}",
+                            "{} holds write {held} beside write {id} in the same block: torn; {}",
                             self.place(volume, cell),
-                            ids[at],
                             self.story(volume, cell)
                         ));
                     }

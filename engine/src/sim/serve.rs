@@ -311,7 +311,7 @@ impl World {
         let done = std::mem::take(&mut effects.done);
         let peers = std::mem::take(&mut effects.peers);
         for io in io {
-            self.start_io(core, io);
+            self.start_io(core, &io);
         }
         for fetch in fetches {
             let delay = self.dice.range(50..=self.plan.get_us);
@@ -354,8 +354,8 @@ impl World {
         }
     }
 
-    fn start_io(&mut self, core: usize, io: Io) {
-        let device = match io {
+    fn start_io(&mut self, core: usize, io: &Io) {
+        let device = match *io {
             Io::WalWrite {
                 op, shard, write, ..
             } => {

@@ -143,7 +143,7 @@ impl Uploader {
         }
     }
 
-    fn start(&mut self, sealed: SealedVolume) {
+    fn start(&mut self, sealed: &SealedVolume) {
         let volume = self
             .volumes
             .get_mut(&sealed.volume)
@@ -234,7 +234,7 @@ impl World {
         self.take_cut();
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         while let Some(sealed) = uploader.coordinator.next_volume() {
-            uploader.start(sealed);
+            uploader.start(&sealed);
         }
         self.run_effects();
         self.note_health();
@@ -441,10 +441,11 @@ impl World {
             }
             Late::Delete(key) => block_on(self.objects.delete(key)).map(|()| None),
         };
-        if is_manifest && self.dice.chance(150) {
-            if let Err(what) = self.check_images(false) {
-                self.violate(what);
-            }
+        if is_manifest
+            && self.dice.chance(150)
+            && let Err(what) = self.check_images(false)
+        {
+            self.violate(what);
         }
         let result = if landing.lost { Err(lost()) } else { result };
         if landing.life == self.life {
