@@ -115,7 +115,7 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
         let indent = line.len() - line.trim_start().len();
         let closing = format!("{}}}", &line[..indent]);
         let ends = |line: &&str| line.ends_with('{') || line.ends_with(';') || line.ends_with('}');
-        let Some(body) = lines[first..].iter().position(|line| ends(line)) else {
+        let Some(body) = lines[first..].iter().position(ends) else {
             continue;
         };
         if !lines[first + body].ends_with('{') {
