@@ -68,6 +68,8 @@ struct Client {
     flush_first: bool,
     /// Cells of such writes: looked at again and again, whether they change their mind.
     suspect: Vec<Range<u32>>,
+    /// Does nothing else but that for a while.
+    watches: bool,
 }
 
 /// Suspect ranges that a client keeps in mind.
@@ -93,6 +95,7 @@ impl Clients {
             undecided: Vec::new(),
             flush_first: false,
             suspect: Vec::new(),
+            watches: false,
         };
         Self {
             clients: (0..plan.clients).map(client).collect(),
@@ -173,15 +176,16 @@ impl World {
             }
             return;
         };
-        let (volume, depth) = (client.volume, client.taste.depth);
-        if self.dice.chance(self.faults.disconnect) {
+        client.watches &= !client.suspect.is_empty() && !self.dice.chance(15);
+        let (volume, depth, watches) = (client.volume, client.taste.depth, client.watches);
+        if !watches && self.dice.chance(self.faults.disconnect) {
             return self.disconnect(connection);
         }
         if self.clients.at(connection).waiting.len() < depth {
             let lattice = self.oracle.lattices[volume];
             let client = &self.clients.clients[index];
             let (taste, suspects) = (client.taste, client.suspect.len() as u64);
-            let wish = if suspects > 0 && self.dice.chance(250) {
+            let wish = if watches || suspects > 0 && self.dice.chance(100) {
                 Wish::Read(client.suspect[self.dice.below(suspects) as usize].clone())
             } else {
                 taste.wish(&mut self.dice, lattice)
@@ -262,6 +266,7 @@ impl World {
         let client = &mut self.clients.clients[client];
         client.connection = None;
         client.flush_first = self.dice.chance(500);
+        client.watches = self.dice.chance(400);
         for operation in waiting.into_values() {
             if let Asked::Write { id, .. } = operation.asked {
                 client.undecided.push(id);
@@ -313,7 +318,9 @@ impl World {
         for key in running.into_values() {
             core.cancel(key);
         }
-        if dropped(core) < parked {
+        let left = dropped(core);
+        if left < parked {
+            self.note(format_args!("connection {number} closed, {parked} parked, {left} left"));
             self.coverage
                 .hit("a cancelled write was dropped before it was appended");
         }
@@ -462,7 +469,7 @@ impl World {
         let (number, ticket) = ((done.ticket.0 >> 32) as u32, done.ticket.0 & 0xFFFF_FFFF);
         let connection = self.clients.at(number);
         if connection.closed {
-            return;
+            return self.note(format_args!("#{ticket} ends unheard {:?}", done.result));
         }
         let known = connection.running.remove(&ticket);
         assert_eq!(known, Some(done.key), "an answer belongs to a request");
