@@ -320,7 +320,9 @@ impl World {
         }
         let left = dropped(core);
         if left < parked {
-            self.note(format_args!("connection {number} closed, {parked} parked, {left} left"));
+            self.note(format_args!(
+                "connection {number} closed, {parked} parked, {left} left"
+            ));
             self.coverage
                 .hit("a cancelled write was dropped before it was appended");
         }
