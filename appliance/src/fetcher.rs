@@ -62,6 +62,9 @@ impl ChunkTables {
 
 struct Job {
     fetch: Fetch,
+    /// Resolved when the core asked: by the time a worker is free the ordinal may name another
+    /// object.
+    chunk: Option<ChunkRef>,
     reply: CoreAddress,
 }
 
@@ -69,6 +72,7 @@ struct Job {
 #[derive(Clone)]
 pub struct Fetcher {
     jobs: Sender<Job>,
+    tables: Arc<ChunkTables>,
 }
 
 impl Fetcher {
@@ -82,7 +86,6 @@ impl Fetcher {
         for index in 0..THREADS {
             let worker = Worker {
                 backend: Arc::clone(backend),
-                tables: Arc::clone(tables),
                 counters: Arc::clone(counters),
                 queue: queue.clone(),
             };
@@ -90,13 +93,21 @@ impl Fetcher {
                 .name(format!("fetch-{index}"))
                 .spawn(move || worker.run())?;
         }
-        Ok(Self { jobs })
+        Ok(Self {
+            jobs,
+            tables: Arc::clone(tables),
+        })
     }
 
     /// Queues a read; the answer goes to `reply`.
     pub fn submit(&self, fetch: Fetch, reply: CoreAddress) {
         let op = fetch.op;
-        if let Err(refused) = self.jobs.send(Job { fetch, reply }) {
+        let chunk = self.tables.get(fetch.volume, fetch.chunk);
+        if let Err(refused) = self.jobs.send(Job {
+            fetch,
+            chunk,
+            reply,
+        }) {
             let blocks = Err(Failure::Io);
             refused.into_inner().reply.send(CoreMessage::Fetched {
                 op,
@@ -109,16 +120,20 @@ impl Fetcher {
 
 struct Worker {
     backend: Arc<dyn Backend>,
-    tables: Arc<ChunkTables>,
     counters: Arc<BackendCounters>,
     queue: Receiver<Job>,
 }
 
 impl Worker {
     fn run(self) {
-        while let Ok(Job { fetch, reply }) = self.queue.recv() {
+        while let Ok(Job {
+            fetch,
+            chunk,
+            reply,
+        }) = self.queue.recv()
+        {
             let mut mismatches = 0;
-            let blocks = self.fetch_until_deadline(&fetch, &mut mismatches);
+            let blocks = self.fetch_until_deadline(&fetch, chunk.as_ref(), &mut mismatches);
             let blocks = blocks.map_err(|error| {
                 tracing::error!(volume = %fetch.volume, %error, "read failed");
                 Failure::Io
@@ -131,11 +146,16 @@ impl Worker {
         }
     }
 
-    fn fetch_until_deadline(&self, fetch: &Fetch, mismatches: &mut u64) -> Result<Vec<u8>> {
+    fn fetch_until_deadline(
+        &self,
+        fetch: &Fetch,
+        chunk: Option<&ChunkRef>,
+        mismatches: &mut u64,
+    ) -> Result<Vec<u8>> {
         let started = Instant::now();
         let mut backoff = BACKOFF_FIRST;
         loop {
-            let error = match self.fetch(fetch) {
+            let error = match self.fetch(fetch, chunk) {
                 Ok(blocks) => return Ok(blocks),
                 Err(error) => error,
             };
@@ -157,15 +177,15 @@ impl Worker {
         }
     }
 
-    fn fetch(&self, fetch: &Fetch) -> Result<Vec<u8>> {
-        let chunk = self.tables.get(fetch.volume, fetch.chunk).ok_or_else(|| {
+    fn fetch(&self, fetch: &Fetch, chunk: Option<&ChunkRef>) -> Result<Vec<u8>> {
+        let chunk = chunk.ok_or_else(|| {
             Error::corrupt(format!(
                 "the index names chunk {} that is not known",
                 fetch.chunk.0
             ))
             .with_volume(fetch.volume)
         })?;
-        let bytes = self.get(fetch, &chunk)?;
+        let bytes = self.get(fetch, chunk)?;
         let stride = slot_stride(fetch.block_size);
         let mut blocks = Vec::with_capacity(fetch.wanted.len() * fetch.block_size.bytes());
         for (slot, block) in &fetch.wanted {

@@ -116,7 +116,8 @@ pub struct Fetch {
     pub volume: VolumeId,
     /// Its block size.
     pub block_size: BlockSize,
-    /// Which chunk.
+    /// Which chunk. To be resolved when the driver takes the fetch: later, once a commit has moved
+    /// the blocks, the ordinal may name another object.
     pub chunk: ChunkOrdinal,
     /// First slot of the ranged read.
     pub first_slot: u32,

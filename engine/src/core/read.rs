@@ -3,6 +3,7 @@
 use super::request::{Failure, Origin, Progress, RequestKey};
 use super::{Core, Fetch, Io, PendingOp, Request};
 use crate::block::{BlockNum, Span};
+use crate::identity::Epoch;
 use crate::index::ChunkLoc;
 use crate::shard::{Found, VolumeSlot, WalBlock};
 use crate::wal::MarkKind;
@@ -20,6 +21,8 @@ struct Piece {
     /// Where it goes in the request's data.
     out: usize,
     at: At,
+    /// The volume's committed cut at that look.
+    seen: Epoch,
 }
 
 /// Where a block was when the read began; looked up again when the bytes arrive, because the block
@@ -171,6 +174,7 @@ impl Core {
         packed: bool,
     ) -> Vec<Piece> {
         let mut data = std::mem::take(&mut self.requests.get(key).data);
+        let seen = self.committed_epoch(slot);
         let mut missing = Vec::new();
         for number in span.first().0..=span.last().0 {
             let block = BlockNum(number);
@@ -205,6 +209,7 @@ impl Core {
                 len: range.len(),
                 out,
                 at,
+                seen,
             });
         }
         self.requests.get(key).data = data;
@@ -352,6 +357,7 @@ impl Core {
             return self.part_done(key, Err(Failure::Gone));
         }
         let mut data = std::mem::take(&mut self.requests.get(key).data);
+        let seen = self.committed_epoch(slot);
         let mut again = Vec::new();
         for piece in pieces {
             let block = arrived(&piece);
@@ -363,7 +369,12 @@ impl Core {
                     None
                 }
                 (Verdict::Moved(at), _) => {
-                    again.push(Piece { at, ..piece });
+                    again.push(Piece { at, seen, ..piece });
+                    None
+                }
+                // Its chunk may be gone and the same place be another one's by now.
+                (Verdict::Use, Arrived::Nothing) if is_chunk(piece.at) && piece.seen < seen => {
+                    again.push(Piece { seen, ..piece });
                     None
                 }
                 (Verdict::Use, Arrived::Mismatch) => {
@@ -379,6 +390,14 @@ impl Core {
         self.requests.get(key).data = data;
         self.read_pieces(key, slot, again);
         self.part_done(key, Ok(()));
+    }
+
+    /// The last cut of the volume that this core knows to be committed.
+    pub(super) fn committed_epoch(&self, slot: VolumeSlot) -> Epoch {
+        let committed = self
+            .served(slot)
+            .and_then(|volume| self.committed.get(&volume.id));
+        committed.copied().unwrap_or_default()
     }
 
     fn look_again(&self, slot: VolumeSlot, piece: &Piece, out: &mut [u8]) -> Verdict {
@@ -443,6 +462,10 @@ impl Core {
 }
 
 use super::PeerMessage;
+
+fn is_chunk(at: At) -> bool {
+    matches!(at, At::Chunk(_))
+}
 
 fn adjoins(last: &Piece, next: &Piece, block_bytes: usize, gap_max: u32) -> bool {
     match (last.at, next.at) {

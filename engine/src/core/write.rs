@@ -28,6 +28,8 @@ pub(super) struct PendingPatch {
     from: usize,
     patch: Patch,
     pub(super) at: At,
+    /// The volume's committed cut when the read began.
+    seen: crate::identity::Epoch,
 }
 
 /// How an attempt at one part of a write went.
@@ -403,6 +405,7 @@ impl Core {
                 from,
                 patch,
                 at,
+                seen: self.committed_epoch(slot),
             });
             return Attempt::Reading;
         }
@@ -445,6 +448,7 @@ impl Core {
             from,
             ref patch,
             at,
+            seen,
         } = pending;
         let position = self
             .position(block.shard())
@@ -466,7 +470,9 @@ impl Core {
             _ => None,
         };
         let mut writing = Writing::resumed(self.requests.get(request), slot, request);
-        let attempt = match (now == Some(at), verified) {
+        // Or its chunk is gone, and the same place is another one's.
+        let stale = verified.is_none() && seen < self.committed_epoch(slot);
+        let attempt = match (now == Some(at) && !stale, verified) {
             (true, Some(old)) => {
                 self.scratch[..old.len()].copy_from_slice(old);
                 self.append_patched(&mut writing, position, block, from, patch)

@@ -10,6 +10,7 @@ pub const EVENTS: &[&str] = &[
     "a boot failed on the backend and was repeated",
     "a cancelled write was dropped before it was appended",
     "a chunk was deleted",
+    "a chunk was deleted under a read",
     "a commit was repeated after a failure",
     "a commit's lost response was recognised",
     "a connection took over from a dead one",

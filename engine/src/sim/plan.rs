@@ -28,6 +28,19 @@ pub(super) struct Plan {
     pub(super) get_us: u64,
 }
 
+/// Something after which a crash is interesting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// A barrier began.
+    Barrier,
+    /// A log head, which frees space, is being written.
+    LogHead,
+    /// A manifest reached the backend.
+    Manifest,
+    /// A local head record is being saved.
+    HeadSave,
+}
+
 /// How bad things are, per 1000.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {
@@ -46,6 +59,8 @@ pub(super) struct Faults {
     pub(super) away_us: (u64, u64),
     /// While it is away it says that it is full.
     pub(super) full: bool,
+    /// The life ends soon after so many more of these moments.
+    pub(super) fatal: Option<(Moment, u32)>,
     /// Writes to this shard's file fail between these times of the life.
     pub(super) broken: Option<(usize, u64, u64)>,
 }
@@ -112,7 +127,7 @@ impl Plan {
             lives: dice.range(2..=4) as u32,
             hot_shard: dice.chance(600).then(|| dice.below(16) as u32),
             turn_delay_us: dice.pick(&[5, 50, 500]),
-            get_us: dice.pick(&[500, 5 * MS, 60 * MS]),
+            get_us: dice.pick(&[500, 5 * MS, 60 * MS, 400 * MS]),
         }
     }
 }
@@ -169,6 +184,15 @@ impl Faults {
             let from = dice.below(life_us / 2);
             faults.away_us = (from, from + dice.range(life_us / 4..=life_us));
             faults.full = dice.chance(200);
+        }
+        let moments = [
+            Moment::Barrier,
+            Moment::LogHead,
+            Moment::Manifest,
+            Moment::HeadSave,
+        ];
+        if dice.chance(500) {
+            faults.fatal = Some((dice.pick(&moments), dice.below(12) as u32));
         }
         faults.boot = dice.pick(&[0, 0, 8, 40]);
         faults

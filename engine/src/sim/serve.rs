@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use super::plan::MS;
+use super::plan::{MS, Moment};
 use super::uploader::{UpMessage, Uploader};
 use super::world::{Crash, Event, Region, World};
 use crate::arena::ArenaReader;
 use crate::block::ShardId;
+use crate::chunk::ChunkRef;
 use crate::core::{Committed, Core, EpochClock, Failure, Fetch, Io, OpKey, PeerMessage};
 use crate::identity::{BatchNum, Incarnation};
 use crate::shard::VolumeSlot;
@@ -168,9 +169,10 @@ impl World {
                 life,
                 core,
                 fetch,
+                chunk,
                 attempt,
             } if life == self.life => {
-                self.fetch(core, fetch, attempt);
+                self.fetch(core, fetch, chunk, attempt);
             }
             Event::Fetched {
                 life,
@@ -314,6 +316,16 @@ impl World {
             self.start_io(core, &io);
         }
         for fetch in fetches {
+            let node = self.node.as_ref().expect("it runs");
+            let chunk = node
+                .uploader
+                .tables
+                .get(&(fetch.volume, fetch.chunk))
+                .copied();
+            let Some(chunk) = chunk else {
+                self.violate(format!("the index names an unknown chunk: {fetch:?}"));
+                continue;
+            };
             let delay = self.dice.range(50..=self.plan.get_us);
             self.schedule(
                 delay,
@@ -321,6 +333,7 @@ impl World {
                     life: self.life,
                     core,
                     fetch,
+                    chunk,
                     attempt: 0,
                 },
             );
@@ -367,6 +380,9 @@ impl World {
                     self.coverage.hit("a segment was used again");
                 }
                 let id = file.issue(write.file_offset, bytes, write.dsync);
+                if write.batch.0 == 0 {
+                    self.moment(Moment::LogHead);
+                }
                 self.note(format_args!(
                     "c{core} write s{shard} batch {} at {} +{}{}",
                     write.batch,
@@ -397,6 +413,7 @@ impl World {
             }
             Io::Barrier { op, shards } => {
                 let shards_mask = shards;
+                self.moment(Moment::Barrier);
                 let shards = ShardId::all().filter(|shard| shards & 1 << shard.index() != 0);
                 let covered = shards
                     .map(|shard| (shard, self.files[shard.index()].covered()))
@@ -409,7 +426,8 @@ impl World {
             }
         };
         let delay = match self.dice.below(10) {
-            0 => self.dice.range(1..=8000),
+            0 if self.dice.chance(100) => self.dice.range(1..=80 * MS),
+            0 => self.dice.range(1..=8 * MS),
             _ => self.dice.range(20..=400),
         };
         self.schedule(
@@ -554,7 +572,7 @@ impl World {
     }
 
     /// Reads from the backend for a core, as the fetcher does.
-    fn fetch(&mut self, core: usize, fetch: Fetch, attempt: u32) {
+    fn fetch(&mut self, core: usize, fetch: Fetch, chunk: ChunkRef, attempt: u32) {
         let away = self.within(self.faults.away_us) && !self.faults.full;
         if away || self.dice.chance(self.faults.get_fails) {
             self.last_read_fault_us = Some(self.now_us);
@@ -567,6 +585,7 @@ impl World {
                         life,
                         core,
                         fetch,
+                        chunk,
                         attempt: attempt + 1,
                     },
                 );
@@ -581,9 +600,9 @@ impl World {
                 },
             );
         }
-        let blocks = self.fetch_blocks(&fetch);
+        let blocks = self.fetch_blocks(&fetch, &chunk);
         if let Err(why) = &blocks {
-            // A chunk may be deleted under a read; the core looks again.
+            self.coverage.hit("a chunk was deleted under a read");
             self.note(format_args!("c{core} fetch fails: {why}"));
         }
         self.coverage.hit("a block was read from a chunk");

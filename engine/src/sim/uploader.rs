@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 
 use super::bucket::{Late, lost};
-use super::plan::MS;
+use super::plan::{MS, Moment};
 use super::serve::Message;
 use super::world::{Event, World};
 use crate::backend::{Backend, Put};
@@ -435,6 +435,9 @@ impl World {
             return late.land(&self.objects);
         };
         let is_manifest = matches!(landing.what, What::Manifest);
+        if is_manifest {
+            self.moment(Moment::Manifest);
+        }
         let result = match &late {
             Late::Put(key, body) => {
                 block_on(self.objects.put_if_absent(key, body.clone())).map(Some)
@@ -507,6 +510,7 @@ impl World {
                 }
             },
             Work::SaveHead(local) => {
+                self.moment(Moment::HeadSave);
                 let fails = self.dice.chance(self.faults.head_save);
                 let result = match fails {
                     true => Err(Error::new(ErrorKind::Io, "the simulated disk fails")),
@@ -600,13 +604,7 @@ impl World {
     }
 
     /// What the fetcher returns for a read: the wanted blocks, verified.
-    pub(super) fn fetch_blocks(&mut self, fetch: &Fetch) -> Result<Vec<u8>> {
-        let chunk = *self
-            .node_ref()
-            .uploader
-            .tables
-            .get(&(fetch.volume, fetch.chunk))
-            .ok_or_else(|| Error::corrupt("the index names a chunk that is not known"))?;
+    pub(super) fn fetch_blocks(&mut self, fetch: &Fetch, chunk: &ChunkRef) -> Result<Vec<u8>> {
         let range = chunk.slot_range(fetch.block_size, fetch.first_slot, fetch.slots);
         let key = chunk.key.object();
         let bytes = block_on(

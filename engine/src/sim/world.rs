@@ -15,11 +15,12 @@ use super::dice::Dice;
 use super::disk::WalFile;
 use super::image::read_image;
 use super::oracle::Oracle;
-use super::plan::{Faults, MS, Plan};
+use super::plan::{Faults, MS, Moment, Plan};
 use super::serve::{Device, Node};
 use super::uploader::Landing;
 use crate::backend::MemBackend;
 use crate::block::{PAGE_BYTES, ShardId};
+use crate::chunk::ChunkRef;
 use crate::core::{Core, Failure, Fetch, OpKey};
 use crate::identity::{BatchNum, Incarnation, VolumeId, WriterToken};
 use crate::registry::{LocalHeads, VolumeSeed, create_volume};
@@ -96,6 +97,7 @@ pub(super) enum Event {
         life: u32,
         core: usize,
         fetch: Fetch,
+        chunk: ChunkRef,
         attempt: u32,
     },
     /// Its bytes arrive.
@@ -144,6 +146,7 @@ pub(super) struct World {
     pub(super) now_us: u64,
     pub(super) life_began_us: u64,
     pub(super) life: u32,
+    life_ends_us: u64,
     pub(super) queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
     pub(super) events: u64,
@@ -221,6 +224,7 @@ impl World {
             now_us: 0,
             life_began_us: 0,
             life: 0,
+            life_ends_us: 0,
             queue: BTreeMap::new(),
             sequence: 0,
             events: 0,
@@ -481,14 +485,31 @@ impl World {
     }
 
     fn run_for(&mut self, life_us: u64) -> Result<(), String> {
-        let end = self.now_us + life_us;
+        self.life_ends_us = self.now_us + life_us;
         while let Some(((at, _), _)) = self.queue.first_key_value()
-            && *at <= end
+            && *at <= self.life_ends_us
         {
             self.step()?;
         }
-        self.now_us = end;
+        self.now_us = self.life_ends_us;
         Ok(())
+    }
+
+    /// Something happened after which a crash is interesting: the life may end soon.
+    pub(super) fn moment(&mut self, moment: Moment) {
+        let Some((fatal, left)) = &mut self.faults.fatal else {
+            return;
+        };
+        if *fatal != moment {
+            return;
+        }
+        if *left > 0 {
+            *left -= 1;
+            return;
+        }
+        self.faults.fatal = None;
+        let soon = self.now_us + self.dice.range(0..=2 * MS);
+        self.life_ends_us = self.life_ends_us.min(soon);
     }
 
     /// Carries out the next event; false if there is none.
