@@ -19,8 +19,6 @@ use crate::wal::{Health, WalWrite};
 /// A batch number that no eviction reaches: for reading an arena as devices and successors do.
 const ANY_BATCH: BatchNum = BatchNum(u64::MAX - 1);
 const EIO: i32 = 5;
-/// Turns in a row for a deadline that has passed, without a message.
-const IDLE_TURNS_MAX: u32 = 100;
 
 /// What a core finds in its inbox.
 pub(super) enum Message {
@@ -263,11 +261,6 @@ impl World {
         }
         let node = self.node.as_ref().expect("it runs");
         if let Some(deadline_ms) = node.cores[core].deadline_ms() {
-            let idle = count == 0 && deadline_ms == 0;
-            self.idle_turns = if idle { self.idle_turns + 1 } else { 0 };
-            if self.idle_turns > IDLE_TURNS_MAX {
-                self.violate(format!("core {core} turns and turns with nothing to do"));
-            }
             self.wake_within(core, (deadline_ms * MS).max(1));
         }
     }
@@ -420,9 +413,6 @@ impl World {
             }
             Io::Barrier { op, shards } => {
                 let shards_mask = shards;
-                if shards_mask == 0 {
-                    self.violate(format!("core {core} asks for a barrier of nothing"));
-                }
                 self.moment(Moment::Barrier);
                 let shards = ShardId::all().filter(|shard| shards & 1 << shard.index() != 0);
                 let covered = shards

@@ -169,8 +169,6 @@ pub(super) struct World {
     pub(super) clients: Clients,
     /// When a read of a device or the backend was last made to fail.
     pub(super) last_read_fault_us: Option<u64>,
-    /// Turns in a row with nothing to do.
-    pub(super) idle_turns: u32,
     /// When the backend was last known to be full.
     pub(super) last_full_us: Option<u64>,
     pub(super) broken_promise: Option<String>,
@@ -244,7 +242,6 @@ impl World {
             _heads_dir: heads_dir,
             ids: Vec::new(),
             last_read_fault_us: None,
-            idle_turns: 0,
             last_full_us: None,
             broken_promise: None,
             node: None,
