@@ -411,19 +411,7 @@ impl World {
                     len,
                 }
             }
-            Io::Barrier { op, shards } => {
-                let shards_mask = shards;
-                self.moment(Moment::Barrier);
-                let shards = ShardId::all().filter(|shard| shards & 1 << shard.index() != 0);
-                let covered = shards
-                    .map(|shard| (shard, self.files[shard.index()].covered()))
-                    .collect();
-                self.note(format_args!(
-                    "c{core} barrier {} begins, {shards_mask:#018b}",
-                    op.0
-                ));
-                Device::Barrier { op, covered }
-            }
+            Io::Barrier { op, shards } => self.start_barrier(core, op, shards),
         };
         let delay = match self.dice.below(10) {
             0 if self.dice.chance(100) => self.dice.range(1..=80 * MS),
@@ -438,6 +426,20 @@ impl World {
                 device,
             },
         );
+    }
+
+    /// A barrier covers what was written before it began.
+    fn start_barrier(&mut self, core: usize, op: OpKey, shards: u16) -> Device {
+        self.moment(Moment::Barrier);
+        let covered = ShardId::all()
+            .filter(|shard| shards & 1 << shard.index() != 0)
+            .map(|shard| (shard, self.files[shard.index()].covered()))
+            .collect();
+        self.note(format_args!(
+            "c{core} barrier {} begins, {shards:#018b}",
+            op.0
+        ));
+        Device::Barrier { op, covered }
     }
 
     /// A device operation ends, well or not.
