@@ -10,7 +10,7 @@ use super::{Core, Io, PendingOp, Request};
 use crate::block::SHARD_COUNT;
 use crate::identity::BatchNum;
 use crate::shard::{Shard, VolumeSlot};
-use crate::wal::{BarrierMark, WalWrite};
+use crate::wal::{BarrierMark, Health, WalWrite};
 
 /// How a batch on which somebody waits is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,12 +288,20 @@ impl Core {
         for position in 0..self.shards.len() {
             let bit = 1 << position;
             let mut due = |at: u64| next = Some(next.map_or(at, |n: u64| n.min(at)));
+            // What waits for a write or barrier under way is looked at when that ends, not before:
+            // a time that has passed would make the driver turn without end.
+            let log = self.shards[position].log();
+            let drains = matches!(log.health(), Health::Draining { .. });
             if durability.dirty & bit != 0
                 && durability.writes_in_flight < policy.writes_in_flight_max
+                && !drains
             {
                 due(durability.opened_ms[position] + policy.write_delay_ms);
             }
-            if durability.undurable & bit != 0 && !durability.barrier_in_flight {
+            if durability.undurable & bit != 0
+                && !durability.barrier_in_flight
+                && log.written_through() > log.durable_through()
+            {
                 due(durability.undurable_since_ms[position] + policy.flush_interval_ms);
             }
         }

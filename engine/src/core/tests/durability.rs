@@ -111,3 +111,57 @@ fn a_stop_makes_everything_durable() {
     rig.settle();
     assert!(rig.cores.iter().all(|core| core.is_quiet()));
 }
+
+#[test]
+fn a_core_whose_device_is_slow_sleeps_until_something_ends() {
+    let policy = WritePolicy {
+        write_delay_ms: 4,
+        flush_interval_ms: 100,
+        ..lazy()
+    };
+    let mut rig = Rig::with_policy(1, policy);
+    assert_eq!(rig.cores[0].deadline_ms(), None, "nothing to do");
+    rig.write(0, 1);
+    assert_eq!(rig.cores[0].deadline_ms(), Some(4), "the batch");
+    rig.pass_ms(4);
+    assert!(rig.io.iter().any(|(_, io)| is_write(io)));
+    rig.pass_ms(500);
+    assert_eq!(rig.cores[0].deadline_ms(), None, "the write is under way");
+    rig.end_some(is_write, None);
+    assert!(rig.io.iter().any(|(_, io)| is_barrier(io)), "long due");
+    rig.pass_ms(500);
+    assert_eq!(rig.cores[0].deadline_ms(), None, "the barrier is under way");
+    rig.write(16, 2);
+    assert_eq!(rig.cores[0].deadline_ms(), Some(4), "a new batch is not");
+    rig.pass_ms(4);
+    rig.settle();
+    rig.pass_ms(100);
+    rig.settle();
+    assert!(rig.cores[0].is_quiet());
+    assert_eq!(rig.cores[0].deadline_ms(), None);
+}
+
+#[test]
+fn a_core_whose_device_fails_sleeps_until_what_is_under_way_has_ended() {
+    let policy = WritePolicy {
+        write_delay_ms: 4,
+        flush_interval_ms: 100,
+        ..lazy()
+    };
+    let mut rig = Rig::with_policy(1, policy);
+    for round in 0..2u8 {
+        rig.write(0, round);
+        rig.pass_ms(4);
+    }
+    assert_eq!(rig.io.len(), 2, "two writes of one shard");
+    let failed = rig.io.remove(0);
+    rig.end(failed, Some(5));
+    rig.turn();
+    rig.write(0, 9);
+    rig.pass_ms(500);
+    assert_eq!(rig.cores[0].deadline_ms(), None, "the other write drains");
+    rig.settle();
+    rig.pass_ms(104);
+    rig.settle();
+    assert!(rig.cores[0].is_quiet());
+}
