@@ -1,19 +1,28 @@
-//! Runs seeds of the simulator and reports the first that breaks a promise; see `tools/simulate`.
+//! Runs seeds of the simulator on all CPUs and reports the first that breaks a promise; see
+//! `tools/simulate`.
 
+use std::cell::Cell;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use taipan_engine::sim::{Coverage, EVENTS, run, run_aloud};
+use taipan_engine::sim::{Coverage, EVENTS, Outcome, Violation, run, run_aloud};
 
-const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] | --seed X [--trace]";
+const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] [--jobs J] | --seed X [--trace]";
+/// How often the progress is told.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// The seed under way, for the panic message.
-static SEED: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// The seed that this thread runs, for the panic message.
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
 
 struct Wanted {
     start: u64,
     seeds: u64,
+    jobs: u64,
     trace: bool,
 }
 
@@ -21,6 +30,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
     let mut wanted = Wanted {
         start: 0,
         seeds: 1000,
+        jobs: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
         trace: false,
     };
     let mut arguments = arguments;
@@ -38,15 +48,130 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
         match flag.as_str() {
             "--seeds" => wanted.seeds = value,
             "--start" => wanted.start = value,
+            "--jobs" if value > 0 => wanted.jobs = value,
             "--seed" => (wanted.start, wanted.seeds) = (value, 1),
-            _ => return Err(format!("{flag:?} is not known")),
+            _ => return Err(format!("{flag} {value} is not known")),
         }
+    }
+    if wanted.trace {
+        wanted.jobs = 1;
     }
     Ok(wanted)
 }
 
 fn report(seed: u64) {
     eprintln!("seed {seed} fails; again: tools/simulate --seed {seed}");
+}
+
+/// What all threads share. Seeds are handed out in order, so that of several that fail the
+/// least that was run is reported.
+struct Range {
+    wanted: Wanted,
+    began: Instant,
+    next: AtomicU64,
+    failed: AtomicBool,
+    found: Mutex<Found>,
+}
+
+struct Found {
+    done: u64,
+    events: u64,
+    reached: Coverage,
+    told: Instant,
+    violation: Option<Box<Violation>>,
+}
+
+impl Range {
+    fn new(wanted: Wanted) -> Self {
+        let began = Instant::now();
+        let found = Found {
+            done: 0,
+            events: 0,
+            reached: Coverage::default(),
+            told: began,
+            violation: None,
+        };
+        Self {
+            wanted,
+            began,
+            next: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            found: Mutex::new(found),
+        }
+    }
+
+    /// Runs seeds until none is left or one has failed.
+    fn work(&self) {
+        while !self.failed.load(Ordering::Relaxed) {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            if at >= self.wanted.seeds {
+                break;
+            }
+            let seed = self.wanted.start + at;
+            SEED.set(Some(seed));
+            let result = if self.wanted.trace {
+                run_aloud(seed)
+            } else {
+                run(seed)
+            };
+            SEED.set(None);
+            self.note(seed, result);
+        }
+    }
+
+    fn note(&self, seed: u64, result: Result<Outcome, Box<Violation>>) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.done += 1;
+        match result {
+            Ok(outcome) => {
+                found.reached.merge(&outcome.coverage);
+                found.events += outcome.events;
+                if self.wanted.seeds == 1 {
+                    let (hash, events) = (outcome.trace_hash, outcome.events);
+                    println!("seed {seed}: trace {hash:016x}, {events} events");
+                }
+            }
+            Err(violation) => {
+                self.failed.store(true, Ordering::Relaxed);
+                if found
+                    .violation
+                    .as_ref()
+                    .is_none_or(|known| seed < known.seed)
+                {
+                    found.violation = Some(violation);
+                }
+            }
+        }
+        if found.told.elapsed() > TELL_EVERY {
+            found.told = Instant::now();
+            let rate = found.done as f64 / self.began.elapsed().as_secs_f64();
+            let (done, seeds, jobs) = (found.done, self.wanted.seeds, self.wanted.jobs);
+            eprintln!("{done} of {seeds} seeds, {rate:.0} a second on {jobs} threads");
+        }
+    }
+
+    fn conclude(self) -> ExitCode {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let found = self
+            .found
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Wanted {
+            start, seeds, jobs, ..
+        } = self.wanted;
+        if let Some(violation) = found.violation {
+            eprintln!("{violation}");
+            eprintln!("{} of {seeds} seeds were run, {seconds:.1} s", found.done);
+            report(violation.seed);
+            return ExitCode::FAILURE;
+        }
+        let events = found.events;
+        println!("{seeds} seeds from {start}, {events} events, {seconds:.1} s, {jobs} threads");
+        for event in EVENTS {
+            println!("{:>10}  {event}", found.reached.count(event));
+        }
+        ExitCode::SUCCESS
+    }
 }
 
 fn main() -> ExitCode {
@@ -60,48 +185,15 @@ fn main() -> ExitCode {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
-        report(SEED.load(Ordering::Relaxed));
+        if let Some(seed) = SEED.get() {
+            report(seed);
+        }
     }));
-    let (began, mut told_at) = (Instant::now(), Instant::now());
-    let mut reached = Coverage::default();
-    let mut events = 0;
-    for done in 0..wanted.seeds {
-        let seed = wanted.start + done;
-        SEED.store(seed, Ordering::Relaxed);
-        match if wanted.trace {
-            run_aloud(seed)
-        } else {
-            run(seed)
-        } {
-            Ok(outcome) => {
-                reached.merge(&outcome.coverage);
-                events += outcome.events;
-                if wanted.seeds == 1 {
-                    println!(
-                        "seed {seed}: trace {:016x}, {events} events",
-                        outcome.trace_hash
-                    );
-                }
-            }
-            Err(violation) => {
-                eprintln!("{violation}");
-                report(seed);
-                return ExitCode::FAILURE;
-            }
+    let range = Range::new(wanted);
+    std::thread::scope(|threads| {
+        for _ in 0..range.wanted.jobs.min(range.wanted.seeds.max(1)) {
+            threads.spawn(|| range.work());
         }
-        if told_at.elapsed() > Duration::from_secs(5) {
-            told_at = Instant::now();
-            let rate = (done + 1) as f64 / began.elapsed().as_secs_f64();
-            eprintln!("{} of {} seeds, {rate:.0} a second", done + 1, wanted.seeds);
-        }
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    println!(
-        "{} seeds from {}, {events} events, {seconds:.1} s",
-        wanted.seeds, wanted.start
-    );
-    for event in EVENTS {
-        println!("{:>10}  {event}", reached.count(event));
-    }
-    ExitCode::SUCCESS
+    });
+    range.conclude()
 }
