@@ -2,6 +2,7 @@
 //! WAL files, polls and wake-ups. One submission a turn.
 
 mod effects;
+mod outbox;
 mod publish;
 
 use std::collections::{HashMap, VecDeque};
@@ -28,6 +29,7 @@ use crate::metrics::{CoreCounters, Metrics};
 use crate::uploader::UploaderAddress;
 
 use effects::Carrier;
+use outbox::Outbox;
 use publish::Published;
 
 /// Submission entries of the ring.
@@ -119,6 +121,7 @@ pub struct DataCore {
     core: Core,
     ring: Ring,
     carrier: Carrier,
+    outbox: Outbox,
     inbox: Receiver<CoreMessage>,
     bell: Arc<Doorbell>,
     addresses: Vec<CoreAddress>,
@@ -179,6 +182,7 @@ impl DataCore {
             core: parts.core,
             ring,
             carrier,
+            outbox: Outbox::default(),
             inbox: parts.inbox,
             bell,
             addresses: parts.addresses,
@@ -276,7 +280,7 @@ impl DataCore {
                 connection,
             } => {
                 self.close_dead(slot, None);
-                self.post(from, CoreMessage::DeadClosed { connection });
+                self.outbox.dead_closed(from, connection);
             }
             CoreMessage::DeadClosed { connection } => self.joined(connection),
             CoreMessage::Fetched {
@@ -569,22 +573,9 @@ impl DataCore {
         }
         self.core.effects.done = done;
         let mut peers = std::mem::take(&mut self.core.effects.peers);
-        if !peers.is_empty() {
-            let mut by_core: Vec<Vec<_>> = (0..self.addresses.len()).map(|_| vec![]).collect();
-            for (core, message) in peers.drain(..) {
-                by_core[core].push(message);
-            }
-            for (core, messages) in by_core.into_iter().enumerate() {
-                if !messages.is_empty() {
-                    self.post(
-                        core,
-                        CoreMessage::Peers {
-                            from: self.index,
-                            messages,
-                        },
-                    );
-                }
-            }
+        let cores = self.addresses.len();
+        for (core, message) in self.outbox.take(self.index, cores, &mut peers) {
+            self.post(core, message);
         }
         self.core.effects.peers = peers;
     }
