@@ -15,7 +15,7 @@ use crate::identity::Epoch;
 use crate::object::ChunkKey;
 
 pub use builder::ChunkBuilder;
-pub use view::{ChunkView, Found, fuzz_chunk, verify_slot};
+pub use view::{ChunkView, Found, SlotStamp, fuzz_chunk, open_slot, verify_slot};
 
 /// First bytes of every chunk object.
 pub const MAGIC: [u8; 8] = *b"TaipanCk";

@@ -227,25 +227,52 @@ impl Header {
 
 /// The block inside one slot's bytes, if it is `block` and passes its CRC32C.
 pub fn verify_slot(slot: &[u8], block_size: BlockSize, block: BlockNum) -> Result<&[u8]> {
-    let refuse = |why: &str| {
-        Err(Error::corrupt(format!(
-            "the slot of block {} {why}",
+    let (bytes, stamp) = open_slot(slot, block_size)?;
+    if !stamp.is_of(block) {
+        return Err(Error::corrupt(format!(
+            "the slot of block {} holds another block",
             block.0
-        )))
-    };
+        )));
+    }
+    Ok(bytes)
+}
+
+/// What a slot says about its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotStamp {
+    /// CRC32C of the block.
+    pub crc: u32,
+    /// Low bits of its number.
+    pub number: u32,
+}
+
+impl SlotStamp {
+    /// Whether the slot can be that of `block`.
+    pub fn is_of(self, block: BlockNum) -> bool {
+        self.number == low_bits(block)
+    }
+
+    /// Whether these are the block's bytes.
+    pub fn fits(self, block: &[u8]) -> bool {
+        crc32c::crc32c(block) == self.crc
+    }
+}
+
+/// The block in a slot, checked against its CRC, and what the slot says about it; for a reader who
+/// does not know yet which block it is.
+pub fn open_slot(slot: &[u8], block_size: BlockSize) -> Result<(&[u8], SlotStamp)> {
     if slot.len() != slot_stride(block_size) {
-        return refuse("has a wrong length");
+        return Err(Error::corrupt("a slot has a wrong length"));
     }
     let (bytes, trailer) = slot.split_at(block_size.bytes());
     let mut fields = Fields::new(trailer);
     let (crc, number) = (fields.u32()?, fields.u32()?);
-    if number != low_bits(block) {
-        return refuse("holds another block");
-    }
     if crc32c::crc32c(bytes) != crc {
-        return refuse("fails its CRC");
+        return Err(Error::corrupt(format!(
+            "the slot of a block numbered {number} fails its CRC"
+        )));
     }
-    Ok(bytes)
+    Ok((bytes, SlotStamp { crc, number }))
 }
 
 /// Fuzz entry: parsing any bytes neither panics nor allocates more than they justify, and what

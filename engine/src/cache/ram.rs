@@ -1,0 +1,275 @@
+//! Verified blocks in memory, bounded in bytes, in which a scan cannot push out what is used often.
+//!
+//! S3-FIFO: new blocks enter a small queue; those used again before they reach its end move to the
+//! main queue, the others leave and are remembered by name only, so that a block that comes back
+//! soon enters the main queue at once.
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
+
+use super::SlotKey;
+use crate::chunk::SlotStamp;
+
+/// Share of the small queue. It also holds what was read ahead and not used yet, hence larger than
+/// the tenth of the literature.
+const SMALL_PERCENT: u64 = 25;
+/// What an entry costs beside its block: map, queue, slab, allocator.
+const ENTRY_BYTES: u64 = 192;
+/// Rounds that a block survives in the main queue without use, at most.
+const USES_MAX: u8 = 3;
+/// Names remembered of blocks that left, at most as many as entries and never more than this.
+const GHOSTS_MAX: usize = 1 << 20;
+
+/// Why a block was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody asked for it.
+    Demand,
+    /// It was read ahead.
+    Ahead,
+}
+
+/// A block found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Hit<'a> {
+    /// Its bytes.
+    pub block: &'a [u8],
+    /// What its slot says about it.
+    pub stamp: SlotStamp,
+}
+
+/// Counts since the start, and gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RamCounts {
+    /// Bytes held, overhead included.
+    pub bytes: u64,
+    /// Blocks held.
+    pub blocks: u64,
+    /// Bytes held that were read ahead and not used yet.
+    pub ahead_bytes: u64,
+    /// Blocks that were read ahead and then used.
+    pub ahead_used: u64,
+    /// Blocks that were read ahead and left unused.
+    pub ahead_wasted: u64,
+    /// Blocks that left to make room.
+    pub evicted: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: SlotKey,
+    stamp: SlotStamp,
+    block: Box<[u8]>,
+    uses: u8,
+    /// Read ahead and not used yet.
+    ahead: bool,
+}
+
+impl Entry {
+    fn cost(&self) -> u64 {
+        cost(self.block.len())
+    }
+}
+
+fn cost(block_bytes: usize) -> u64 {
+    block_bytes as u64 + ENTRY_BYTES
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<u32>,
+    bytes: u64,
+}
+
+impl Queue {
+    fn push(&mut self, index: u32, cost: u64) {
+        self.entries.push_back(index);
+        self.bytes += cost;
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct RamCache {
+    capacity_bytes: u64,
+    map: HashMap<SlotKey, u32>,
+    slab: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    small: Queue,
+    main: Queue,
+    ghosts: VecDeque<u64>,
+    ghost_set: HashSet<u64>,
+    hasher: DefaultHashBuilder,
+    counts: RamCounts,
+}
+
+impl RamCache {
+    /// An empty cache of at most so many bytes; with 0 it keeps nothing.
+    pub fn new(capacity_bytes: u64) -> Self {
+        Self {
+            capacity_bytes,
+            map: HashMap::new(),
+            slab: Vec::new(),
+            free: Vec::new(),
+            small: Queue::default(),
+            main: Queue::default(),
+            ghosts: VecDeque::new(),
+            ghost_set: HashSet::new(),
+            hasher: DefaultHashBuilder::default(),
+            counts: RamCounts::default(),
+        }
+    }
+
+    /// Most bytes of blocks that were read ahead and may wait for their use.
+    pub fn ahead_bytes_max(&self) -> u64 {
+        self.small_max() / 2
+    }
+
+    fn small_max(&self) -> u64 {
+        self.capacity_bytes / 100 * SMALL_PERCENT
+    }
+
+    /// The block of a slot; counts as a use.
+    pub fn get(&mut self, key: &SlotKey) -> Option<Hit<'_>> {
+        let index = *self.map.get(key)?;
+        let entry = self.slab[index as usize].as_mut()?;
+        if entry.ahead {
+            // The one use for which it was read says nothing about a second one.
+            entry.ahead = false;
+            self.counts.ahead_used += 1;
+            self.counts.ahead_bytes -= entry.cost();
+        } else {
+            entry.uses = (entry.uses + 1).min(USES_MAX);
+        }
+        Some(Hit {
+            block: &entry.block,
+            stamp: entry.stamp,
+        })
+    }
+
+    /// Whether the slot's block is here; no use.
+    pub fn contains(&self, key: &SlotKey) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// Keeps a verified block. What is there under the name is replaced: it was read later.
+    pub fn insert(&mut self, key: SlotKey, stamp: SlotStamp, block: &[u8], origin: Origin) {
+        if let Some(&index) = self.map.get(&key) {
+            if let Some(entry) = self.slab[index as usize].as_mut()
+                && entry.block.len() == block.len()
+            {
+                entry.stamp = stamp;
+                entry.block.copy_from_slice(block);
+            }
+            return;
+        }
+        let cost = cost(block.len());
+        if cost > self.small_max() {
+            return;
+        }
+        while self.small.bytes + self.main.bytes + cost > self.capacity_bytes {
+            self.evict();
+        }
+        let entry = Entry {
+            key,
+            stamp,
+            block: block.into(),
+            uses: 0,
+            ahead: origin == Origin::Ahead,
+        };
+        let came_back = self.ghost_set.remove(&self.hasher.hash_one(key));
+        let index = self.place(entry);
+        self.map.insert(key, index);
+        if origin == Origin::Ahead {
+            self.counts.ahead_bytes += cost;
+        }
+        let queue = if came_back {
+            &mut self.main
+        } else {
+            &mut self.small
+        };
+        queue.push(index, cost);
+    }
+
+    fn place(&mut self, entry: Entry) -> u32 {
+        match self.free.pop() {
+            Some(index) => {
+                self.slab[index as usize] = Some(entry);
+                index
+            }
+            None => {
+                self.slab.push(Some(entry));
+                self.slab.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Makes room: one block leaves.
+    fn evict(&mut self) {
+        if self.small.bytes > self.small_max() || self.main.entries.is_empty() {
+            while let Some(index) = self.small.entries.pop_front() {
+                let entry = self.queued(index);
+                let cost = entry.cost();
+                let used = std::mem::take(&mut entry.uses) > 0;
+                self.small.bytes -= cost;
+                if !used {
+                    self.remember(index);
+                    return self.drop_entry(index);
+                }
+                self.main.push(index, cost);
+            }
+        }
+        while let Some(index) = self.main.entries.pop_front() {
+            let entry = self.queued(index);
+            if entry.uses == 0 {
+                self.main.bytes -= entry.cost();
+                return self.drop_entry(index);
+            }
+            entry.uses -= 1;
+            self.main.entries.push_back(index);
+        }
+    }
+
+    fn queued(&mut self, index: u32) -> &mut Entry {
+        self.slab[index as usize]
+            .as_mut()
+            .expect("queues name entries that are there")
+    }
+
+    fn drop_entry(&mut self, index: u32) {
+        let entry = self.slab[index as usize]
+            .take()
+            .expect("queues name entries that are there");
+        self.map.remove(&entry.key);
+        self.free.push(index);
+        self.counts.evicted += 1;
+        if entry.ahead {
+            self.counts.ahead_wasted += 1;
+            self.counts.ahead_bytes -= entry.cost();
+        }
+    }
+
+    fn remember(&mut self, index: u32) {
+        let key = self.queued(index).key;
+        let name = self.hasher.hash_one(key);
+        if self.ghost_set.insert(name) {
+            self.ghosts.push_back(name);
+        }
+        while self.ghosts.len() > self.map.len().min(GHOSTS_MAX) {
+            if let Some(oldest) = self.ghosts.pop_front() {
+                self.ghost_set.remove(&oldest);
+            }
+        }
+    }
+
+    /// Counts now.
+    pub fn counts(&self) -> RamCounts {
+        RamCounts {
+            bytes: self.small.bytes + self.main.bytes,
+            blocks: self.map.len() as u64,
+            ..self.counts
+        }
+    }
+}
