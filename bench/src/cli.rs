@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use taipan_engine::size::ByteSize;
 
+use crate::fake_s3_command::FakeS3Args;
 use crate::uri::Address;
 use crate::workload::{RequestBytes, Rw, Spec};
 
@@ -22,6 +23,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run one workload against one target and report
     Run(Box<RunArgs>),
+    /// Serve S3 from memory, with conditional writes and scripted faults
+    #[command(name = "fake-s3")]
+    FakeS3(FakeS3Args),
 }
 
 /// Options of `taipan-bench run`.

@@ -2,6 +2,7 @@
 
 mod cli;
 mod connection;
+mod fake_s3_command;
 mod file_target;
 mod job;
 mod ledger;
@@ -30,20 +31,31 @@ const FAILED: u8 = 1;
 const CORRUPT: u8 = 3;
 
 fn main() -> ExitCode {
-    let Command::Run(args) = Cli::parse().command;
+    match Cli::parse().command {
+        Command::Run(args) => load(&args),
+        Command::FakeS3(args) => match fake_s3_command::serve(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        },
+    }
+}
+
+fn load(args: &RunArgs) -> ExitCode {
     if let Err(error) = args.validate() {
         eprintln!("error: {error:#}");
         return ExitCode::from(USAGE);
     }
-    match run(&args) {
+    match run(args) {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Failed) => ExitCode::from(FAILED),
         Ok(Verdict::Corrupt) => ExitCode::from(CORRUPT),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(FAILED)
 }
 
 fn run(args: &RunArgs) -> Result<Verdict> {

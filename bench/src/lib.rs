@@ -1,0 +1,3 @@
+//! What tests and benches share with `taipan-bench`: the S3 server with scripted faults.
+
+pub mod fake_s3;
