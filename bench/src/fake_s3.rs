@@ -1,9 +1,9 @@
 //! An S3 server in memory with real conditional writes and scripted faults, for tests and benches.
 //!
 //! In a test: [`FakeS3::start`], then [`FakeS3::endpoint`], [`FakeS3::faults`] and
-//! [`FakeS3::stats`]; dropping it stops it. As a process: `taipan-bench fake-s3`. Both have an admin
-//! endpoint, on a port of its own (it answers also while the server plays dead) and under `/-/` of
-//! the S3 port:
+//! [`FakeS3::stats`]; dropping it stops it. As a process: `taipan-bench fake-s3`. Both have an
+//! admin endpoint, on a port of its own (it answers also while the server plays dead) and under
+//! `/-/` of the S3 port:
 //!
 //! | request | does |
 //! |---|---|

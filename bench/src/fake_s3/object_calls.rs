@@ -112,8 +112,8 @@ fn read(object: &Object, call: &Call) -> Result<Reply, Refusal> {
     Ok(reply)
 }
 
-/// Begin and end of a range within `size` bytes, empty if it cannot be satisfied; none if the header
-/// is not one range of bytes, which HTTP ignores.
+/// Begin and end of a range within `size` bytes, empty if it cannot be satisfied; none if the
+/// header is not one range of bytes, which HTTP ignores.
 fn range_of(text: &str, size: usize) -> Option<(usize, usize)> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     if first.is_empty() {
