@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use taipan_engine::size::ByteSize;
 
 use crate::fake_s3_command::FakeS3Args;
+#[cfg(feature = "s3-loop")]
+use crate::s3_loop::S3LoopArgs;
 use crate::uri::Address;
 use crate::workload::{RequestBytes, Rw, Spec};
 
@@ -26,6 +28,10 @@ pub(crate) enum Command {
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
     FakeS3(FakeS3Args),
+    /// Load an S3 server with a plain loop of aws-sdk-s3
+    #[cfg(feature = "s3-loop")]
+    #[command(name = "s3-loop")]
+    S3Loop(S3LoopArgs),
 }
 
 /// Options of `taipan-bench run`.

@@ -42,6 +42,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 pub use self::call::Verb;
+pub use self::checksum::checksum_header;
 pub use self::conditions::ConditionalWrites;
 pub use self::faults::{Action, Down, Faults, Rule, RuleCounts, Script};
 pub use self::stats::{Seen, Stats};

@@ -11,6 +11,8 @@ mod progress;
 mod random;
 mod report;
 mod run;
+#[cfg(feature = "s3-loop")]
+mod s3_loop;
 mod stamp;
 mod tally;
 mod target;
@@ -33,10 +35,9 @@ const CORRUPT: u8 = 3;
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => load(&args),
-        Command::FakeS3(args) => match fake_s3_command::serve(&args) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error),
-        },
+        Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
+        #[cfg(feature = "s3-loop")]
+        Command::S3Loop(args) => exit_code(s3_loop::run(&args)),
     }
 }
 
@@ -51,6 +52,10 @@ fn load(args: &RunArgs) -> ExitCode {
         Ok(Verdict::Corrupt) => ExitCode::from(CORRUPT),
         Err(error) => failed(&error),
     }
+}
+
+fn exit_code(result: Result<()>) -> ExitCode {
+    result.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {

@@ -2,6 +2,11 @@
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
+/// The value of `x-amz-checksum-crc32c` for a body.
+pub fn checksum_header(body: &[u8]) -> String {
+    base64_of(crc32c::crc32c(body))
+}
+
 /// The value of `x-amz-checksum-crc32c` for `crc`.
 pub(crate) fn base64_of(crc: u32) -> String {
     let mut text = String::with_capacity(8);
@@ -37,7 +42,7 @@ mod tests {
     fn the_published_check_value() {
         let crc = crc32c::crc32c(b"123456789");
         assert_eq!(crc, 0xe306_9283);
-        assert_eq!(base64_of(crc), "4waSgw==");
+        assert_eq!(checksum_header(b"123456789"), "4waSgw==");
         assert_eq!(base64_of(0), "AAAAAA==");
     }
 
