@@ -2,6 +2,8 @@
 
 mod dir;
 mod mem;
+#[cfg(feature = "s3")]
+mod s3;
 
 use std::future::Future;
 use std::path::Path;
@@ -16,6 +18,8 @@ use crate::object::ObjectKey;
 
 pub use dir::{DirBackend, DirOptions};
 pub use mem::{Fault, FaultRule, MemBackend, Operation};
+#[cfg(feature = "s3")]
+pub use s3::{S3Backend, S3Location};
 
 /// A boxed future, bound to no runtime.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -63,13 +67,32 @@ pub struct Probe {
     pub notes: Vec<String>,
 }
 
+/// How often a backend made one kind of request, and what the requests carried, since it was
+/// opened: what a provider bills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerbCounts {
+    /// The kind: `delete`, `delete_many`, `get`, `head`, `list`, `multipart`, `put`.
+    pub verb: &'static str,
+    /// Requests made, repeated ones included.
+    pub requests: u64,
+    /// Requests that failed. An absent object or an unmet condition is an answer, not a failure.
+    pub errors: u64,
+    /// Requests that repeated a failed one.
+    pub retries: u64,
+    /// Bytes of request bodies.
+    pub sent_bytes: u64,
+    /// Bytes of response bodies.
+    pub received_bytes: u64,
+}
+
 /// A store of immutable objects. Any method may fail with a result that is unknown to the caller
 /// (the effect may have happened, or may still happen); every caller must be safe under that.
 ///
 /// No key may be another one's folder (`a` beside `a/b`): a directory cannot hold both.
 ///
 /// Kinds of error: `Transient` and `Io` may pass, `Full` waits for room, `NotFound`, `Corrupt`
-/// (fewer bytes than asked for), `Invalid`.
+/// (fewer bytes than asked for), `Invalid`. A missing permission or bucket is `Io`: it may pass, and
+/// must never be taken for an absent object.
 pub trait Backend: Send + Sync {
     /// Creates an object unless its key exists. Durable when it returns, also for `Exists`.
     fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>>;
@@ -103,23 +126,67 @@ pub trait Backend: Send + Sync {
     /// Removes an object; an absent one is fine.
     fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>>;
 
+    /// Removes objects; absent ones are fine. After an error some may be removed.
+    fn delete_many<'a>(&'a self, keys: &'a [ObjectKey]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            for key in keys {
+                self.delete(key).await?;
+            }
+            Ok(())
+        })
+    }
+
     /// Tries what the backend can do, leaving nothing behind.
     fn probe(&self) -> BoxFuture<'_, Result<Probe>>;
 
     /// The backend in one line, for people.
     fn describe(&self) -> String;
+
+    /// Requests made so far, by kind; none where requests cost nothing.
+    fn counts(&self) -> Vec<VerbCounts> {
+        Vec::new()
+    }
 }
 
-/// Opens the backend of `url`: `mem:`, `dir:/path`, or `dir:` for `default_dir`.
+/// What a URL does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions<'a> {
+    /// Directory of `dir:` without a path.
+    pub default_dir: &'a Path,
+    /// CPU on which the backend's own threads run, if they are pinned.
+    pub cpu: Option<usize>,
+}
+
+/// As [`open_with`], with threads that run anywhere.
 pub fn open(url: &str, default_dir: &Path) -> Result<Arc<dyn Backend>> {
+    let cpu = None;
+    open_with(url, &OpenOptions { default_dir, cpu })
+}
+
+/// Opens the backend of `url`: `mem:`, `dir:/path`, `dir:` for the default directory, or
+/// `s3://bucket/prefix?endpoint=…` (see `docs/operations/backends.md`).
+pub fn open_with(url: &str, options: &OpenOptions<'_>) -> Result<Arc<dyn Backend>> {
     match url.split_once(':') {
         Some(("mem", "")) => Ok(Arc::new(MemBackend::new())),
-        Some(("dir", "")) => Ok(Arc::new(DirBackend::open(default_dir)?)),
+        Some(("dir", "")) => Ok(Arc::new(DirBackend::open(options.default_dir)?)),
         Some(("dir", path)) => Ok(Arc::new(DirBackend::open(Path::new(path))?)),
+        Some(("s3", _)) => open_s3(url, options.cpu),
         _ => Err(Error::invalid(format!(
-            "backend {url:?} is not known; use 'dir:/path' or 'mem:'"
+            "backend {url:?} is not known; use 's3://bucket/prefix?…', 'dir:/path' or 'mem:'"
         ))),
     }
+}
+
+#[cfg(feature = "s3")]
+fn open_s3(url: &str, cpu: Option<usize>) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(S3Backend::open(url, cpu)?))
+}
+
+#[cfg(not(feature = "s3"))]
+fn open_s3(_url: &str, _cpu: Option<usize>) -> Result<Arc<dyn Backend>> {
+    Err(Error::invalid(
+        "this program was built without the s3 backend (cargo feature 's3')",
+    ))
 }
 
 /// The error of a range that an object does not have.

@@ -4,6 +4,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use taipan_engine::backend::S3Location;
+
 use super::document::Document;
 use super::load::backend_dir;
 use super::settings::Config;
@@ -52,6 +54,12 @@ fn check_backend(doc: &mut Document, config: &Config) {
     if config.backend == "mem:" {
         return;
     }
+    if config.backend.starts_with("s3:") {
+        if let Err(why) = S3Location::parse(&config.backend) {
+            doc.refuse("backend", why);
+        }
+        return;
+    }
     match backend_dir(&config.backend) {
         Some(path) if path.is_absolute() => {
             check_directory(doc, "backend", path, &config.data_dir);
@@ -60,7 +68,7 @@ fn check_backend(doc: &mut Document, config: &Config) {
         None => doc.refuse(
             "backend",
             format!(
-                "{:?} is not a backend; write dir:/path, or mem: to keep nothing",
+                "{:?} is not a backend; write s3://bucket/prefix?…, dir:/path, or mem: to keep nothing",
                 config.backend
             ),
         ),

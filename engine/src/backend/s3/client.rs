@@ -1,0 +1,85 @@
+//! The SDK's client, told everything, so that it looks for nothing by itself: no provider chain, no
+//! metadata service, no proxy from the environment, no retries of its own.
+
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    SharedHttpClient, StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+
+use super::credentials::Keys;
+use super::location::S3Location;
+use crate::error::{Error, Result};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Servers close idle connections after some time, and firewalls forget them without a word; a
+/// request on such a connection would wait for its whole time limit.
+const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+
+/// Makes a client with a connection pool of its own, for the requests of one lane.
+pub(super) fn client(location: &S3Location, keys: &Keys, idle_max: usize) -> Result<Client> {
+    let credentials = Credentials::new(
+        &keys.access_key,
+        &keys.secret,
+        keys.session_token.clone(),
+        None,
+        "taipan",
+    );
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT);
+    let mut config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new(location.region.clone()))
+        .force_path_style(location.path_style)
+        .credentials_provider(credentials)
+        .http_client(http_client(location, idle_max)?)
+        // The CRC32C of every body is set by hand; ranges carry no checksum, their blocks do.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts.build())
+        // It takes a thread that is starved of CPU for a stalled connection; attempts have limits.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .disable_s3_express_session_auth(true);
+    if let Some(endpoint) = &location.endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    Ok(Client::from_conf(config.build()))
+}
+
+fn http_client(location: &S3Location, idle_max: usize) -> Result<SharedHttpClient> {
+    let builder = Builder::new()
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .pool_max_idle_per_host(idle_max);
+    if !location.is_tls() {
+        return Ok(builder.build_http());
+    }
+    let mut trust = TrustStore::default();
+    if let Some(path) = &location.ca_file {
+        let pem = std::fs::read_to_string(path)
+            .map_err(|e| Error::io("reading ca_file", e).with_path(path))?;
+        // The TLS library panics over what it cannot read.
+        if !pem.contains(PEM_BEGIN) {
+            let message = format!("ca_file holds no certificate ({PEM_BEGIN})");
+            return Err(Error::invalid(message).with_path(path));
+        }
+        trust = TrustStore::empty().with_pem_certificate(pem);
+    }
+    let context = TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(|e| Error::invalid("the trusted certificates are not usable").with_source(e))?;
+    Ok(builder
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(context)
+        .build_https())
+}
