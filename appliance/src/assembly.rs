@@ -74,7 +74,6 @@ impl Assembly {
             .iter()
             .map(|shard| shard.arena.clone())
             .collect();
-        populate(&arenas);
         let mut cores = self.build_cores(config, &volumes, recovered.shards, recovered.overlays);
         for core in &mut cores {
             for id in &recovered.forgotten {
@@ -85,6 +84,7 @@ impl Assembly {
         let (uploader, uploader_inbox) = UploaderAddress::new();
         let mut watchdog = Watchdog::new(self.started);
         let (addresses, data) = self.start_cores(config, cores, &uploader, &mut watchdog)?;
+        populate(&arenas, &addresses);
         let state = Arc::new(UploaderState::default());
         let upload_parts = self.uploader_parts(config, arenas, uploads, &addresses, &state);
         let upload = Uploader::start(upload_parts, uploader_inbox, uploader.clone())
@@ -293,9 +293,10 @@ fn start_acceptor(
 }
 
 /// Clears the pages of batch memory beside the first requests: otherwise each first write to a page
-/// waits for that. In small steps, taking turns among the shards, as they fill alike.
-fn populate(arenas: &[ArenaReader]) {
-    let arenas = arenas.to_vec();
+/// waits for that. In small steps, taking turns among the shards, as they fill alike. Then the
+/// cores' rings hold on to them.
+fn populate(arenas: &[ArenaReader], cores: &[CoreAddress]) {
+    let (arenas, cores) = (arenas.to_vec(), cores.to_vec());
     let clear = move || {
         give_way();
         let longest = arenas.iter().map(ArenaReader::bytes_len).max().unwrap_or(0);
@@ -307,6 +308,9 @@ fn populate(arenas: &[ArenaReader]) {
                     return;
                 }
             }
+        }
+        for (shard, arena) in ShardId::all().zip(&arenas) {
+            cores[shard.core(cores.len())].send(CoreMessage::Pin(arena.whole()));
         }
     };
     if let Err(error) = std::thread::Builder::new()

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::PollFlags;
 use taipan_engine::api::ShardStatus;
+use taipan_engine::arena::ArenaSlice;
 use taipan_engine::core::{Core, OpKey};
 use taipan_engine::ring::{Completed, FileSlot, Ring};
 use taipan_engine::shard::VolumeSlot;
@@ -311,6 +312,7 @@ impl DataCore {
                 self.core.fence_volume(slot);
                 self.close_volume(slot);
             }
+            CoreMessage::Pin(slice) => self.pin(slice),
             CoreMessage::ForgetVolume { id } => self.core.forget_volume(id),
             CoreMessage::Configure {
                 slot,
@@ -324,6 +326,12 @@ impl DataCore {
             }
             CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
             CoreMessage::Stop => self.stopped = true,
+        }
+    }
+
+    fn pin(&mut self, slice: ArenaSlice) {
+        if let Err(error) = self.ring.pin(slice) {
+            tracing::info!(core = self.index, %error, "batch memory is not pinned");
         }
     }
 

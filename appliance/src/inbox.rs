@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use taipan_engine::api::ShardStatus;
+use taipan_engine::arena::ArenaSlice;
 use taipan_engine::block::ShardId;
 use taipan_engine::core::{Committed, Failure, OpKey, PeerMessage};
 use taipan_engine::identity::{Epoch, VolumeId};
@@ -85,6 +86,8 @@ pub enum CoreMessage {
         /// Its slot.
         slot: VolumeSlot,
     },
+    /// Batch memory of a shard of this core that is cleared: the ring may hold on to its pages.
+    Pin(ArenaSlice),
     /// A volume that is not served here: its records in the WAL need not be kept.
     ForgetVolume {
         /// Its identity.

@@ -9,6 +9,7 @@ pub mod arena;
 pub mod backend;
 pub mod block;
 pub mod cache;
+mod checksum;
 pub mod chunk;
 pub mod commit;
 pub mod core;

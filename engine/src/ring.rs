@@ -78,6 +78,9 @@ pub struct Ring {
     backlog: VecDeque<squeue::Entry>,
     in_flight: usize,
     flags: &'static str,
+    /// Memory that the kernel holds for this ring, by buffer index.
+    pinned: Vec<ArenaSlice>,
+    pins_max: usize,
 }
 
 impl Ring {
@@ -101,6 +104,7 @@ impl Ring {
             builder.setup_cqsize(entries * 4);
             match builder.build(entries) {
                 Ok(uring) => {
+                    let pins = uring.submitter().register_buffers_sparse(PINS_MAX as u32);
                     return Ok(Self {
                         uring,
                         slots: Vec::new(),
@@ -109,6 +113,8 @@ impl Ring {
                         backlog: VecDeque::new(),
                         in_flight: 0,
                         flags,
+                        pinned: Vec::new(),
+                        pins_max: pins.map_or(0, |()| PINS_MAX),
                     });
                 }
                 Err(e) if e.raw_os_error() == Some(EINVAL) => last = Some(e),
@@ -127,6 +133,40 @@ impl Ring {
     pub fn add_file(&mut self, file: Arc<File>) -> FileSlot {
         self.files.push(file);
         FileSlot(self.files.len() - 1)
+    }
+
+    /// Holds the pages of `slice` for the life of the ring, so that writes from it spare the kernel
+    /// finding them each time (`io_uring_register(2)`). Memory that is not cleared yet is cleared.
+    ///
+    /// # Errors
+    /// The kernel cannot (before 5.19), or may not lock so much memory: writes work without.
+    pub fn pin(&mut self, slice: ArenaSlice) -> io::Result<()> {
+        if self.pinned.len() == self.pins_max {
+            return Err(io::Error::from(io::ErrorKind::Unsupported));
+        }
+        let vector = libc::iovec {
+            iov_base: slice.as_ptr().cast_mut().cast(),
+            iov_len: slice.len(),
+        };
+        let index = self.pinned.len() as u32;
+        // SAFETY: the slice keeps its mapping alive, and it stays in `self.pinned` as long as the
+        // ring, or for good where the ring may still use it (`Drop`).
+        unsafe {
+            let submitter = self.uring.submitter();
+            submitter.register_buffers_update(index, &[vector], None)?;
+        }
+        self.pinned.push(slice);
+        Ok(())
+    }
+
+    /// Index of the pinned memory that holds all of `slice`.
+    fn pin_of(&self, slice: &ArenaSlice) -> Option<u16> {
+        let start = slice.as_ptr() as usize;
+        let holds = |pinned: &ArenaSlice| {
+            let from = pinned.as_ptr() as usize;
+            from <= start && start + slice.len() <= from + pinned.len()
+        };
+        self.pinned.iter().position(holds).map(|index| index as u16)
     }
 
     /// Operations not yet completed, queued ones included.
@@ -149,16 +189,20 @@ impl Ring {
         token: u64,
     ) {
         let (ptr, len) = (slice.as_ptr(), slice.len() as u32);
-        self.write(
-            file,
-            (ptr, len),
-            offset,
-            dsync,
-            Slot {
-                token,
-                held: Held::Arena { _slice: slice },
-            },
-        );
+        let pin = self.pin_of(&slice);
+        let slot = Slot {
+            token,
+            held: Held::Arena { _slice: slice },
+        };
+        let Some(pin) = pin else {
+            return self.write(file, (ptr, len), offset, dsync, slot);
+        };
+        let fd = types::Fd(self.files[file.0].as_raw_fd());
+        let entry = opcode::WriteFixed::new(fd, ptr, len, pin)
+            .offset(offset)
+            .rw_flags(if dsync { RWF_DSYNC } else { 0 })
+            .build();
+        self.push(entry, slot);
     }
 
     /// Writes the first `len` bytes of `buffer` at `offset` of the file.
@@ -404,9 +448,13 @@ impl Drop for Ring {
         for slot in self.slots.drain(..).flatten() {
             std::mem::forget(slot.held);
         }
+        // The kernel unpins them when it tears the ring down, which may be later.
+        self.pinned.drain(..).for_each(std::mem::forget);
     }
 }
 
+/// Most pieces of memory that a ring pins: one a shard.
+const PINS_MAX: usize = 16;
 /// Marks completions that another ring sent.
 const MESSAGE_BIT: u64 = 1 << 63;
 const ETIME: i32 = 62;

@@ -264,6 +264,16 @@ impl ArenaReader {
         self.shared.mapping.len
     }
 
+    /// All of it, for [`crate::ring::Ring::pin`].
+    pub fn whole(&self) -> ArenaSlice {
+        let base = self.shared.mapping.at(0, self.bytes_len());
+        ArenaSlice {
+            base: NonNull::new(base).expect("within a mapping"),
+            len: self.bytes_len(),
+            _shared: Arc::clone(&self.shared),
+        }
+    }
+
     /// Copies `out.len()` bytes at `arena_offset`, which belong to `batch`. `false`: the batch is
     /// no longer in memory (so it is durable, read it from the WAL file); `out` is untouched.
     pub fn copy(&self, batch: BatchNum, arena_offset: usize, out: &mut [u8]) -> bool {

@@ -7,6 +7,7 @@ use super::{
     ZERO_RUNS_MAX, ZeroRun, field, head_bytes, low_bits, slot_stride,
 };
 use crate::block::BlockNum;
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::object::fields::FieldsOut;
 
@@ -91,7 +92,7 @@ impl ChunkBuilder {
             self.buffer[at..at + stride].split_at_mut(self.spec.block_size.bytes());
         fill(bytes)?;
         // Pair assertion: the CRC was computed when the block was appended to the WAL.
-        let actual = crc32c::crc32c(bytes);
+        let actual = checksum::crc32c(bytes);
         if actual != crc {
             return Err(Error::corrupt(format!(
                 "block {} to be packed has CRC {actual:08x}, its WAL record says {crc:08x}",

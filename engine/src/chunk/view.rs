@@ -8,6 +8,7 @@ use super::{
     field, head_bytes, low_bits, slot_stride,
 };
 use crate::block::{BlockNum, BlockSize};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::identity::Epoch;
 use crate::object::ChunkKey;
@@ -254,7 +255,7 @@ impl SlotStamp {
 
     /// Whether these are the block's bytes.
     pub fn fits(self, block: &[u8]) -> bool {
-        crc32c::crc32c(block) == self.crc
+        checksum::crc32c(block) == self.crc
     }
 }
 

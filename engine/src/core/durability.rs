@@ -38,7 +38,8 @@ pub struct WritePolicy {
     pub write_delay_ms: u64,
     /// Nothing stays undurable for longer than about this.
     pub flush_interval_ms: u64,
-    /// A barrier is issued in the background when so many bytes of one shard are undurable.
+    /// A barrier is issued in the background when so many bytes of one shard are written and not
+    /// durable. What is still to be written does not count: barriers slow the writes down.
     pub undurable_bytes: usize,
 }
 
@@ -405,7 +406,8 @@ impl Core {
                 durability.undurable & 1 << position != 0
                     && log.written_through() > log.durable_through()
                     && (durability.sync_now
-                        || log.undurable_bytes() >= policy.undurable_bytes
+                        || (log.undurable_bytes() >= policy.undurable_bytes
+                            && log.written_undurable_bytes() >= policy.undurable_bytes)
                         || age_ms >= policy.flush_interval_ms)
             })
         };

@@ -3,6 +3,7 @@
 use super::request::{Failure, Origin, Progress, RequestKey};
 use super::{Core, Fetch, Io, PendingOp, Request};
 use crate::block::{BlockNum, Span};
+use crate::checksum;
 use crate::identity::Epoch;
 use crate::index::ChunkLoc;
 use crate::shard::{Found, VolumeSlot, WalBlock};
@@ -314,7 +315,7 @@ impl Core {
             };
             let start = (at.file_offset - file_offset) as usize;
             match data.get(start..start + block_bytes) {
-                Some(block) if result.is_ok() && crc32c::crc32c(block) == at.crc => {
+                Some(block) if result.is_ok() && checksum::crc32c(block) == at.crc => {
                     Arrived::Block(block)
                 }
                 Some(_) if result.is_ok() => Arrived::Mismatch,

@@ -451,6 +451,16 @@ impl ShardLog {
         self.undurable_pages * PAGE_BYTES + self.open_bytes()
     }
 
+    /// Bytes of batches that are written and that a barrier would make durable.
+    pub fn written_undurable_bytes(&self) -> usize {
+        let written = self.written_through();
+        self.batches
+            .from(self.durable_through.next())
+            .take_while(|(number, _)| *number <= written)
+            .map(|(_, batch)| batch.pages as usize * PAGE_BYTES)
+            .sum()
+    }
+
     /// Most blocks of one run of `block_bytes` each.
     pub fn blocks_max(&self, block_bytes: usize) -> usize {
         let by_table = (PAGE_BYTES - TABLE_START - RECORD_BYTES) / CRC_BYTES;
