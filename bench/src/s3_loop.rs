@@ -150,7 +150,8 @@ pub(crate) fn run(args: &S3LoopArgs) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&outcome)?);
     } else {
         println!(
-            "{} requests, {:.1} MB/s, {:.0} requests/s, µs p50 {:.0} p99 {:.0} p99.9 {:.0} max {:.0}",
+            "{} requests, {:.1} MB/s, {:.0} requests/s, \
+             µs p50 {:.0} p99 {:.0} p99.9 {:.0} max {:.0}",
             outcome.requests,
             outcome.megabytes_per_second,
             outcome.requests_per_second,
