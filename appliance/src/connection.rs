@@ -2,9 +2,11 @@
 //! buffers and the table of requests in flight.
 
 mod allowance;
+pub(crate) mod half_open;
 mod input;
 mod requests;
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +24,7 @@ use crate::metrics::{CoreCounters, VolumeCounters};
 
 pub use allowance::Allowance;
 use allowance::Share;
+pub use half_open::Pulse;
 use input::Input;
 use requests::{InFlight, Requests, WriteStream};
 
@@ -146,6 +149,8 @@ pub struct Connection {
     id: ConnectionId,
     socket: OwnedFd,
     peer: String,
+    /// Address of a TCP client.
+    peer_ip: Option<IpAddr>,
     input: Input,
     output: Vec<u8>,
     sent: usize,
@@ -178,6 +183,7 @@ impl Connection {
         let output = machine.greeting().to_vec();
         Self {
             id,
+            peer_ip: half_open::peer_ip(socket.as_fd()),
             socket,
             peer,
             input: Input::new(RECEIVE_BYTES),
@@ -205,6 +211,21 @@ impl Connection {
     /// Who the client is.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// Address of a TCP client.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer_ip
+    }
+
+    /// Makes the kernel ask a quiet client at once whether it is there; false if that is known.
+    pub fn ask_for_pulse(&self) -> bool {
+        half_open::ask(self.socket())
+    }
+
+    /// What is known of the client, so long after it was asked.
+    pub fn pulse(&self, since_ms: u64) -> Pulse {
+        half_open::pulse(self.socket(), since_ms)
     }
 
     /// The socket, for polling.

@@ -12,6 +12,7 @@ use crate::budget::{MemoryBudget, machine_memory_bytes};
 use crate::config::Config;
 use crate::control::{Appliance, Servers};
 use crate::lock::{DataDir, free_bytes};
+use crate::memlock::allow_locked_memory;
 use crate::signals;
 
 /// What the data plane is started with.
@@ -45,6 +46,7 @@ pub fn run(
     config: &Config,
     boot: impl FnOnce(Parts<'_>) -> Result<Box<dyn Running>>,
 ) -> Result<()> {
+    allow_locked_memory()?;
     let data = DataDir::open(&config.data_dir)?;
     let runtime_dir = data.runtime_dir(config.runtime_dir.as_deref())?;
     let budget = plan_memory(config, &runtime_dir)?;

@@ -1,7 +1,9 @@
 //! The loop of one data core: sockets with direct recv and send, the engine's core, one ring for
 //! WAL files, polls and wake-ups. One submission a turn.
 
+mod barrier_pace;
 mod effects;
+mod joining;
 mod outbox;
 mod publish;
 
@@ -30,6 +32,7 @@ use crate::metrics::{CoreCounters, Metrics};
 use crate::uploader::UploaderAddress;
 
 use effects::Carrier;
+use joining::Inquiry;
 use outbox::Outbox;
 use publish::Published;
 
@@ -52,7 +55,7 @@ mod token {
     pub(super) const WRITABLE: u64 = 3 << 56;
     pub(super) const BELL: u64 = 4 << 56;
     pub(super) const RUNG: u64 = 5 << 56;
-    pub(super) const IGNORED: u64 = 6 << 56;
+    pub(super) const MESSAGE: u64 = 6 << 56;
     pub(super) const CLOSED: u64 = 7 << 56;
     pub(super) const KIND: u64 = 0x7F << 56;
 }
@@ -123,6 +126,8 @@ pub struct DataCore {
     ring: Ring,
     carrier: Carrier,
     outbox: Outbox,
+    /// Clients that join when others of their address are known to be alive.
+    inquiries: Vec<Inquiry>,
     inbox: Receiver<CoreMessage>,
     bell: Arc<Doorbell>,
     addresses: Vec<CoreAddress>,
@@ -184,6 +189,7 @@ impl DataCore {
             ring,
             carrier,
             outbox: Outbox::default(),
+            inquiries: Vec::new(),
             inbox: parts.inbox,
             bell,
             addresses: parts.addresses,
@@ -223,6 +229,9 @@ impl DataCore {
         self.core.tick(now_ms);
         self.heartbeat.store(now_ms, Ordering::Relaxed);
         self.take_messages();
+        if !self.inquiries.is_empty() {
+            self.check_inquiries(now_ms);
+        }
         while let Some(completed) = self.ring.next_completed() {
             self.completed(completed);
         }
@@ -279,10 +288,8 @@ impl DataCore {
                 from,
                 slot,
                 connection,
-            } => {
-                self.close_dead(slot, None);
-                self.outbox.dead_closed(from, connection);
-            }
+                address,
+            } => self.inquire(from, slot, connection, address),
             CoreMessage::DeadClosed { connection } => self.joined(connection),
             CoreMessage::Fetched {
                 op,
@@ -364,6 +371,10 @@ impl DataCore {
             }
             token::CLOSED => {
                 self.closing.remove(&low);
+            }
+            // The message is in the inbox, but nobody was woken.
+            token::MESSAGE if completed.result < 0 => {
+                self.addresses[low as usize].bell().knock();
             }
             token::BELL => {
                 self.bell.drain();
@@ -470,65 +481,6 @@ impl DataCore {
         }
     }
 
-    /// A client chose a volume: dead connections of that volume are closed first, on every core.
-    fn start_join(&mut self, index: u32) {
-        let Some(connection) = &self.slots[index as usize].connection else {
-            return;
-        };
-        let Some(slot) = connection.volume().map(|volume| volume.slot) else {
-            return;
-        };
-        let number = connection.id().packed();
-        self.close_dead(slot, Some(index));
-        let others = self.addresses.len() - 1;
-        self.slots[index as usize].joins = others;
-        let from = self.index;
-        for core in (0..self.addresses.len()).filter(|core| *core != from) {
-            self.post(
-                core,
-                CoreMessage::CloseDead {
-                    from,
-                    slot,
-                    connection: number,
-                },
-            );
-        }
-        if others == 0 {
-            self.serve(index, Connection::join);
-        }
-    }
-
-    fn joined(&mut self, number: u64) {
-        let id = ConnectionId::unpack(number);
-        if self.connection(id).is_none() {
-            return;
-        }
-        let slot = &mut self.slots[id.index as usize];
-        slot.joins -= 1;
-        if slot.joins == 0 {
-            self.serve(id.index, Connection::join);
-        }
-    }
-
-    /// Closes connections of the volume whose client has gone, so that none of their requests can
-    /// land after those of a successor.
-    fn close_dead(&mut self, slot: VolumeSlot, except: Option<u32>) {
-        for index in 0..self.slots.len() as u32 {
-            let of_volume = self.slots[index as usize]
-                .connection
-                .as_ref()
-                .is_some_and(|c| {
-                    Some(index) != except
-                        && c.volume().is_some_and(|v| v.slot == slot)
-                        && c.is_dead()
-                });
-            if of_volume {
-                self.serve(index, Connection::gone);
-                self.close(index);
-            }
-        }
-    }
-
     fn close_volume(&mut self, slot: VolumeSlot) {
         for index in 0..self.slots.len() as u32 {
             let connection = self.slots[index as usize].connection.as_ref();
@@ -559,10 +511,14 @@ impl DataCore {
     /// Puts a message into another core's inbox and rings its bell with this core's ring.
     fn post(&mut self, core: usize, message: CoreMessage) {
         let address = &self.addresses[core];
-        if address.post(message)
-            && let Some(ring) = address.bell().ring()
-        {
-            self.ring.message(ring, token::RUNG, token::IGNORED);
+        if address.post(message) {
+            match address.bell().ring() {
+                Some(ring) => {
+                    let token = token::MESSAGE | core as u64;
+                    self.ring.message(ring, token::RUNG, token);
+                }
+                None => address.bell().knock(),
+            }
         }
     }
 
@@ -676,11 +632,9 @@ impl DataCore {
         if busy || !self.inbox.is_empty() {
             return self.ring.submit();
         }
-        let due_ms = if self.quiesce.is_some() || !self.starved.is_empty() {
-            5
-        } else {
-            TURN_MS_MAX
-        };
+        let looks_again =
+            self.quiesce.is_some() || !self.starved.is_empty() || !self.inquiries.is_empty();
+        let due_ms = if looks_again { 5 } else { TURN_MS_MAX };
         let timeout_ms = self.core.deadline_ms().unwrap_or(due_ms).clamp(1, due_ms);
         if !self.spin.is_zero() {
             let until = Instant::now() + self.spin;

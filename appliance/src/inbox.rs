@@ -1,5 +1,6 @@
 //! What other threads send to a data core, and how they reach it.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -40,6 +41,8 @@ pub enum CoreMessage {
         slot: VolumeSlot,
         /// The asker's connection.
         connection: u64,
+        /// Its client's address, if it has one: half-open connections from there are closed too.
+        address: Option<IpAddr>,
     },
     /// The answer to [`CoreMessage::CloseDead`].
     DeadClosed {

@@ -18,6 +18,7 @@ pub mod inbox;
 pub mod listeners;
 pub mod lock;
 pub mod logging;
+pub mod memlock;
 pub mod metrics;
 pub mod opening;
 pub mod recovery;

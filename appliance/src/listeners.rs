@@ -15,6 +15,7 @@ use rustix::net::sockopt;
 use taipan_engine::error::{Error, Result};
 
 use crate::config::Limits;
+use crate::connection::half_open::keep_alive;
 use crate::directory::Directory;
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::metrics::Metrics;
@@ -24,7 +25,6 @@ use crate::sockets::{listen_tcp, listen_unix};
 const LOOK_MS: i64 = 200;
 /// Who may connect to the unix socket: owner and group.
 const SOCKET_MODE: u32 = 0o660;
-const KEEPALIVE: Duration = Duration::from_secs(30);
 const HOLD_BACK: Duration = Duration::from_millis(100);
 
 enum Listener {
@@ -143,13 +143,12 @@ impl Listeners {
         let results = [
             sockopt::set_tcp_nodelay(stream, true),
             sockopt::set_socket_keepalive(stream, true),
-            sockopt::set_tcp_keepidle(stream, KEEPALIVE),
-            sockopt::set_tcp_keepintvl(stream, KEEPALIVE / 3),
             sockopt::set_tcp_user_timeout(stream, user_timeout_ms),
         ];
         if let Some(error) = results.into_iter().find_map(std::result::Result::err) {
             tracing::warn!(%error, "a TCP option could not be set");
         }
+        keep_alive(stream);
     }
 }
 

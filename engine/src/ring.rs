@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod tcp_health;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 pub use buffer::AlignedBuf;
+pub use tcp_health::{TcpHealth, tcp_health};
 
 use crate::arena::ArenaSlice;
 

@@ -10,15 +10,13 @@ use taipan_engine::core::{Core, Io, OpKey};
 use taipan_engine::failpoint;
 use taipan_engine::ring::{AlignedBuf, Completed, FileSlot, Ring};
 
+use super::barrier_pace::BarrierPace;
 use super::{BarrierScope, token};
 use crate::fetcher::Fetcher;
 use crate::inbox::CoreAddress;
 use crate::metrics::CoreCounters;
 use crate::uploader::UploaderAddress;
 
-/// A barrier is issued as a plain system call while it takes less than this on average: the core
-/// waits for it, but a kernel worker's wake-ups cost more.
-const DIRECT_BARRIER_NS_MAX: u64 = 250_000;
 /// Read buffers kept for reuse.
 const SPARE_BUFFERS: usize = 64;
 /// Read buffers larger than this are not kept.
@@ -55,8 +53,7 @@ pub(super) struct Carrier {
     /// Operations that ended at once, to be delivered.
     ended: Vec<(OpKey, io::Result<()>)>,
     wal_files: Vec<Arc<File>>,
-    /// Moving average of a barrier's time.
-    barrier_ns: u64,
+    pace: BarrierPace,
     spare: Vec<AlignedBuf>,
 }
 
@@ -80,7 +77,7 @@ impl Carrier {
             running: Vec::new(),
             ended: Vec::new(),
             wal_files,
-            barrier_ns: 0,
+            pace: BarrierPace::new(),
             spare: Vec::new(),
         }
     }
@@ -157,7 +154,7 @@ impl Carrier {
                     BarrierScope::File => shards,
                 };
                 self.run(op, Kind::Barrier, 0, mask.count_ones() as usize);
-                if mask.count_ones() == 1 && self.barrier_ns < DIRECT_BARRIER_NS_MAX {
+                if mask.count_ones() == 1 && self.pace.is_direct(Instant::now()) {
                     self.sync_now(op, mask.trailing_zeros() as usize / cores);
                     return;
                 }
@@ -193,17 +190,13 @@ impl Carrier {
         let started = Instant::now();
         let result = self.wal_files[file].sync_data();
         let took = started.elapsed();
-        self.note_barrier(took);
+        self.pace.note_direct(took, started + took);
         self.running[op.0 as usize] = None;
         self.count(Kind::Barrier, 0, took, result.is_err());
         if let Err(error) = &result {
             tracing::error!(%error, "WAL flush failed");
         }
         self.ended.push((op, result));
-    }
-
-    fn note_barrier(&mut self, took: Duration) {
-        self.barrier_ns = (self.barrier_ns * 7 + took.as_nanos() as u64) / 8;
     }
 
     /// Books an operation that a failpoint refuses.
@@ -238,12 +231,11 @@ impl Carrier {
         }
         let running = slot.take().expect("looked at above");
         let result = running.failure.map_or(Ok(()), Err);
-        self.count(
-            running.kind,
-            running.expected,
-            running.started.elapsed(),
-            result.is_err(),
-        );
+        let took = running.started.elapsed();
+        if running.kind == Kind::Barrier && result.is_ok() {
+            self.pace.note_ring(took);
+        }
+        self.count(running.kind, running.expected, took, result.is_err());
         if let Err(error) = &result {
             tracing::error!(operation = ?running.kind, %error, "WAL operation failed");
         }
