@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::identity::VolumeId;
 use crate::size;
-use crate::volume::{Ack, OnLostCache, VolumeName, VolumeSettings};
+use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
 /// Path of the status resource.
 pub const STATUS_PATH: &str = "/v1/status";
@@ -28,6 +28,11 @@ pub fn volume_path(name: &VolumeName) -> String {
 /// Path of the resize action of one volume.
 pub fn resize_path(name: &VolumeName) -> String {
     format!("{}/resize", volume_path(name))
+}
+
+/// Path of the takeover action of one volume.
+pub fn takeover_path(name: &VolumeName) -> String {
+    format!("{}/takeover", volume_path(name))
 }
 
 /// Body of `POST /v1/volumes`. Omitted settings take the daemon's defaults.
@@ -61,6 +66,22 @@ pub struct CreateVolume {
     /// What a lost cache means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_lost_cache: Option<OnLostCache>,
+    /// What FLUSH and FUA promise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
+    /// Age of the oldest write that the bucket lacks above which new ones wait; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_seconds: Option<u64>,
+    /// Bytes that the bucket lacks above which new writes wait; 0: no limit.
+    #[serde(
+        default,
+        deserialize_with = "size::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rpo_bytes: Option<u64>,
+    /// Longest wait of a change for its commit; 0: as the daemon is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_interval_seconds: Option<u64>,
 }
 
 impl CreateVolume {
@@ -79,6 +100,12 @@ impl CreateVolume {
                 .map_or(defaults.chunk_size_bytes, narrow),
             ack: self.ack.unwrap_or(defaults.ack),
             on_lost_cache: self.on_lost_cache.unwrap_or(defaults.on_lost_cache),
+            durability: self.durability.unwrap_or(defaults.durability),
+            rpo_seconds: self.rpo_seconds.unwrap_or(defaults.rpo_seconds),
+            rpo_bytes: self.rpo_bytes.unwrap_or(defaults.rpo_bytes),
+            commit_interval_seconds: self
+                .commit_interval_seconds
+                .unwrap_or(defaults.commit_interval_seconds),
         };
         settings.validate()?;
         Ok(settings)
@@ -104,6 +131,22 @@ pub struct VolumePatch {
     /// What a lost cache means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_lost_cache: Option<OnLostCache>,
+    /// What FLUSH and FUA promise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
+    /// Age of the oldest write that the bucket lacks above which new ones wait; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_seconds: Option<u64>,
+    /// Bytes that the bucket lacks above which new writes wait; 0: no limit.
+    #[serde(
+        default,
+        deserialize_with = "size::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rpo_bytes: Option<u64>,
+    /// Longest wait of a change for its commit; 0: as the daemon is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_interval_seconds: Option<u64>,
 }
 
 impl VolumePatch {
@@ -112,6 +155,12 @@ impl VolumePatch {
         VolumeSettings {
             ack: self.ack.unwrap_or(settings.ack),
             on_lost_cache: self.on_lost_cache.unwrap_or(settings.on_lost_cache),
+            durability: self.durability.unwrap_or(settings.durability),
+            rpo_seconds: self.rpo_seconds.unwrap_or(settings.rpo_seconds),
+            rpo_bytes: self.rpo_bytes.unwrap_or(settings.rpo_bytes),
+            commit_interval_seconds: self
+                .commit_interval_seconds
+                .unwrap_or(settings.commit_interval_seconds),
             ..settings.clone()
         }
     }
@@ -144,6 +193,8 @@ pub enum VolumeState {
     Refused,
     /// Another writer took the volume over; nothing more is acknowledged.
     Fenced,
+    /// Another appliance owns it; not served here. `taipan volume takeover` takes it over.
+    Elsewhere,
     /// Being deleted.
     Deleting,
 }
@@ -195,6 +246,22 @@ pub struct VolumeInfo {
     /// Seconds since the last commit; absent before the first one of this process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_commit_age_seconds: Option<f64>,
+    /// Answered writes that a takeover by another appliance kept out of the image; absent if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<QuarantineInfo>,
+}
+
+/// What the quarantine files of a volume hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QuarantineInfo {
+    /// Files under `<data>/quarantine`.
+    pub files: u32,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes that these wrote.
+    pub bytes: u64,
+    /// Within so many seconds they were all written.
+    pub seconds: f64,
 }
 
 /// What the daemon is doing.
@@ -495,6 +562,10 @@ mod tests {
             chunk_size_bytes: None,
             ack: None,
             on_lost_cache: None,
+            durability: None,
+            rpo_seconds: None,
+            rpo_bytes: None,
+            commit_interval_seconds: None,
         };
         assert!(create.settings().is_err());
     }
@@ -540,6 +611,7 @@ mod tests {
             chunks: 7,
             index_bytes: 8,
             last_commit_age_seconds: None,
+            quarantine: None,
         };
         let json = serde_json::to_value(&info).unwrap();
         assert_eq!(json["size_bytes"], 1 << 30);

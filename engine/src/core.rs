@@ -4,8 +4,10 @@
 //! carries out what it finds in [`Core::effects`]. Completions come back through [`Core::io_done`],
 //! [`Core::fetched`] and [`Core::peer`].
 
+mod bucket;
 mod cut;
 mod durability;
+mod exposure;
 mod park;
 mod peer;
 mod read;
@@ -13,8 +15,8 @@ mod request;
 mod write;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::HashMap;
 
@@ -26,46 +28,84 @@ use crate::shard::{Shard, VolumeSlot};
 use crate::volume::{Ack, VolumeSettings};
 use crate::wal::{Shortage, WalWrite};
 
-pub use cut::{Committed, SealedCore};
+pub use cut::{Committed, CutScope, SealedCore};
 pub use durability::{SyncMode, WritePolicy};
+pub use exposure::{Exposure, Exposures};
 pub use peer::PeerMessage;
 pub use request::{Done, Failure, Needs, Origin, Progress, RequestKey, Ticket};
 
+use bucket::Bucket;
 use durability::Durability;
+use exposure::{Limits, Risk};
 use park::Parked;
 use read::PendingRead;
 use request::{Request, Requests};
 use write::PendingPatch;
 
-/// The load is told anew after so many more bytes.
+/// The load is told anew after so many more bytes of a volume.
 const LOAD_STEP_BYTES: u64 = 4 << 20;
-/// As if no load had been told.
-const LOAD_UNTOLD: u64 = u64::MAX;
+/// The least such step, for volumes of which the bucket may lack little.
+const LOAD_STEP_BYTES_MIN: u64 = 64 << 10;
 
-/// The global epoch: read by every shard at each append, advanced by the coordinator alone.
+/// The global epoch: read by every shard at each append, advanced by the coordinator alone. With
+/// it, what else all cores share.
 #[derive(Debug)]
-pub struct EpochClock(AtomicU64);
+pub struct EpochClock {
+    now: AtomicU64,
+    /// Which volumes the cut that ended the last epoch is of.
+    scope: Mutex<CutScope>,
+    exposures: Exposures,
+}
 
 impl EpochClock {
     /// A clock that stands at `epoch`.
     pub fn new(epoch: Epoch) -> Self {
-        Self(AtomicU64::new(epoch.0))
+        Self {
+            now: AtomicU64::new(epoch.0),
+            scope: Mutex::default(),
+            exposures: Exposures::default(),
+        }
     }
 
     /// The present epoch.
     #[inline]
     pub fn now(&self) -> Epoch {
-        Epoch(self.0.load(Ordering::Acquire))
+        Epoch(self.now.load(Ordering::Acquire))
     }
 
-    /// Ends the present epoch and returns it: the cut that every shard now seals.
+    /// Ends the present epoch and returns it: the cut of all volumes that every shard now seals.
     pub fn advance(&self) -> Epoch {
-        Epoch(self.0.fetch_add(1, Ordering::AcqRel))
+        self.advance_of(CutScope::All)
+    }
+
+    /// Ends the present epoch and returns it: the cut of some volumes that every shard now seals.
+    /// The next one only follows once every shard has, so that all of them see this scope.
+    pub fn advance_of(&self, scope: CutScope) -> Epoch {
+        *self.scope.lock().unwrap_or_else(PoisonError::into_inner) = scope;
+        Epoch(self.now.fetch_add(1, Ordering::AcqRel))
+    }
+
+    /// Ends the present epoch with the cut `cut`, which is it or a later one (a volume was opened
+    /// whose head is further).
+    pub fn end(&self, cut: Epoch, scope: CutScope) {
+        *self.scope.lock().unwrap_or_else(PoisonError::into_inner) = scope;
+        self.now.fetch_max(cut.0 + 1, Ordering::AcqRel);
+    }
+
+    /// Which volumes the last cut is of.
+    pub fn scope(&self) -> CutScope {
+        let scope = self.scope.lock().unwrap_or_else(PoisonError::into_inner);
+        scope.clone()
+    }
+
+    /// What the bucket lacks of each volume.
+    pub fn exposures(&self) -> &Exposures {
+        &self.exposures
     }
 
     /// Moves forward to at least `epoch` (a volume was opened whose head is further).
     pub fn raise(&self, epoch: Epoch) {
-        self.0.fetch_max(epoch.0, Ordering::AcqRel);
+        self.now.fetch_max(epoch.0, Ordering::AcqRel);
     }
 }
 
@@ -128,12 +168,14 @@ pub struct Fetch {
 }
 
 /// How much work waits for a cut on one core.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CoreLoad {
     /// The core.
     pub core: usize,
-    /// Bytes written since the last seal; a zeroed range counts as a block.
+    /// Bytes written that no cut holds; a zeroed range counts as a block.
     pub pending_bytes: u64,
+    /// The same by volume, those without any left out.
+    pub volumes: Vec<(VolumeId, u64)>,
     /// Used share of the fullest own shard's WAL, in percent.
     pub wal_percent: u8,
 }
@@ -155,6 +197,9 @@ pub struct Effects {
     pub load: Option<CoreLoad>,
     /// Volumes whose commit this core has applied.
     pub applied: Vec<(VolumeId, Epoch)>,
+    /// Volumes that the bucket must hold up to this epoch, because a client waits for that:
+    /// answered by [`Core::covered`].
+    pub wants: Vec<(VolumeId, Epoch)>,
 }
 
 /// Counts since the start, and gauges, of one core.
@@ -172,6 +217,8 @@ pub struct CoreCounters {
     pub parked_for_memory: u64,
     /// Those that waited for log space.
     pub parked_for_log: u64,
+    /// Those that waited because the bucket lacked too much.
+    pub parked_for_bucket: u64,
     /// Milliseconds that parked parts waited.
     pub parked_ms: u64,
     /// Blocks read from batch memory.
@@ -201,9 +248,19 @@ struct CoreVolume {
     id: VolumeId,
     block_size: BlockSize,
     read_only: bool,
+    fenced: bool,
     ack: Ack,
     writes_since_flush: u32,
     sync_streak: u32,
+    durability: crate::volume::Durability,
+    limits: Limits,
+    risk: Risk,
+    /// Everything stamped up to here is in the bucket.
+    covered: Epoch,
+    /// What was asked of the bucket.
+    wanted: Epoch,
+    /// Parts of writes that wait for the bucket.
+    held: usize,
 }
 
 /// What waits for the driver.
@@ -232,10 +289,10 @@ pub struct Core {
     shortage: Option<Shortage>,
     backend_full: bool,
     durability: Durability,
+    bucket: Bucket,
     sealing: Option<cut::Sealing>,
-    unsealed_bytes: u64,
-    /// MiB of `unsealed_bytes` last told, rounded up.
-    load_told: u64,
+    /// Notably more waits for a cut than was told.
+    load_due: bool,
     scratch: Vec<u8>,
     now_ms: u64,
     counters: CoreCounters,
@@ -279,9 +336,9 @@ impl Core {
             retry: 0,
             shortage: None,
             backend_full: false,
+            bucket: Bucket::default(),
             sealing: None,
-            unsealed_bytes: 0,
-            load_told: 0,
+            load_due: false,
             scratch: vec![0; BlockSize::MAX.bytes()],
             now_ms: 0,
             counters: CoreCounters::default(),
@@ -313,14 +370,22 @@ impl Core {
             id,
             block_size,
             read_only,
+            fenced: false,
             ack: settings.ack,
             writes_since_flush: 0,
             sync_streak: 0,
+            durability: settings.durability,
+            limits: Limits::of(settings),
+            risk: Risk::new(self.clock.exposures().of(id), self.index),
+            covered: Epoch(0),
+            wanted: Epoch(0),
+            held: 0,
         });
         self.committed.insert(id, committed);
         if parts.iter().any(|(_, overlay, _)| !overlay.is_empty()) {
             // Recovered records wait for a cut like new ones.
-            self.unsealed_bytes += block_size.bytes() as u64;
+            let points: usize = parts.iter().map(|(_, o, _)| o.points_len()).sum();
+            self.note_unsealed(slot, (points.max(1) * block_size.bytes()) as u64);
         }
         for (shard, overlay, base) in parts {
             let position = self.position(shard).expect("a part of an own shard");
@@ -353,6 +418,7 @@ impl Core {
             shard.remove_volume(slot);
         }
         self.drop_parked_of(slot);
+        self.answer_awaiting();
         self.release_logs();
     }
 
@@ -362,20 +428,30 @@ impl Core {
         self.release_logs();
     }
 
-    /// Changes when writes of the volume are answered and whether it may be written.
-    pub fn configure_volume(&mut self, slot: VolumeSlot, ack: Ack, read_only: bool) {
+    /// Changes when requests of the volume are answered and whether it may be written.
+    pub fn configure_volume(
+        &mut self,
+        slot: VolumeSlot,
+        settings: &VolumeSettings,
+        read_only: bool,
+    ) {
         if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
-            volume.ack = ack;
+            volume.ack = settings.ack;
             volume.read_only = read_only;
+            volume.durability = settings.durability;
+            volume.limits = Limits::of(settings);
         }
+        self.answer_awaiting();
     }
 
     /// Another writer owns the volume: nothing more of it is acknowledged.
     pub fn fence_volume(&mut self, slot: VolumeSlot) {
         if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
             volume.read_only = true;
+            volume.fenced = true;
         }
         self.drop_parked_of(slot);
+        self.answer_awaiting();
     }
 
     /// The backend has no room (or has again): decides between waiting and ENOSPC.
@@ -396,7 +472,7 @@ impl Core {
 
     /// Parts of writes that wait for room in the shard at `position`.
     pub fn parked(&self, position: usize) -> usize {
-        self.parked[position].len()
+        self.parked[position].len() + self.held(position)
     }
 
     /// Starts to make everything answered durable; [`Core::is_quiet`] tells when it is.
@@ -438,20 +514,36 @@ impl Core {
     /// Carries forward everything that became possible; called once a turn, after the inputs.
     pub fn pump(&mut self) {
         self.observe_epoch();
+        self.release_held();
         if self.retry != 0 {
             self.retry_parked();
         }
         self.pump_durability();
         self.finish_seal();
-        if self.unsealed_bytes.div_ceil(LOAD_STEP_BYTES) != self.load_told {
+        if self.load_due {
             self.tell_load();
         }
     }
 
     #[cold]
     fn tell_load(&mut self) {
-        self.load_told = self.unsealed_bytes.div_ceil(LOAD_STEP_BYTES);
+        self.load_due = false;
         self.effects.load = Some(self.load());
+    }
+
+    /// Notes that so much of the volume waits for a cut.
+    #[inline]
+    fn note_unsealed(&mut self, slot: VolumeSlot, bytes: u64) {
+        let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) else {
+            return;
+        };
+        let step = match volume.limits.bytes {
+            0 => LOAD_STEP_BYTES,
+            limit => (limit / (4 * self.cores as u64)).clamp(LOAD_STEP_BYTES_MIN, LOAD_STEP_BYTES),
+        };
+        let before = volume.risk.unsealed_bytes;
+        volume.risk.add(bytes, self.now_ms);
+        self.load_due |= before.div_ceil(step) != (before + bytes).div_ceil(step);
     }
 
     /// How much waits for a cut now.
@@ -460,9 +552,15 @@ impl Core {
             let stats = shard.log().stats();
             (stats.wal_used_bytes * 100 / stats.wal_bytes.max(1)) as u8
         };
+        let served = self.volumes.iter().flatten();
+        let volumes: Vec<_> = served
+            .filter(|volume| volume.risk.unsealed_bytes > 0)
+            .map(|volume| (volume.id, volume.risk.unsealed_bytes))
+            .collect();
         CoreLoad {
             core: self.index,
-            pending_bytes: self.unsealed_bytes,
+            pending_bytes: volumes.iter().map(|(_, bytes)| bytes).sum(),
+            volumes,
             wal_percent: self.shards.iter().map(percent).max().unwrap_or(0),
         }
     }
@@ -506,6 +604,7 @@ impl Core {
                 .push((core, PeerMessage::Cancel { request: key }));
         }
         self.drop_cancelled();
+        self.answer_awaiting();
     }
 
     fn position(&self, shard: ShardId) -> Option<usize> {
@@ -543,6 +642,9 @@ impl Core {
     }
 
     fn finish(&mut self, key: RequestKey) {
+        if self.awaits_bucket(key) {
+            return;
+        }
         let (origin, result, data) = self.requests.remove(key).answer();
         match origin {
             Origin::Client(ticket) => {

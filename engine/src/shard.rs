@@ -235,12 +235,17 @@ impl Shard {
         Ok(batch)
     }
 
-    /// Freezes what changed up to `epoch`. Later records have a greater stamp.
-    pub fn seal(&mut self, epoch: Epoch) -> Vec<(VolumeSlot, VolumeId, Arc<Overlay>)> {
+    /// Freezes what changed up to `epoch` in the volumes that are `wanted`. Later records have a
+    /// greater stamp.
+    pub fn seal(
+        &mut self,
+        epoch: Epoch,
+        wanted: impl Fn(VolumeId) -> bool,
+    ) -> Vec<(VolumeSlot, VolumeId, Arc<Overlay>)> {
         let mut sealed = Vec::new();
         for (index, volume) in self.volumes.iter_mut().enumerate() {
             let Some(volume) = volume else { continue };
-            if volume.active.is_empty() {
+            if volume.active.is_empty() || !wanted(volume.id) {
                 continue;
             }
             let layer = Arc::new(std::mem::take(&mut volume.active));

@@ -134,7 +134,24 @@ pub enum OnLostCache {
     Refuse,
 }
 
-/// Settings of a volume, stored in its manifests.
+/// What FLUSH and FUA promise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// The data is on the local disk; the bucket follows.
+    #[default]
+    Local,
+    /// The data is in the bucket.
+    Remote,
+}
+
+/// Smallest `rpo_bytes`: a limit below the size of a few requests would only stop and go.
+pub const RPO_BYTES_MIN: u64 = 1 << 20;
+/// Longest `commit_interval_seconds` and `rpo_seconds` (a day): the log is not endless.
+pub const INTERVAL_SECONDS_MAX: u64 = 86_400;
+
+/// Settings of a volume, stored in its manifests. Those that have their default and came after
+/// version 1 of the manifest are left out of its JSON, so that its bytes stay what they were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeSettings {
@@ -150,6 +167,22 @@ pub struct VolumeSettings {
     /// What a lost cache means.
     #[serde(default)]
     pub on_lost_cache: OnLostCache,
+    /// What FLUSH and FUA promise.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub durability: Durability,
+    /// No new write is answered while the oldest one that the bucket lacks is older; 0: no limit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rpo_seconds: u64,
+    /// No new write is answered while the bucket lacks more bytes; 0: no limit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rpo_bytes: u64,
+    /// Longest time that a change waits for its commit to begin; 0: as the daemon is configured.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub commit_interval_seconds: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl VolumeSettings {
@@ -161,6 +194,10 @@ impl VolumeSettings {
             chunk_size_bytes: 4 << 20,
             ack: Ack::default(),
             on_lost_cache: OnLostCache::default(),
+            durability: Durability::default(),
+            rpo_seconds: 0,
+            rpo_bytes: 0,
+            commit_interval_seconds: 0,
         }
     }
 
@@ -187,6 +224,18 @@ impl VolumeSettings {
             problems.push(format!(
                 "chunk size {chunk} is not a power of two from 1 to 64 MiB"
             ));
+        }
+        if self.rpo_bytes > 0 && self.rpo_bytes < RPO_BYTES_MIN {
+            let bytes = self.rpo_bytes;
+            problems.push(format!("rpo_bytes {bytes} is below 1 MiB; 0 is no limit"));
+        }
+        for (name, seconds) in [
+            ("rpo_seconds", self.rpo_seconds),
+            ("commit_interval_seconds", self.commit_interval_seconds),
+        ] {
+            if seconds > INTERVAL_SECONDS_MAX {
+                problems.push(format!("{name} {seconds} is above a day"));
+            }
         }
         if problems.is_empty() {
             Ok(())
@@ -249,6 +298,42 @@ mod tests {
             let error = VolumeName::parse(name).unwrap_err().to_string();
             assert!(error.contains(why), "{name:?}: {error}");
         }
+    }
+
+    #[test]
+    fn settings_of_version_1_keep_their_bytes_and_later_ones_have_golden_ones() {
+        let plain = VolumeSettings::with_size(1 << 30);
+        let old = concat!(
+            r#"{"size_bytes":1073741824,"block_size_bytes":4096,"chunk_size_bytes":4194304,"#,
+            r#""ack":"memory","on_lost_cache":"continue"}"#
+        );
+        assert_eq!(serde_json::to_string(&plain).unwrap(), old);
+        assert_eq!(serde_json::from_str::<VolumeSettings>(old).unwrap(), plain);
+        let full = VolumeSettings {
+            durability: Durability::Remote,
+            rpo_seconds: 60,
+            rpo_bytes: 1 << 28,
+            commit_interval_seconds: 5,
+            ..plain
+        };
+        let new = concat!(
+            r#"{"size_bytes":1073741824,"block_size_bytes":4096,"chunk_size_bytes":4194304,"#,
+            r#""ack":"memory","on_lost_cache":"continue","durability":"remote","#,
+            r#""rpo_seconds":60,"rpo_bytes":268435456,"commit_interval_seconds":5}"#
+        );
+        assert_eq!(serde_json::to_string(&full).unwrap(), new);
+        assert_eq!(serde_json::from_str::<VolumeSettings>(new).unwrap(), full);
+    }
+
+    #[test]
+    fn limits_of_loss_are_checked() {
+        let bad = VolumeSettings {
+            rpo_bytes: 4096,
+            rpo_seconds: 100_000,
+            ..VolumeSettings::with_size(1 << 20)
+        };
+        let text = bad.validate().unwrap_err().to_string();
+        assert!(text.contains("rpo_bytes 4096") && text.contains("rpo_seconds 100000"));
     }
 
     #[test]

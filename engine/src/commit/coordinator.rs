@@ -1,18 +1,26 @@
-//! When to cut, and gathering what the shards seal: one cut at a time, one result per volume.
+//! When to cut which volumes, and gathering what the shards seal: one cut is sealed at a time, each
+//! volume has one commit at a time.
+
+mod pace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::block::{SHARD_COUNT, ShardId};
+use crate::core::CutScope;
 use crate::identity::{Epoch, VolumeId};
 use crate::index::Overlay;
+
+pub use pace::{Load, VolumePace};
+
+use pace::Pace;
 
 /// When a cut is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CutPolicy {
-    /// Longest time that a dirty block waits for a cut.
+    /// Longest time that a dirty block waits for a cut, unless its volume says otherwise.
     pub commit_interval_ms: u64,
-    /// Uncommitted bytes that make a cut due at once.
+    /// Uncommitted bytes of a volume that make a cut of it due at once.
     pub pending_bytes: u64,
     /// Share of the fullest shard's WAL, in percent, that makes a cut due at once.
     pub wal_percent: u8,
@@ -32,26 +40,17 @@ impl Default for CutPolicy {
     }
 }
 
-/// What the shards report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Bytes written (or zeroed ranges, each counted as a block) that no cut holds yet.
-    pub pending_bytes: u64,
-    /// Used share of the fullest shard's WAL, in percent.
-    pub wal_percent: u8,
-}
-
 /// Why a cut was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CutReason {
-    /// Enough bytes wait.
-    Bytes,
-    /// Asked for, by a drain or an operator.
-    Demand,
-    /// The oldest change waited for the commit interval.
+    /// The oldest change waited for the commit interval, or for half of what `rpo_seconds` allows.
     Interval,
+    /// Enough bytes wait, or half of what `rpo_bytes` allows.
+    Bytes,
     /// The WAL fills up.
     Wal,
+    /// Asked for, by a drain, an operator, or a client whose FLUSH waits for the bucket.
+    Demand,
 }
 
 /// A volume's share of a cut.
@@ -66,28 +65,34 @@ pub struct SealedVolume {
 }
 
 /// A cut to be made: raise the global epoch to `epoch + 1` and let every shard seal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// Records stamped up to here are in it.
     pub epoch: Epoch,
     /// Why it was made.
     pub reason: CutReason,
+    /// Which volumes are cut.
+    pub scope: CutScope,
 }
 
-/// Decides on cuts for all volumes together.
+/// Many volumes with little each: at so many times the bytes that make one volume due, all are.
+const VOLUMES_TOGETHER: u64 = 4;
+
+/// Decides on cuts of volumes.
 ///
 /// A cut is *sealing* until all 16 shards have handed over, then each of its volumes is
-/// *outstanding* until committed everywhere. The next cut starts when none is outstanding but those
-/// reported as stuck; a stuck volume's layers merge with those of later cuts.
+/// *outstanding* until committed everywhere, and in no other cut until then. Only a volume reported
+/// as stuck is: its layers merge with those of later cuts.
 pub struct Coordinator {
     policy: CutPolicy,
     /// The epoch that stamps new records.
     epoch: Epoch,
-    /// When the pending bytes began to wait; `None` while there are none.
-    dirty_since_ms: Option<u64>,
+    /// Cuts are numbered from here on at least.
+    floor: Epoch,
     last_cut_ms: Option<u64>,
     demand: bool,
     sealing: Option<Sealing>,
+    paces: BTreeMap<VolumeId, Pace>,
     /// Volumes of past cuts that are not committed, and what of them was handed out.
     outstanding: BTreeMap<VolumeId, Outstanding>,
     /// Volumes of which nothing is committed any more.
@@ -96,16 +101,27 @@ pub struct Coordinator {
 
 struct Sealing {
     cut: Epoch,
+    scope: CutScope,
     missing: [bool; SHARD_COUNT],
 }
 
 #[derive(Default)]
 struct Outstanding {
-    /// Layers not handed to a commit yet, up to `epoch`.
+    /// Layers not handed to a commit yet, of cuts from `waiting_from` to `epoch`.
     waiting: Vec<(ShardId, Arc<Overlay>)>,
+    waiting_from: Epoch,
     epoch: Epoch,
-    committing: bool,
+    /// First and last cut of the commit under way.
+    committing: Option<(Epoch, Epoch)>,
     stuck: bool,
+}
+
+impl Outstanding {
+    /// The oldest cut of which something is not committed.
+    fn oldest(&self) -> Epoch {
+        self.committing
+            .map_or(self.waiting_from, |(first, _)| first)
+    }
 }
 
 impl Coordinator {
@@ -114,10 +130,11 @@ impl Coordinator {
         Self {
             policy,
             epoch,
-            dirty_since_ms: None,
+            floor: Epoch(0),
             last_cut_ms: None,
             demand: false,
             sealing: None,
+            paces: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             forgotten: BTreeSet::new(),
         }
@@ -133,9 +150,61 @@ impl Coordinator {
         self.policy = policy;
     }
 
-    /// Asks for a cut as soon as possible, even of nothing.
+    /// Changes when the volume is cut.
+    pub fn set_pace(&mut self, volume: VolumeId, pace: VolumePace) {
+        self.paces.entry(volume).or_default().limits = pace;
+    }
+
+    /// Asks for a cut after which records are stamped above `epoch`: a volume was opened whose head
+    /// is that far.
+    pub fn raise(&mut self, epoch: Epoch) {
+        self.floor = self.floor.max(epoch);
+        self.demand |= self.epoch <= epoch;
+    }
+
+    /// Asks for a cut of all volumes as soon as possible, even of nothing.
     pub fn demand_cut(&mut self) {
         self.demand = true;
+    }
+
+    /// Asks that everything of the volume stamped up to `through` be committed as soon as possible;
+    /// [`covered`](Self::covered) tells when it is. All that ask meanwhile share a cut.
+    pub fn want(&mut self, volume: VolumeId, through: Epoch) {
+        if !self.forgotten.contains(&volume) {
+            let pace = self.paces.entry(volume).or_default();
+            pace.want = pace.want.max(through);
+        }
+    }
+
+    /// The greatest epoch through which all of the volume is known to be committed.
+    pub fn covered(&self, volume: VolumeId) -> Epoch {
+        self.paces
+            .get(&volume)
+            .map_or(Epoch(0), |pace| pace.covered)
+    }
+
+    /// Volumes whose [`want`](Self::want) is fulfilled; each is told once.
+    pub fn fulfilled(&mut self) -> Vec<(VolumeId, Epoch)> {
+        let mut told = Vec::new();
+        for (volume, pace) in &mut self.paces {
+            if pace.want > pace.told && pace.covered >= pace.want {
+                pace.told = pace.covered;
+                told.push((*volume, pace.covered));
+            }
+        }
+        told
+    }
+
+    /// Takes the volume out of cuts and commits: its head is being changed otherwise.
+    pub fn hold(&mut self, volume: VolumeId) {
+        self.paces.entry(volume).or_default().held = true;
+    }
+
+    /// Ends a [`hold`](Self::hold).
+    pub fn unhold(&mut self, volume: VolumeId) {
+        if let Some(pace) = self.paces.get_mut(&volume) {
+            pace.held = false;
+        }
     }
 
     /// Nothing is sealed, outstanding or demanded: with no pending bytes all is in the bucket.
@@ -143,32 +212,57 @@ impl Coordinator {
         self.sealing.is_none() && self.outstanding.is_empty() && !self.demand
     }
 
+    /// Whether everything of all cuts up to `cut` is committed.
+    pub fn is_drained(&self, cut: Epoch) -> bool {
+        let sealing = self.sealing.as_ref().is_some_and(|s| s.cut <= cut);
+        !sealing && self.outstanding.values().all(|o| o.oldest() > cut)
+    }
+
     /// Whether a cut is to be made now. If so its epoch is over: the caller raises the global epoch
     /// before anything else.
     pub fn tick(&mut self, now_ms: u64, load: &Load) -> Option<Cut> {
-        if load.pending_bytes == 0 {
-            self.dirty_since_ms = None;
-        } else {
-            self.dirty_since_ms.get_or_insert(now_ms);
+        self.note_load(now_ms, load);
+        if self.sealing.is_some() {
+            return None;
         }
-        let may_cut = self.sealing.is_none() && self.outstanding.values().all(|o| o.stuck);
-        let reason = may_cut.then(|| self.reason(now_ms, load)).flatten()?;
-        let cut = self.epoch;
+        let (scope, reason) = self.due(now_ms, load)?;
+        let cut = self.epoch.max(self.floor);
         self.epoch = cut.next();
-        self.dirty_since_ms = None;
+        for (volume, pace) in &mut self.paces {
+            if scope.has(*volume) {
+                pace.dirty_since_ms = None;
+                pace.cut = cut;
+            }
+        }
         self.last_cut_ms = Some(now_ms);
-        self.demand = false;
+        self.demand &= scope != CutScope::All;
         self.sealing = Some(Sealing {
             cut,
+            scope: scope.clone(),
             missing: [true; SHARD_COUNT],
         });
-        Some(Cut { epoch: cut, reason })
+        Some(Cut {
+            epoch: cut,
+            reason,
+            scope,
+        })
     }
 
-    /// When the interval makes a cut due, unless something else does earlier.
+    /// When time makes a cut due, unless something else does earlier.
     pub fn next_wake_ms(&self) -> Option<u64> {
-        self.dirty_since_ms
-            .map(|since| since.saturating_add(self.policy.commit_interval_ms))
+        if self.sealing.is_some() || self.demand {
+            return None;
+        }
+        let free = self
+            .paces
+            .iter()
+            .filter(|(volume, _)| self.is_free(**volume));
+        free.filter_map(|(_, pace)| {
+            let by_bytes = pace.is_heavy(&self.policy).then_some(self.last_cut_ms);
+            let spaced = by_bytes.flatten().map(|last| last + self.policy.spacing_ms);
+            pace.due_ms(&self.policy).into_iter().chain(spaced).min()
+        })
+        .min()
     }
 
     /// One shard's share of the cut: what it froze, by volume. Returns whether the cut is complete,
@@ -192,11 +286,18 @@ impl Coordinator {
                 continue;
             }
             let outstanding = self.outstanding.entry(volume).or_default();
+            if outstanding.waiting.is_empty() {
+                outstanding.waiting_from = cut;
+            }
             outstanding.waiting.push((shard, layer));
             outstanding.epoch = cut;
         }
-        if complete {
-            self.sealing = None;
+        if complete && let Some(sealing) = self.sealing.take() {
+            for (volume, pace) in &mut self.paces {
+                if sealing.scope.has(*volume) && !self.outstanding.contains_key(volume) {
+                    pace.covered = cut;
+                }
+            }
         }
         complete
     }
@@ -208,9 +309,16 @@ impl Coordinator {
             // Layers of a cut that is half sealed must not be packed: they are not a cut.
             return None;
         }
-        let startable = |o: &Outstanding| !o.committing && !o.waiting.is_empty();
-        let (volume, outstanding) = self.outstanding.iter_mut().find(|(_, o)| startable(o))?;
-        outstanding.committing = true;
+        let paces = &self.paces;
+        let held = |volume: &VolumeId| paces.get(volume).is_some_and(|pace| pace.held);
+        let startable = |volume: &VolumeId, o: &Outstanding| {
+            o.committing.is_none() && !o.waiting.is_empty() && !held(volume)
+        };
+        let (volume, outstanding) = self
+            .outstanding
+            .iter_mut()
+            .find(|(volume, o)| startable(volume, o))?;
+        outstanding.committing = Some((outstanding.waiting_from, outstanding.epoch));
         Some(SealedVolume {
             volume: *volume,
             epoch: outstanding.epoch,
@@ -231,11 +339,18 @@ impl Coordinator {
         let Some(outstanding) = self.outstanding.get_mut(&volume) else {
             return;
         };
-        assert!(outstanding.committing, "volume {volume} was not committing");
-        outstanding.committing = false;
+        let committed = outstanding.committing.take();
+        let (_, through) =
+            committed.unwrap_or_else(|| panic!("volume {volume} was not committing"));
         outstanding.stuck = false;
+        let half_sealed = self.sealing.as_ref().is_some_and(|s| s.scope.has(volume));
+        let pace = self.paces.entry(volume).or_default();
+        pace.covered = pace.covered.max(through);
         if outstanding.waiting.is_empty() {
             self.outstanding.remove(&volume);
+            if !half_sealed {
+                pace.covered = pace.covered.max(pace.cut);
+            }
         }
     }
 
@@ -243,6 +358,7 @@ impl Coordinator {
     /// may still seal.
     pub fn forget_volume(&mut self, volume: VolumeId) {
         self.outstanding.remove(&volume);
+        self.paces.remove(&volume);
         self.forgotten.insert(volume);
     }
 
@@ -256,24 +372,61 @@ impl Coordinator {
         self.outstanding.keys().copied()
     }
 
-    fn reason(&self, now_ms: u64, load: &Load) -> Option<CutReason> {
-        if self.demand {
-            return Some(CutReason::Demand);
+    /// Whether a volume may be cut: its last cut is committed, or will not be soon.
+    fn is_free(&self, volume: VolumeId) -> bool {
+        let held = self.paces.get(&volume).is_some_and(|pace| pace.held);
+        !held && self.outstanding.get(&volume).is_none_or(|o| o.stuck)
+    }
+
+    fn note_load(&mut self, now_ms: u64, load: &Load) {
+        self.paces.values_mut().for_each(|pace| pace.bytes = 0);
+        for (volume, bytes) in &load.volumes {
+            if !self.forgotten.contains(volume) {
+                self.paces.entry(*volume).or_default().bytes = *bytes;
+            }
         }
-        if load.pending_bytes == 0 {
-            return None;
+        for pace in self.paces.values_mut() {
+            match pace.bytes {
+                0 => pace.dirty_since_ms = None,
+                _ => _ = pace.dirty_since_ms.get_or_insert(now_ms),
+            }
+        }
+    }
+
+    /// Which volumes to cut now, and why.
+    fn due(&self, now_ms: u64, load: &Load) -> Option<(CutScope, CutReason)> {
+        if self.demand {
+            // It is of all volumes, so no other cut may come in between again and again.
+            let mut all = self.outstanding.keys().chain(self.paces.keys());
+            let free = all.all(|volume| self.is_free(*volume));
+            return free.then_some((CutScope::All, CutReason::Demand));
         }
         let spaced = self
             .last_cut_ms
             .is_none_or(|last| now_ms.saturating_sub(last) >= self.policy.spacing_ms);
-        if spaced && load.pending_bytes >= self.policy.pending_bytes {
-            return Some(CutReason::Bytes);
-        }
-        if spaced && load.wal_percent >= self.policy.wal_percent {
-            return Some(CutReason::Wal);
-        }
-        let due = self.next_wake_ms().is_some_and(|due| now_ms >= due);
-        due.then_some(CutReason::Interval)
+        let free = self
+            .paces
+            .iter()
+            .filter(|(volume, _)| self.is_free(**volume));
+        let free: Vec<_> = free.collect();
+        let bytes: u64 = free.iter().map(|(_, pace)| pace.bytes).sum();
+        let together = match () {
+            () if !spaced => None,
+            () if load.wal_percent >= self.policy.wal_percent => Some(CutReason::Wal),
+            () if bytes / VOLUMES_TOGETHER >= self.policy.pending_bytes => Some(CutReason::Bytes),
+            () => None,
+        };
+        let due = |pace: &Pace| {
+            let of_all = together.filter(|_| pace.bytes > 0);
+            pace.reason(&self.policy, now_ms, spaced).max(of_all)
+        };
+        let due = free
+            .iter()
+            .filter_map(|(volume, pace)| Some((**volume, due(pace)?)));
+        let due: BTreeMap<VolumeId, CutReason> = due.collect();
+        let reason = *due.values().max()?;
+        let volumes = due.into_keys().collect();
+        Some((CutScope::Only(Arc::new(volumes)), reason))
     }
 }
 

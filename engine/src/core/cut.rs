@@ -4,13 +4,34 @@
 //! Proof (DESIGN §6): the stamp of A ≤ the epoch when A is answered ≤ the stamp of any B issued
 //! after that; so a cut never holds B without A.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Core;
+use super::{Core, CoreLoad};
 use crate::block::ShardId;
 use crate::identity::{BatchNum, Epoch, VolumeId};
 use crate::index::{LeafChanges, Overlay};
 use crate::shard::{SealedShard, VolumeSlot};
+
+/// Which volumes a cut is of. The others stay as they are, and are stamped on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CutScope {
+    /// All.
+    #[default]
+    All,
+    /// These.
+    Only(Arc<BTreeSet<VolumeId>>),
+}
+
+impl CutScope {
+    /// Whether the volume is cut.
+    pub fn has(&self, volume: VolumeId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(volumes) => volumes.contains(&volume),
+        }
+    }
+}
 
 /// What a core hands to the coordinator for one cut.
 pub struct SealedCore {
@@ -20,6 +41,8 @@ pub struct SealedCore {
     pub epoch: Epoch,
     /// Its shards, all of them.
     pub shards: Vec<SealedShard>,
+    /// What waits for a later cut.
+    pub load: CoreLoad,
 }
 
 /// A committed cut of one volume, for one core.
@@ -57,10 +80,11 @@ impl Core {
     fn seal(&mut self, now: Epoch) {
         assert!(now > self.epoch, "the epoch never goes back");
         let cut = Epoch(now.0 - 1);
+        let scope = self.clock.scope();
         let earlier = self.sealing.take();
         let mut parts = Vec::with_capacity(self.shards.len());
         for (position, shard) in self.shards.iter_mut().enumerate() {
-            let mut frozen = shard.seal(cut);
+            let mut frozen = shard.seal(cut, |id| scope.has(id));
             if let Some(earlier) = &earlier {
                 // Unpacked cuts may merge: the coordinator gets all layers with the later one.
                 frozen.splice(0..0, earlier.parts[position].1.iter().cloned());
@@ -68,8 +92,11 @@ impl Core {
             parts.push((shard.log().last(), frozen));
         }
         self.epoch = now;
-        self.unsealed_bytes = 0;
-        self.load_told = 0;
+        for volume in self.volumes.iter_mut().flatten() {
+            if scope.has(volume.id) {
+                volume.risk.seal(cut);
+            }
+        }
         self.sealing = Some(Sealing { epoch: cut, parts });
         self.hurry_all();
     }
@@ -85,6 +112,8 @@ impl Core {
             return;
         }
         let sealing = self.sealing.take().expect("looked at above");
+        let load = self.load();
+        self.load_due = false;
         let shards = self
             .shards
             .iter()
@@ -98,6 +127,7 @@ impl Core {
             core: self.index,
             epoch: sealing.epoch,
             shards: shards.collect(),
+            load,
         });
     }
 
@@ -110,6 +140,12 @@ impl Core {
         }
         let epoch = self.committed.entry(commit.volume).or_insert(commit.epoch);
         *epoch = (*epoch).max(commit.epoch);
+        if let Some(Some(volume)) = self.volumes.get_mut(commit.slot.0 as usize)
+            && volume.id == commit.volume
+        {
+            volume.risk.committed(commit.epoch);
+        }
+        self.covered(commit.slot, commit.volume, commit.epoch);
         self.release_logs();
         self.effects.applied.push((commit.volume, commit.epoch));
     }

@@ -171,7 +171,8 @@ impl Durability {
 impl Core {
     /// FLUSH: makes durable every write of the volume answered before now, on any connection.
     pub fn flush(&mut self, origin: Origin, slot: VolumeSlot) -> Progress {
-        if self.cores == 1 {
+        let remote = self.remote(slot);
+        if self.cores == 1 && remote.is_none() {
             return self.flush_own(origin, slot);
         }
         if self.served(slot).is_none() {
@@ -179,6 +180,7 @@ impl Core {
         }
         let mut request = Request::new(origin, true);
         request.parts = 1;
+        request.remote = remote;
         let key = self.requests.insert(request);
         let mask = ((1u32 << self.cores) - 1) as u16 & !(1 << self.index);
         self.ask_peers(key, mask, |request| super::PeerMessage::Flush {

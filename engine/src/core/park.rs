@@ -43,6 +43,14 @@ pub(super) enum End {
     /// It was there first: its block was locked for it.
     Front,
     Back,
+    /// Not in the shard's queue: it waits for the bucket, and must not hold up other volumes.
+    Held,
+}
+
+impl Parked {
+    pub(super) fn slot(&self) -> VolumeSlot {
+        self.slot
+    }
 }
 
 impl Core {
@@ -55,6 +63,16 @@ impl Core {
         work: Work,
         end: End,
     ) {
+        if end == End::Held {
+            let parked = Parked {
+                request,
+                slot,
+                work,
+                since_ms: self.now_ms,
+                shortage: None,
+            };
+            return self.hold(position, parked);
+        }
         let queue = &mut self.parked[position];
         let ahead = queue.back().and_then(|parked| parked.shortage);
         let shortage = self.shortage.take().or(ahead);
@@ -74,8 +92,14 @@ impl Core {
         };
         match end {
             End::Front => queue.push_front(parked),
-            End::Back => queue.push_back(parked),
+            End::Back | End::Held => queue.push_back(parked),
         }
+    }
+
+    /// Carries on a part that need not wait for the bucket any more.
+    pub(super) fn release(&mut self, position: usize, parked: Parked) {
+        self.parked[position].push_back(parked);
+        while self.retry_one(position) {}
     }
 
     /// Tries parked parts again, in order, for every shard where something changed.
@@ -152,6 +176,9 @@ impl Core {
     }
 
     fn drop_parked(&mut self, doomed: impl Fn(&Self, &Parked) -> bool) {
+        for (_, parked) in self.drop_held(&doomed) {
+            self.part_done(parked.request, Err(Failure::Gone));
+        }
         for position in 0..self.shards.len() {
             let parked = std::mem::take(&mut self.parked[position]);
             let (gone, kept): (VecDeque<_>, _) =

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::block::{SHARD_COUNT, Span};
 use crate::identity::BatchNum;
+use crate::shard::VolumeSlot;
 
 /// A client's name for one of its requests; opaque to the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +101,8 @@ pub(super) struct Request {
     /// What must be durable before the answer (FUA, FLUSH, `ack = durable`).
     pub(super) durable: bool,
     pub(super) needs: Needs,
+    /// The volume, if the bucket must hold everything before the answer.
+    pub(super) remote: Option<VolumeSlot>,
     /// The client is gone: what is not appended yet must never be.
     pub(super) cancelled: bool,
     answered: bool,
@@ -115,6 +118,7 @@ impl Request {
             span: None,
             durable,
             needs: Needs::default(),
+            remote: None,
             cancelled: false,
             answered: false,
         }

@@ -1,5 +1,6 @@
 //! Tests of a core with a driver that does nothing unless told to.
 
+mod bucket;
 mod counters;
 mod cuts;
 mod durability;

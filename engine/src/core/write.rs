@@ -7,8 +7,9 @@ use bytes::Bytes;
 use super::park::{End, Work};
 use super::read::{At, patches_partial_blocks};
 use super::request::{Failure, Needs, Origin, Progress, RequestKey};
-use super::{Core, LOAD_UNTOLD, PeerMessage, Request};
+use super::{Core, PeerMessage, Request};
 use crate::block::{BlockNum, LocalBlock, Span};
+use crate::checksum;
 use crate::shard::{Found, VolumeSlot};
 use crate::volume::Ack;
 use crate::wal::{MarkKind, Shortage};
@@ -49,6 +50,10 @@ pub(super) struct Writing {
     needs: Needs,
     key: Option<RequestKey>,
     failure: Option<Failure>,
+    /// The volume, if the bucket must hold everything before the answer.
+    remote: Option<VolumeSlot>,
+    /// The bucket lacks too much of the volume: no part is placed now.
+    hold: bool,
     /// Bytes of the part being placed, for the load.
     placing_bytes: u64,
 }
@@ -84,8 +89,10 @@ impl Core {
         }
         let durable = fua || volume.ack == Ack::Durable;
         let payload = Bytes::copy_from_slice(data);
+        let mut request = Request::new(origin, durable);
+        request.remote = self.remote(slot).filter(|_| fua);
         self.with_peers(
-            Request::new(origin, durable),
+            request,
             mask,
             |request| PeerMessage::Write {
                 request,
@@ -127,8 +134,10 @@ impl Core {
         }
         let durable = fua || volume.ack == Ack::Durable;
         let mask = self.peers_of(span);
+        let mut request = Request::new(origin, durable);
+        request.remote = self.remote(slot).filter(|_| fua);
         self.with_peers(
-            Request::new(origin, durable),
+            request,
             mask,
             |request| PeerMessage::Mark {
                 request,
@@ -185,6 +194,7 @@ impl Core {
             block_size: volume.block_size,
         };
         let mut writing = Writing::new(origin, slot, durable);
+        writing.remote = self.remote_of(origin, slot, fua);
         self.write_parts(&mut writing, span, data);
         self.end_writing(writing)
     }
@@ -215,13 +225,22 @@ impl Core {
             block_size: volume.block_size,
         };
         let mut writing = Writing::new(origin, slot, durable);
+        writing.remote = self.remote_of(origin, slot, fua);
         self.mark_parts(&mut writing, span, kind);
         self.end_writing(writing)
+    }
+
+    /// Only the client's own core waits for the bucket.
+    #[inline]
+    fn remote_of(&self, origin: Origin, slot: VolumeSlot, fua: bool) -> Option<VolumeSlot> {
+        let client = matches!(origin, Origin::Client(_));
+        self.remote(slot).filter(|_| fua && client)
     }
 
     fn write_parts(&mut self, writing: &mut Writing, span: Span, data: &[u8]) {
         self.observe_epoch();
         self.note_write(writing.slot);
+        writing.hold = self.must_hold(writing.slot);
         let block_bytes = span.block_size.bytes();
         for i in 0..span.blocks().min(16) {
             let shard = BlockNum(span.first().0 + i).shard();
@@ -240,8 +259,8 @@ impl Core {
                     let at = ((block.0 << span.block_size.shift()) - span.offset) as usize;
                     &data[at..at + block_bytes]
                 };
-                let attempt = if self.must_queue(position, writing.slot, lo..lo + u64::from(count))
-                {
+                let locals = lo..lo + u64::from(count);
+                let attempt = if self.must_queue(writing, position, locals) {
                     Attempt::NoRoom
                 } else {
                     self.try_run(writing, position, LocalBlock(lo), count, |i| {
@@ -250,9 +269,10 @@ impl Core {
                 };
                 self.settle(writing, position, attempt, || Work::Run {
                     start: LocalBlock(lo),
-                    data: (lo..lo + u64::from(count))
-                        .flat_map(|l| block_at(l).to_vec())
-                        .collect(),
+                    data: copied(count as usize * block_bytes, |data| {
+                        (lo..lo + u64::from(count))
+                            .for_each(|local| data.extend_from_slice(block_at(local)));
+                    }),
                 });
                 lo += u64::from(count);
             }
@@ -262,6 +282,7 @@ impl Core {
     fn mark_parts(&mut self, writing: &mut Writing, span: Span, kind: MarkKind) {
         self.observe_epoch();
         self.note_write(writing.slot);
+        writing.hold = self.must_hold(writing.slot);
         for i in 0..span.blocks().min(16) {
             let shard = BlockNum(span.first().0 + i).shard();
             let Some(position) = self.position(shard) else {
@@ -275,7 +296,7 @@ impl Core {
             if whole.is_empty() {
                 continue;
             }
-            let attempt = if self.must_queue(position, writing.slot, whole.clone()) {
+            let attempt = if self.must_queue(writing, position, whole.clone()) {
                 Attempt::NoRoom
             } else {
                 self.try_mark(writing, position, whole.clone(), kind)
@@ -310,7 +331,7 @@ impl Core {
             }
             let patch = patch(at..at + range.len());
             let local = block.local().0;
-            let attempt = if self.must_queue(position, writing.slot, local..local + 1) {
+            let attempt = if self.must_queue(writing, position, local..local + 1) {
                 Attempt::NoRoom
             } else {
                 self.try_patch(writing, position, block, range.start, &patch)
@@ -324,11 +345,13 @@ impl Core {
         whole_blocks(span, shard)
     }
 
-    /// Whether a part must wait behind parked ones or a locked block, so that parts on one block
+    /// Whether a part must wait for the bucket, behind parked ones or a locked block, so that parts on one block
     /// land in the order in which they came.
     #[inline]
-    fn must_queue(&self, position: usize, slot: VolumeSlot, locals: Range<u64>) -> bool {
-        !self.parked[position].is_empty() || self.is_locked(position, slot, locals)
+    fn must_queue(&self, writing: &Writing, position: usize, locals: Range<u64>) -> bool {
+        writing.hold
+            || !self.parked[position].is_empty()
+            || self.is_locked(position, writing.slot, locals)
     }
 
     #[inline]
@@ -351,8 +374,10 @@ impl Core {
         writing.placing_bytes = u64::from(count) * bytes(0).len() as u64;
         let placed =
             self.shards[position].write_run(writing.slot, self.epoch, start, count, |i, block| {
-                block.copy_from_slice(bytes(i));
-                crc32c::crc32c(block)
+                // Of the source: it is in the CPU's cache, what was just stored need not be.
+                let source = bytes(i);
+                block.copy_from_slice(source);
+                checksum::crc32c(source)
             });
         self.placed(writing, position, placed)
     }
@@ -459,7 +484,7 @@ impl Core {
             return self.part_done(request, Err(Failure::Gone));
         }
         let verified = result.ok().filter(|old| match at {
-            At::Wal(at) => crc32c::crc32c(old) == at.crc,
+            At::Wal(at) => checksum::crc32c(old) == at.crc,
             At::Chunk(_) => true,
         });
         let mismatch = result.is_ok() && verified.is_none();
@@ -509,7 +534,7 @@ impl Core {
                 if let Some(key) = writing.key {
                     self.requests.get(key).needs.raise(position, batch);
                 }
-                self.unsealed_bytes += writing.placing_bytes;
+                self.note_unsealed(writing.slot, writing.placing_bytes);
                 self.note_append(position);
                 Attempt::Placed
             }
@@ -518,7 +543,7 @@ impl Core {
             Err(shortage) => {
                 if shortage == Shortage::Log {
                     // Only a cut helps, and the load told last may not make one due.
-                    self.load_told = LOAD_UNTOLD;
+                    self.load_due = true;
                 }
                 self.shortage = Some(shortage);
                 Attempt::NoRoom
@@ -546,7 +571,8 @@ impl Core {
             Attempt::NoRoom => {
                 let request = self.key_of(writing);
                 self.requests.get(request).parts += 1;
-                self.park(position, request, writing.slot, work(), End::Back);
+                let end = if writing.hold { End::Held } else { End::Back };
+                self.park(position, request, writing.slot, work(), end);
             }
         }
     }
@@ -556,6 +582,7 @@ impl Core {
         *writing.key.get_or_insert_with(|| {
             let mut request = Request::new(writing.origin, writing.durable);
             request.needs = writing.needs;
+            request.remote = writing.remote;
             request.failure = writing.failure;
             request.parts = 1;
             self.requests.insert(request)
@@ -568,7 +595,8 @@ impl Core {
             if let Some(failure) = writing.failure {
                 return Progress::Failed(failure);
             }
-            if !writing.durable || self.durability.is_durable(&writing.needs, &self.shards) {
+            let durable = self.durability.is_durable(&writing.needs, &self.shards);
+            if writing.remote.is_none() && (!writing.durable || durable) {
                 return Progress::Done;
             }
             self.key_of(&mut writing);
@@ -589,6 +617,8 @@ impl Writing {
             needs,
             key: None,
             failure: None,
+            remote: None,
+            hold: false,
             placing_bytes: 4096,
         }
     }
@@ -610,9 +640,18 @@ impl Writing {
             needs: request.needs,
             key: Some(key),
             failure: request.failure,
+            remote: None,
+            hold: false,
             placing_bytes: 4096,
         }
     }
+}
+
+/// What `fill` puts into a buffer of `bytes` bytes.
+fn copied(bytes: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut data = Vec::with_capacity(bytes);
+    fill(&mut data);
+    data
 }
 
 /// Shard-local range of the blocks that the span covers wholly.

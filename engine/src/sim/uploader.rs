@@ -125,10 +125,7 @@ impl Uploader {
     }
 
     fn sealed(&mut self, sealed: SealedCore) {
-        self.loads[sealed.core] = CoreLoad {
-            core: sealed.core,
-            ..CoreLoad::default()
-        };
+        self.loads[sealed.core] = sealed.load;
         let mut complete = false;
         for shard in sealed.shards {
             self.gathering[shard.shard.index()] = Some(shard.places);
@@ -253,7 +250,10 @@ impl World {
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         match message {
             UpMessage::Sealed(sealed) => uploader.sealed(sealed),
-            UpMessage::Load(load) => uploader.loads[load.core] = load,
+            UpMessage::Load(load) => {
+                let core = load.core;
+                uploader.loads[core] = load;
+            }
             UpMessage::Applied(id, epoch) => {
                 let volume = uploader.volumes.get_mut(&id).expect("an open volume");
                 let Some((publishing, missing)) = &mut volume.publishing else {
@@ -290,16 +290,12 @@ impl World {
     fn take_cut(&mut self) {
         let now_ms = self.now_us / MS;
         let node = self.node.as_mut().expect("it runs");
-        let loads = &node.uploader.loads;
-        let load = Load {
-            pending_bytes: loads.iter().map(|load| load.pending_bytes).sum(),
-            wal_percent: loads.iter().map(|load| load.wal_percent).max().unwrap_or(0),
-        };
+        let load = Load::of(&node.uploader.loads);
         let Some(cut) = node.uploader.coordinator.tick(now_ms, &load) else {
             return;
         };
         assert_eq!(
-            node.clock.advance(),
+            node.clock.advance_of(cut.scope.clone()),
             cut.epoch,
             "the coordinator alone moves the clock"
         );

@@ -15,7 +15,7 @@ fn coordinator() -> Coordinator {
 
 fn load(pending_bytes: u64, wal_percent: u8) -> Load {
     Load {
-        pending_bytes,
+        volumes: vec![(A, pending_bytes)],
         wal_percent,
     }
 }
@@ -74,7 +74,7 @@ fn a_cut_is_made_for_each_reason_and_not_without_one() {
         }
         let cut = coordinator.tick(1000 + waited, &load(bytes, wal));
         assert_eq!(
-            cut.map(|cut| cut.reason),
+            cut.as_ref().map(|cut| cut.reason),
             reason,
             "{bytes} {wal} {demanded} {waited}"
         );

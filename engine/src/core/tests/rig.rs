@@ -74,6 +74,7 @@ pub(super) struct Rig {
     pub(super) sealed: Vec<SealedCore>,
     pub(super) loads: Vec<CoreLoad>,
     pub(super) applied: usize,
+    pub(super) wants: Vec<(VolumeId, Epoch)>,
     next_ticket: u64,
     pub(super) now_ms: u64,
 }
@@ -101,6 +102,7 @@ impl Rig {
             sealed: Vec::new(),
             loads: Vec::new(),
             applied: 0,
+            wants: Vec::new(),
             next_ticket: 0,
             now_ms: 0,
         };
@@ -145,6 +147,7 @@ impl Rig {
                 self.sealed.extend(effects.sealed.take());
                 self.loads.extend(effects.load.take());
                 self.applied += effects.applied.drain(..).count();
+                self.wants.append(&mut effects.wants);
                 let peers = effects.peers.drain(..);
                 messages.extend(peers.map(|(to, message)| (index, to, message)));
             }
