@@ -482,4 +482,14 @@ mod tests {
         );
         assert!(serde_json::from_str::<Script>(r#"{"rulez": []}"#).is_err());
     }
+
+    #[test]
+    fn the_script_in_the_documentation_is_one() {
+        let page = include_str!("../../../docs/internals/fake-s3.md");
+        let (_, rest) = page.split_once("```json\n").expect("a script");
+        let (text, _) = rest.split_once("```").expect("its end");
+        let script: Script = serde_json::from_str(text).expect("a script");
+        assert_eq!((script.seed, script.rules.len()), (7, 3));
+        assert_eq!(script.rules[0].action, Action::CutAfter);
+    }
 }
