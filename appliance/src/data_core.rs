@@ -323,11 +323,12 @@ impl DataCore {
             CoreMessage::ForgetVolume { id } => self.core.forget_volume(id),
             CoreMessage::Configure {
                 slot,
-                ack_mode,
+                settings,
                 read_only,
             } => {
-                self.core.configure_volume(slot, ack_mode, read_only);
+                self.core.configure_volume(slot, &settings, read_only);
             }
+            CoreMessage::Covered { slot, id, through } => self.core.covered(slot, id, through),
             CoreMessage::Report(reply) => {
                 let _ = reply.send(self.report());
             }

@@ -12,7 +12,7 @@ use taipan_engine::core::{Committed, Failure, OpKey, PeerMessage};
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::{Overlay, ShardBase};
 use taipan_engine::shard::VolumeSlot;
-use taipan_engine::volume::{Ack, VolumeSettings};
+use taipan_engine::volume::VolumeSettings;
 
 use crate::doorbell::Doorbell;
 
@@ -77,10 +77,19 @@ pub enum CoreMessage {
     Configure {
         /// Its slot.
         slot: VolumeSlot,
-        /// When writes are answered.
-        ack_mode: Ack,
+        /// The new ones.
+        settings: VolumeSettings,
         /// Refuse writes.
         read_only: bool,
+    },
+    /// Everything of a volume stamped up to this epoch is in the bucket.
+    Covered {
+        /// Its slot.
+        slot: VolumeSlot,
+        /// Its identity.
+        id: VolumeId,
+        /// The epoch.
+        through: Epoch,
     },
     /// Report the state of the shards.
     Report(Sender<CoreReport>),

@@ -1,9 +1,12 @@
 //! The uploader core: takes cuts, packs, stores, commits, and lets the data cores release their
 //! logs. A glommio executor runs it; all machines are the engine's.
 
+mod changes;
 mod chunks;
 mod control;
 mod effects;
+mod patience;
+mod takeover;
 mod volume;
 
 use std::collections::HashMap;
@@ -20,8 +23,8 @@ use futures::stream::StreamExt;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use taipan_engine::arena::ArenaReader;
 use taipan_engine::backend::Backend;
-use taipan_engine::commit::{Coordinator, Event, Load};
-use taipan_engine::core::{CoreLoad, EpochClock, SealedCore};
+use taipan_engine::commit::{CommitStatus, Coordinator, Event, Load, VolumePace};
+use taipan_engine::core::{CoreLoad, CutScope, EpochClock, SealedCore};
 use taipan_engine::error::ErrorKind;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::registry::LocalHeads;
@@ -34,6 +37,7 @@ use crate::metrics::Metrics;
 pub use control::Request;
 pub use volume::UploadVolume;
 
+use changes::{Change, Creations};
 use chunks::{BlockSource, CutPlaces};
 use control::Waiting;
 use effects::Means;
@@ -49,8 +53,10 @@ pub(crate) enum Message {
     Sealed(SealedCore),
     Applied(VolumeId, Epoch),
     Load(CoreLoad),
+    Want(VolumeId, Epoch),
     Event(VolumeId, Event),
     Request(Request),
+    Changed(Box<Change>),
 }
 
 /// The sending side of the uploader's inbox.
@@ -79,6 +85,11 @@ impl UploaderAddress {
         self.send(Message::Load(load));
     }
 
+    /// A client waits until everything of the volume stamped up to `through` is committed.
+    pub fn want(&self, volume: VolumeId, through: Epoch) {
+        self.send(Message::Want(volume, through));
+    }
+
     /// Asks for something; the answer comes over the request's own channel.
     pub fn request(&self, request: Request) {
         self.send(Message::Request(request));
@@ -104,6 +115,10 @@ pub struct UploaderState {
     pub last_error: std::sync::Mutex<Option<String>>,
     /// Last turn in milliseconds, for the watchdog.
     pub heartbeat_ms: AtomicU64,
+    /// Bytes written to the WAL files each second, lately.
+    pub wal_bytes_per_second: AtomicU64,
+    /// How the commit of each volume fares.
+    pub commits: std::sync::Mutex<HashMap<VolumeId, CommitStatus>>,
 }
 
 /// What the uploader is made of. Taken to its own thread.
@@ -155,8 +170,12 @@ pub struct Uploader {
     state: Arc<UploaderState>,
     uploads: TaskQueueHandle,
     drains: Vec<Drain>,
-    /// Requests that wait for a volume without a commit under way; no cut is taken meanwhile.
+    /// Requests that wait for a volume without a commit under way; it is in no cut meanwhile.
     waiting: Vec<Waiting>,
+    creations: Creations,
+    wal_rate: WalRate,
+    /// Volumes that were taken over and wait for the clock.
+    taken: Vec<takeover::Taken>,
     /// A stop that waits for local head records under way.
     stopping: Option<Request>,
     cut_started_ms: u64,
@@ -173,8 +192,36 @@ pub(crate) fn give_way() {
     }
 }
 
+/// How fast the log is written, averaged over about ten seconds.
+#[derive(Default)]
+struct WalRate {
+    at_ms: u64,
+    bytes: u64,
+    per_second: f64,
+}
+
+impl WalRate {
+    const EVERY_MS: u64 = 500;
+    const MEAN_MS: f64 = 10_000.0;
+
+    /// Takes in that so many bytes were written by now; the rate, if it was computed anew.
+    fn sample(&mut self, now_ms: u64, bytes: u64) -> Option<u64> {
+        let passed_ms = now_ms.saturating_sub(self.at_ms);
+        if passed_ms < Self::EVERY_MS {
+            return None;
+        }
+        let rate = bytes.saturating_sub(self.bytes) as f64 * 1000.0 / passed_ms as f64;
+        let share = (passed_ms as f64 / Self::MEAN_MS).min(1.0);
+        self.per_second += (rate - self.per_second) * share;
+        (self.at_ms, self.bytes) = (now_ms, bytes);
+        Some(self.per_second as u64)
+    }
+}
+
 /// Somebody waits until everything answered before is committed.
 struct Drain {
+    /// One volume, or all.
+    volume: Option<VolumeId>,
     /// Cuts up to here must be committed; set when the drain's own cut is taken.
     through: Option<Epoch>,
     reply: Sender<Result<(), String>>,
@@ -214,11 +261,15 @@ impl Uploader {
             counters: parts.metrics.backend(),
         };
         let cores = parts.cores.len();
+        let mut coordinator = parts.coordinator;
+        for volume in &parts.volumes {
+            coordinator.set_pace(volume.id(), VolumePace::of(&volume.head().settings));
+        }
         Self {
             means: Rc::new(means),
             own: address.0,
             clock: parts.clock,
-            coordinator: parts.coordinator,
+            coordinator,
             loads: (0..cores)
                 .map(|core| CoreLoad {
                     core,
@@ -236,6 +287,9 @@ impl Uploader {
             uploads,
             drains: Vec::new(),
             waiting: Vec::new(),
+            creations: Creations::default(),
+            wal_rate: WalRate::default(),
+            taken: Vec::new(),
             stopping: None,
             cut_started_ms: 0,
             started: parts.started,
@@ -254,24 +308,24 @@ impl Uploader {
                     break;
                 }
             } else {
-                self.run_waiting(now_ms).await;
-                if self.waiting.is_empty() {
-                    self.take_cut(now_ms);
-                }
+                self.run_waiting(now_ms);
+                self.serve_taken();
+                self.take_cut(now_ms);
                 self.start_commits();
                 self.run_effects(now_ms);
+                self.sample(now_ms);
             }
             let wait = Duration::from_millis(self.next_wake_ms(now_ms));
             let timer = std::pin::pin!(glommio::timer::sleep(wait));
             match select(inbox.next(), timer).await {
-                Either::Left((Some(message), _)) => self.handle(message).await,
+                Either::Left((Some(message), _)) => self.handle(message),
                 Either::Left((None, _)) => break,
                 Either::Right(_) => continue,
             }
             while !self.stopped
                 && let Ok(message) = inbox.try_recv()
             {
-                self.handle(message).await;
+                self.handle(message);
             }
         }
     }
@@ -287,42 +341,35 @@ impl Uploader {
             .clamp(1, TURN_MS_MAX)
     }
 
-    async fn handle(&mut self, message: Message) {
+    fn handle(&mut self, message: Message) {
         match message {
             Message::Sealed(sealed) => self.sealed(sealed),
             Message::Applied(volume, epoch) => self.applied(volume, epoch),
-            Message::Load(load) => self.loads[load.core] = load,
+            Message::Load(load) => {
+                let core = load.core;
+                self.loads[core] = load;
+            }
+            Message::Want(volume, through) => self.coordinator.want(volume, through),
             Message::Event(volume, event) => self.event(volume, event),
-            Message::Request(request) => self.request(request).await,
+            Message::Request(request) => self.request(request),
+            Message::Changed(change) => self.changed(*change),
         }
     }
 
     /// Ends an epoch if a cut is due: the clock first, then the wake-ups.
     fn take_cut(&mut self, now_ms: u64) {
-        let load = Load {
-            pending_bytes: self.loads.iter().map(|load| load.pending_bytes).sum(),
-            wal_percent: self
-                .loads
-                .iter()
-                .map(|load| load.wal_percent)
-                .max()
-                .unwrap_or(0),
-        };
+        let load = Load::of(&self.loads);
         let Some(cut) = self.coordinator.tick(now_ms, &load) else {
             return;
         };
-        let ended = self.clock.advance();
-        assert_eq!(ended, cut.epoch, "the coordinator alone moves the clock");
-        for drain in self
-            .drains
-            .iter_mut()
-            .filter(|drain| drain.through.is_none())
-        {
-            drain.through = Some(cut.epoch);
+        self.clock.end(cut.epoch, cut.scope.clone());
+        if cut.scope == CutScope::All {
+            let waiting = self.drains.iter_mut().filter(|d| d.through.is_none());
+            waiting.for_each(|drain| drain.through = Some(cut.epoch));
         }
         self.cut_started_ms = now_ms;
         self.metrics.uploader().cuts.add(1);
-        let bytes = load.pending_bytes;
+        let bytes = load.pending_bytes();
         tracing::debug!(epoch = %cut.epoch, reason = ?cut.reason, bytes, "cut");
         for core in &self.cores {
             core.send(CoreMessage::Seal);
@@ -330,10 +377,7 @@ impl Uploader {
     }
 
     fn sealed(&mut self, sealed: SealedCore) {
-        self.loads[sealed.core] = CoreLoad {
-            core: sealed.core,
-            ..CoreLoad::default()
-        };
+        self.loads[sealed.core] = sealed.load;
         let mut complete = false;
         for shard in sealed.shards {
             self.gathering[shard.shard.index()] = Some(shard.places);
@@ -345,6 +389,24 @@ impl Uploader {
         }
         if complete {
             self.places = Arc::new(std::mem::take(&mut self.gathering));
+            self.tell_fulfilled();
+        }
+    }
+
+    /// Tells the cores which volumes the bucket holds as far as their clients wait for it.
+    fn tell_fulfilled(&mut self) {
+        for (id, through) in self.coordinator.fulfilled() {
+            self.tell_covered(id, through);
+        }
+    }
+
+    fn tell_covered(&self, id: VolumeId, through: Epoch) {
+        let Some(volume) = self.volumes.get(&id) else {
+            return;
+        };
+        let slot = volume.volume.slot;
+        for core in &self.cores {
+            core.send(CoreMessage::Covered { slot, id, through });
         }
     }
 
@@ -361,14 +423,44 @@ impl Uploader {
     }
 
     fn finish_drains(&mut self) {
-        let idle = self.coordinator.is_idle();
+        let coordinator = &self.coordinator;
         self.drains.retain(|drain| {
-            let done = drain.through.is_some() && idle;
+            let done = drain.through.is_some_and(|cut| match drain.volume {
+                Some(volume) => coordinator.covered(volume) >= cut,
+                None => coordinator.is_drained(cut),
+            });
             if done {
                 let _ = drain.reply.send(Ok(()));
             }
             !done
         });
+    }
+
+    /// Nobody will commit what is waited for.
+    fn fail_drains(&mut self, id: VolumeId, why: &str) {
+        self.drains.retain(|drain| {
+            let of_volume = drain.volume == Some(id);
+            if of_volume {
+                let _ = drain.reply.send(Err(why.to_owned()));
+            }
+            !of_volume
+        });
+    }
+
+    /// Shows how the commits fare, and how fast the log fills.
+    fn sample(&mut self, now_ms: u64) {
+        if let Some(rate) = self.wal_rate.sample(now_ms, self.metrics.wal_bytes()) {
+            let shown = &self.state.wal_bytes_per_second;
+            shown.store(rate, Ordering::Relaxed);
+        }
+        let statuses = self.volumes.iter();
+        let statuses = statuses.map(|(id, volume)| (*id, volume.commit.status()));
+        let mut shown = self
+            .state
+            .commits
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *shown = statuses.collect();
     }
 
     /// Whether the backend works, as the commits see it.

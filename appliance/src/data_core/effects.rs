@@ -107,6 +107,9 @@ impl Carrier {
         for (volume, epoch) in core.effects.applied.drain(..) {
             self.uploader.applied(volume, epoch);
         }
+        for (volume, through) in core.effects.wants.drain(..) {
+            self.uploader.want(volume, through);
+        }
     }
 
     fn start(&mut self, io: Io, cores: usize, ring: &mut Ring) {

@@ -421,6 +421,12 @@ impl Metrics {
         self.cores.iter().map(|core| core.connections.totals())
     }
 
+    /// Bytes written to the WAL files.
+    pub fn wal_bytes(&self) -> u64 {
+        let cores = self.cores.iter();
+        cores.map(|core| core.wal.write_bytes.get()).sum()
+    }
+
     /// The uploader's counters.
     pub fn uploader(&self) -> Arc<UploaderCounters> {
         Arc::clone(&self.uploader)

@@ -1,22 +1,21 @@
-//! What operators ask of volumes: creation, growth, settings, deletion, drain. Done here because
-//! the uploader is the one writer of a volume's manifests.
+//! What operators ask of volumes: creation, growth, settings, deletion, commits. Done here because
+//! the uploader is the one writer of a volume's manifests; what waits for the backend is done by
+//! tasks ([`super::changes`]), so that no hung request stops anything else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::Sender;
 use taipan_engine::api::VolumeState;
-use taipan_engine::block::ShardId;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
-use taipan_engine::index::Overlay;
-use taipan_engine::registry::{self, VolumeSeed};
+use taipan_engine::registry::VolumeSeed;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
-use super::{Drain, UploadVolume, Uploader};
+use super::changes::{self, Change, Creation, Creations};
+use super::patience::Answer;
+use super::{Drain, Message, Uploader};
 use crate::directory::Volume;
-use crate::inbox::{AddVolume, CoreMessage};
-use crate::opening::open_volume;
 
 /// Makes the new settings of a volume from the old, or refuses.
 pub(crate) type SettingsChange = Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>;
@@ -41,6 +40,13 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
+    /// Open a volume of another appliance and serve it.
+    Takeover {
+        /// Its name.
+        name: VolumeName,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
     /// Delete a volume.
     Delete {
         /// Its name.
@@ -48,8 +54,15 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
-    /// Commit everything answered before.
+    /// Commit everything answered before, of all volumes.
     Drain {
+        /// Tells how it ended.
+        reply: Sender<std::result::Result<(), String>>,
+    },
+    /// Commit everything of one volume answered before.
+    Commit {
+        /// Its name.
+        name: VolumeName,
         /// Tells how it ended.
         reply: Sender<std::result::Result<(), String>>,
     },
@@ -62,77 +75,176 @@ pub enum Request {
     },
 }
 
-/// How long a request waits for the commit under way. No cut is taken meanwhile, so a commit that
-/// cannot end must not hold it for ever.
+/// How long a request waits for the commit under way. Its volume is in no cut meanwhile, so a
+/// commit that cannot end must not hold it for ever.
 const WAIT_MS_MAX: u64 = 60_000;
 
 /// A request that waits until its volume has no commit under way.
 pub(super) struct Waiting {
     request: Request,
+    id: VolumeId,
     until_ms: u64,
 }
 
 impl Uploader {
-    pub(super) async fn request(&mut self, request: Request) {
+    pub(super) fn request(&mut self, request: Request) {
         match request {
             Request::Create {
                 name,
                 settings,
                 reply,
-            } => {
-                let _ = reply.send(self.create(name, settings).await);
-            }
+            } => self.create(name, settings, reply),
+            Request::Takeover { name, reply } => self.begin_takeover(name, reply),
             Request::Drain { reply } => {
                 self.coordinator.demand_cut();
                 self.drains.push(Drain {
+                    volume: None,
                     through: None,
                     reply,
                 });
             }
+            Request::Commit { name, reply } => match self.find(&name) {
+                Ok((_, id)) => {
+                    let through = self.clock.now();
+                    self.coordinator.want(id, through);
+                    self.drains.push(Drain {
+                        volume: Some(id),
+                        through: Some(through),
+                        reply,
+                    });
+                }
+                Err(error) => _ = reply.send(Err(error.to_string())),
+            },
             Request::Stop { .. } => self.stopping = Some(request),
-            Request::Configure { .. } | Request::Delete { .. } => self.waiting.push(Waiting {
-                request,
-                until_ms: self.now_ms() + WAIT_MS_MAX,
-            }),
+            Request::Configure { ref name, .. } | Request::Delete { ref name, .. } => {
+                match self.find(name) {
+                    Ok((_, id)) => {
+                        self.coordinator.hold(id);
+                        let until_ms = self.now_ms() + WAIT_MS_MAX;
+                        self.waiting.push(Waiting {
+                            request,
+                            id,
+                            until_ms,
+                        });
+                    }
+                    Err(error) => answer(request, error),
+                }
+            }
         }
     }
 
-    /// Handles requests that need a volume without a commit under way.
-    pub(super) async fn run_waiting(&mut self, now_ms: u64) {
+    /// Begins the requests whose volume has no commit under way.
+    pub(super) fn run_waiting(&mut self, now_ms: u64) {
         for waiting in std::mem::take(&mut self.waiting) {
-            let (Request::Configure { name, .. } | Request::Delete { name, .. }) = &waiting.request
-            else {
+            let id = waiting.id;
+            let Some(upload) = self.volumes.get(&id) else {
+                answer(waiting.request, deleted());
                 continue;
             };
-            let volume = self.directory.get(name);
-            let settled = volume.as_ref().is_none_or(|volume| {
-                self.volumes
-                    .get(&volume.id)
-                    .is_none_or(UploadVolume::is_settled)
-            });
-            let fenced = volume.is_some_and(|v| v.state().0 == VolumeState::Fenced);
-            if !settled && !fenced && now_ms < waiting.until_ms {
+            if upload.volume.state().0 == VolumeState::Fenced {
+                answer(waiting.request, fenced());
+            } else if upload.is_settled() && !upload.changing {
+                self.begin(id, waiting.request);
+            } else if now_ms < waiting.until_ms {
                 self.waiting.push(waiting);
                 continue;
+            } else {
+                answer(waiting.request, not_settled());
             }
-            if !settled {
-                refuse(waiting.request, fenced);
-                continue;
-            }
-            match waiting.request {
-                Request::Configure {
-                    name,
-                    change,
-                    reply,
-                } => {
-                    let _ = reply.send(self.configure(&name, change).await);
-                }
-                Request::Delete { name, reply } => {
-                    let _ = reply.send(self.delete(&name).await);
-                }
-                Request::Create { .. } | Request::Drain { .. } | Request::Stop { .. } => {}
-            }
+            self.unhold_if_free(id);
         }
+    }
+
+    /// Lets commits of the volume go on once nobody changes its head otherwise.
+    fn unhold_if_free(&mut self, id: VolumeId) {
+        let changing = self.volumes.get(&id).is_some_and(|volume| volume.changing);
+        if !changing && self.waiting.iter().all(|waiting| waiting.id != id) {
+            self.coordinator.unhold(id);
+        }
+    }
+
+    fn begin(&mut self, id: VolumeId, request: Request) {
+        match request {
+            Request::Configure { change, reply, .. } => {
+                let upload = self.volumes.get_mut(&id).expect("it was looked at");
+                let settings = change(&upload.head().settings);
+                let settings = settings.and_then(|s| s.validate().map(|()| s));
+                match settings {
+                    Ok(settings) => {
+                        upload.changing = true;
+                        let text = "the change of settings is pending, it is tried again";
+                        let answer = Answer::new(reply, text);
+                        let (head, local) = (upload.head().clone(), upload.local.clone());
+                        let means = std::rc::Rc::clone(&self.means);
+                        self.spawn_change(changes::configure(means, head, local, settings, answer));
+                    }
+                    Err(error) => _ = reply.send(Err(error)),
+                }
+            }
+            Request::Delete { reply, .. } => self.begin_deletion(id, reply),
+            Request::Create { .. }
+            | Request::Takeover { .. }
+            | Request::Drain { .. }
+            | Request::Commit { .. }
+            | Request::Stop { .. } => {}
+        }
+    }
+
+    fn begin_deletion(&mut self, id: VolumeId, reply: Sender<Result<()>>) {
+        let upload = self.volumes.get_mut(&id).expect("it was looked at");
+        let volume = &upload.volume;
+        volume.closing.store(true, Ordering::SeqCst);
+        let clients = volume.connections.load(Ordering::SeqCst);
+        if clients > 0 {
+            volume.closing.store(false, Ordering::SeqCst);
+            let text = format!(
+                "volume {:?} has {clients} connected clients; disconnect them first",
+                volume.name.as_str()
+            );
+            let _ = reply.send(Err(Error::new(ErrorKind::Busy, text)));
+            return;
+        }
+        upload.changing = true;
+        let answer = Answer::new(reply, "the deletion is pending, it is tried again");
+        let (head, means) = (upload.head().clone(), std::rc::Rc::clone(&self.means));
+        self.spawn_change(changes::delete(means, head, answer));
+    }
+
+    fn create(&mut self, name: VolumeName, settings: VolumeSettings, reply: Sender<Result<()>>) {
+        let text = format!("a volume {:?} exists already", name.as_str());
+        if self.directory.get(&name).is_some() {
+            let _ = reply.send(Err(Error::new(ErrorKind::AlreadyExists, text)));
+            return;
+        }
+        // A creation whose outcome is not known goes on under the same seed.
+        let seed = match self.creations.begin(&name) {
+            Ok(seed) => seed,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let creation = Creation {
+            seed,
+            name,
+            settings,
+            stamped_through: self.clock.now(),
+        };
+        let answer = Answer::new(reply, "the creation is pending");
+        let means = std::rc::Rc::clone(&self.means);
+        self.spawn_change(changes::create(means, creation, answer));
+    }
+
+    pub(super) fn spawn_change(&self, work: impl Future<Output = Change> + 'static) {
+        let own = self.own.clone();
+        let task = async move {
+            let change = work.await;
+            // The uploader reads its inbox until it stops; the next start finds what was stored.
+            let _ = own.unbounded_send(Message::Changed(Box::new(change)));
+        };
+        glommio::spawn_local_into(task, self.uploads)
+            .expect("the task queue exists")
+            .detach();
     }
 
     fn find(&self, name: &VolumeName) -> Result<(Arc<Volume>, VolumeId)> {
@@ -143,8 +255,11 @@ impl Uploader {
             )
         })?;
         let id = volume.id;
+        let (state, cause) = volume.state();
+        if state == VolumeState::Fenced {
+            return Err(fenced());
+        }
         if !self.volumes.contains_key(&id) {
-            let (_, cause) = volume.state();
             let why = cause.unwrap_or_else(|| "it is not open".to_owned());
             let text = format!("volume {:?} cannot be changed: {why}", name.as_str());
             return Err(Error::new(ErrorKind::Busy, text));
@@ -152,127 +267,65 @@ impl Uploader {
         Ok((volume, id))
     }
 
-    async fn create(&mut self, name: VolumeName, settings: VolumeSettings) -> Result<()> {
-        if self.directory.get(&name).is_some() {
-            let text = format!("a volume {:?} exists already", name.as_str());
-            return Err(Error::new(ErrorKind::AlreadyExists, text));
+    /// A task of an operator's request has ended.
+    pub(super) fn changed(&mut self, change: Change) {
+        match change {
+            Change::Created {
+                creation,
+                result,
+                mut answer,
+            } => {
+                self.creations.end(&creation.name, &result);
+                let result = result.map(|opened| self.serve_created(&creation, *opened));
+                answer.give(result);
+            }
+            Change::Configured {
+                id,
+                result,
+                mut answer,
+            } => {
+                let result = result.and_then(|changed| self.adopt_settings(id, changed));
+                self.end_change(id, &result);
+                answer.give(result);
+            }
+            Change::TakenOver {
+                name,
+                stamped_through,
+                result,
+                mut answer,
+            } => match result {
+                Ok(opened) => self.taken_over(name, stamped_through, opened, answer),
+                Err(error) => answer.give(Err(error)),
+            },
+            Change::Deleted {
+                id,
+                result,
+                mut answer,
+            } => {
+                match &result {
+                    Ok(()) => self.forget_deleted(id),
+                    Err(_) => {
+                        if let Some(upload) = self.volumes.get(&id) {
+                            upload.volume.closing.store(false, Ordering::SeqCst);
+                        }
+                        self.end_change(id, &result);
+                    }
+                }
+                answer.give(result);
+            }
         }
-        let backend = &*self.means.backend;
-        let seed = VolumeSeed::random()?;
-        registry::create_volume(backend, seed, &name, &settings).await?;
-        let opened = open_volume(backend, &self.means.heads, seed.id, self.clock.now()).await?;
-        let slot = self.directory.free_slot();
-        let volume = Arc::new(Volume::serving(slot, &opened.local, opened.was_clean));
-        let (ack, done) = bounded(0);
-        for (index, core) in self.cores.iter().enumerate() {
-            let own = ShardId::all().filter(|shard| shard.core(self.cores.len()) == index);
-            let parts = own.map(|shard| {
-                (
-                    shard,
-                    Overlay::new(),
-                    opened.commit.base().shard(shard).clone(),
-                )
-            });
-            core.send(CoreMessage::AddVolume(Box::new(AddVolume {
-                slot,
-                id: seed.id,
-                settings: settings.clone(),
-                read_only: false,
-                committed: opened.commit.head().epoch,
-                parts: parts.collect(),
-                ack: ack.clone(),
-            })));
-        }
-        drop(ack);
-        // Cores answer within a turn; the channel closes when all have.
-        let _ = done.recv();
-        let upload = UploadVolume::new(opened.commit, opened.local, Arc::clone(&volume));
-        upload.fill_tables(&self.tables);
-        self.volumes.insert(seed.id, upload);
-        self.directory.insert(volume);
-        tracing::info!(volume = %name, id = %seed.id, size = settings.size_bytes, "volume created");
-        Ok(())
     }
 
-    async fn configure(&mut self, name: &VolumeName, change: SettingsChange) -> Result<()> {
-        let (volume, id) = self.find(name)?;
-        let upload = self.volumes.get_mut(&id).expect("looked at by find");
-        let settings = change(&upload.head().settings)?;
-        settings.validate()?;
-        let head = registry::configure(&*self.means.backend, upload.head(), &settings).await?;
-        let mut local = upload.local.clone();
-        local.advance(&head);
-        let decided = settings.on_lost_cache != OnLostCache::Refuse
-            && settings.on_lost_cache != upload.head().settings.on_lost_cache;
-        let state = match settings.on_lost_cache {
-            OnLostCache::ReadOnly => VolumeState::ReadOnly,
-            OnLostCache::Continue | OnLostCache::Refuse => VolumeState::Online,
-        };
-        let serve = decided && std::mem::take(&mut local.lost_cache);
-        // Stored is stored: the next commit must follow it, whether or not it is noted locally.
-        let noted = self.means.heads.save(&local);
-        upload.adopt(head, local);
-        noted?;
-        // Durable before anybody can see it.
-        let mut current = volume
-            .settings
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *current = settings.clone();
-        drop(current);
-        if serve {
-            volume
-                .read_only
-                .store(state == VolumeState::ReadOnly, Ordering::Release);
-            volume.set_state(state, None);
+    fn end_change(&mut self, id: VolumeId, result: &Result<()>) {
+        if let Some(upload) = self.volumes.get_mut(&id) {
+            upload.changing = false;
         }
-        let read_only = volume.read_only.load(Ordering::Acquire);
-        for core in &self.cores {
-            let (slot, ack_mode) = (volume.slot, settings.ack);
-            core.send(CoreMessage::Configure {
-                slot,
-                ack_mode,
-                read_only,
-            });
+        if let Err(error) = result
+            && error.kind() == ErrorKind::Fenced
+        {
+            self.fenced(id, &error.to_string());
         }
-        tracing::info!(volume = %name, size = settings.size_bytes, "volume settings changed");
-        Ok(())
-    }
-
-    async fn delete(&mut self, name: &VolumeName) -> Result<()> {
-        let (volume, id) = self.find(name)?;
-        volume.closing.store(true, Ordering::SeqCst);
-        let clients = volume.connections.load(Ordering::SeqCst);
-        if clients > 0 {
-            volume.closing.store(false, Ordering::SeqCst);
-            let text = format!(
-                "volume {:?} has {clients} connected clients; disconnect them first",
-                name.as_str()
-            );
-            return Err(Error::new(ErrorKind::Busy, text));
-        }
-        let head = self.volumes[&id].head().clone();
-        if let Err(error) = registry::delete_volume(&*self.means.backend, &head).await {
-            volume.closing.store(false, Ordering::SeqCst);
-            return Err(error);
-        }
-        let (ack, done) = bounded(0);
-        for core in &self.cores {
-            core.send(CoreMessage::RemoveVolume {
-                slot: volume.slot,
-                ack: ack.clone(),
-            });
-        }
-        drop(ack);
-        let _ = done.recv();
-        self.coordinator.forget_volume(id);
-        self.volumes.remove(&id);
-        self.directory.remove(name);
-        self.tables.forget(id);
-        self.metrics.forget(name);
-        self.means.heads.remove(id)?;
-        tracing::info!(volume = %name, %id, "volume deleted");
-        Ok(())
+        self.unhold_if_free(id);
     }
 
     /// Ends once no local head record is being saved: the last word on each is this one's.
@@ -312,16 +365,51 @@ impl Uploader {
     }
 }
 
-fn refuse(request: Request, fenced: bool) {
-    let error = if fenced {
-        Error::new(
-            ErrorKind::Fenced,
-            "another appliance has taken the volume over",
-        )
-    } else {
-        let text = "a commit of the volume does not end, see the backend's state; try again later";
-        Error::new(ErrorKind::Transient, text)
-    };
+impl Creations {
+    /// The seed under which the volume is created.
+    fn begin(&mut self, name: &VolumeName) -> Result<VolumeSeed> {
+        if self.running.contains(name) {
+            let text = format!("volume {:?} is being created", name.as_str());
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        let seed = match self.unknown.get(name) {
+            Some(seed) => *seed,
+            None => VolumeSeed::random()?,
+        };
+        self.running.insert(name.clone());
+        self.unknown.insert(name.clone(), seed);
+        Ok(seed)
+    }
+
+    fn end<T>(&mut self, name: &VolumeName, result: &Result<T>) {
+        self.running.remove(name);
+        let known = match result {
+            Ok(_) => true,
+            Err(error) => super::patience::is_final(error.kind()),
+        };
+        if known {
+            self.unknown.remove(name);
+        }
+    }
+}
+
+fn fenced() -> Error {
+    Error::new(
+        ErrorKind::Fenced,
+        "another appliance has taken the volume over",
+    )
+}
+
+fn deleted() -> Error {
+    Error::new(ErrorKind::NotFound, "the volume was deleted meanwhile")
+}
+
+fn not_settled() -> Error {
+    let text = "a commit of the volume does not end, see the backend's state; try again later";
+    Error::new(ErrorKind::Transient, text)
+}
+
+fn answer(request: Request, error: Error) {
     if let Request::Configure { reply, .. } | Request::Delete { reply, .. } = request {
         let _ = reply.send(Err(error));
     }

@@ -15,6 +15,7 @@ use taipan_engine::pack::ChunkJob;
 use taipan_engine::registry::{LocalHead, LocalHeads};
 
 use super::chunks::{BlockSource, CutPlaces};
+use super::patience::{deadline, within};
 use crate::metrics::{BackendCounters, BackendOp};
 
 /// What effects are carried out on.
@@ -58,7 +59,7 @@ impl Means {
     /// Reads the manifest that has our number.
     pub(super) async fn get_manifest(self: Rc<Self>, key: ObjectKey) -> Event {
         let started = Instant::now();
-        let result = self.backend.get(&key).await;
+        let result = within(deadline(0), "get a manifest", self.backend.get(&key)).await;
         let bytes = result.as_ref().ok().map(|bytes| bytes.len() as u64);
         self.counters.done(BackendOp::Get, bytes, started.elapsed());
         Event::ManifestGot(result)
@@ -66,19 +67,24 @@ impl Means {
 
     /// Makes the local head record durable, on a thread of its own: fsync blocks.
     pub(super) async fn save_head(self: Rc<Self>, head: LocalHead) -> Event {
+        Event::HeadSaved(self.save(head).await)
+    }
+
+    pub(super) async fn save(&self, head: LocalHead) -> Result<()> {
         let heads = self.heads.clone();
         let save = move || {
             pass("head.save")?;
             heads.save(&head)
         };
-        Event::HeadSaved(glommio::executor().spawn_blocking(save).await)
+        glommio::executor().spawn_blocking(save).await
     }
 
     /// Deletes condemned objects; absent ones are fine.
     pub(super) async fn delete(self: Rc<Self>, objects: Vec<SealedRef>) -> Event {
         for object in objects {
             let started = Instant::now();
-            let result = self.backend.delete(&object.object()).await;
+            let key = object.object();
+            let result = within(deadline(0), "delete", self.backend.delete(&key)).await;
             self.counters.done(
                 BackendOp::Delete,
                 result.is_ok().then_some(0),
@@ -94,7 +100,8 @@ impl Means {
     async fn put(&self, key: &ObjectKey, body: Bytes) -> Result<Put> {
         let started = Instant::now();
         let bytes = body.len() as u64;
-        let result = self.backend.put_if_absent(key, body).await;
+        let put = self.backend.put_if_absent(key, body);
+        let result = within(deadline(bytes), "put", put).await;
         self.counters.done(
             BackendOp::Put,
             result.is_ok().then_some(bytes),

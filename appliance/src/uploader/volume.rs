@@ -21,6 +21,9 @@ use crate::directory::Volume;
 use crate::fetcher::ChunkTables;
 use crate::inbox::CoreMessage;
 
+/// A commit that keeps failing is worth a line so often.
+const LOG_EVERY_MS: u64 = 60_000;
+
 /// A volume with its commit machine.
 pub struct UploadVolume {
     pub(super) commit: VolumeCommit,
@@ -33,6 +36,10 @@ pub struct UploadVolume {
     in_flight: usize,
     /// The local head record is being saved.
     pub(super) saving: bool,
+    /// An operator's task changes the head.
+    pub(super) changing: bool,
+    /// When a failure was logged last.
+    logged_ms: Option<u64>,
     cut_ms: u64,
     packed_blocks: usize,
     /// Blocks of the cut with a newer version in it.
@@ -50,6 +57,8 @@ impl UploadVolume {
             publishing: None,
             in_flight: 0,
             saving: false,
+            changing: false,
+            logged_ms: None,
             cut_ms: 0,
             packed_blocks: 0,
             superseded_blocks: 0,
@@ -183,7 +192,10 @@ impl Uploader {
             }
             Effect::Publish(publication) => self.publish(id, publication),
             Effect::Delete { objects } => self.spawn(id, means.delete(objects)),
-            Effect::Fenced { by } => self.fenced(id, by.0),
+            Effect::Fenced { by } => {
+                let cause = format!("taken over by the writer of generation {}", by.0);
+                self.fenced(id, &cause);
+            }
         }
     }
 
@@ -222,7 +234,12 @@ impl Uploader {
         match &after {
             Some((kind, text)) if after != before => {
                 counters.commit_failures.add(1);
-                tracing::warn!(volume = %volume.volume.name, ?kind, error = text, "commit waits");
+                let last = volume.logged_ms.filter(|_| before.is_some());
+                if last.is_none_or(|last| now_ms >= last + LOG_EVERY_MS) {
+                    volume.logged_ms = Some(now_ms);
+                    let name = &volume.volume.name;
+                    tracing::warn!(volume = %name, ?kind, error = text, "commit waits");
+                }
                 if *kind == ErrorKind::Corrupt {
                     self.coordinator.volume_stuck(id);
                 }
@@ -292,18 +309,21 @@ impl Uploader {
         let took_ms = now_ms.saturating_sub(volume.cut_ms);
         counters.commit_nanos.add(took_ms * 1_000_000);
         self.coordinator.volume_done(id);
+        self.tell_fulfilled();
+        // Also those whose writes wait because the bucket lacks too much.
+        self.tell_covered(id, self.coordinator.covered(id));
         self.finish_drains();
     }
 
     /// Another writer owns the volume: nothing more is acknowledged.
-    fn fenced(&mut self, id: VolumeId, by: u64) {
+    pub(super) fn fenced(&mut self, id: VolumeId, cause: &str) {
         let volume = &self.volumes[&id];
         tracing::error!(
-            volume = %volume.volume.name, generation = by,
+            volume = %volume.volume.name, cause,
             "another appliance has taken the volume over; it is no longer served here"
         );
-        let cause = format!("taken over by the writer of generation {by}");
-        volume.volume.set_state(VolumeState::Fenced, Some(cause));
+        let state = VolumeState::Fenced;
+        volume.volume.set_state(state, Some(cause.to_owned()));
         volume.volume.closing.store(true, Ordering::Release);
         for core in &self.cores {
             core.send(CoreMessage::FenceVolume {
@@ -311,5 +331,6 @@ impl Uploader {
             });
         }
         self.coordinator.forget_volume(id);
+        self.fail_drains(id, cause);
     }
 }

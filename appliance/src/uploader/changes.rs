@@ -1,0 +1,262 @@
+//! Tasks that change volumes in the backend for an operator, and what becomes of their results.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use taipan_engine::api::VolumeState;
+use taipan_engine::block::ShardId;
+use taipan_engine::commit::VolumePace;
+use taipan_engine::error::{Error, Result};
+use taipan_engine::failpoint;
+use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::index::Overlay;
+use taipan_engine::manifest::Manifest;
+use taipan_engine::registry::{self, LocalHead, VolumeSeed};
+use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
+
+use super::effects::Means;
+use super::patience::{Answer, is_final, until_known, within};
+use super::{UploadVolume, Uploader};
+use crate::directory::Volume;
+use crate::inbox::{AddVolume, CoreMessage};
+use crate::opening::{Opened, open_volume};
+
+/// A creation is given up for now after so long; a repeat goes on where it stopped.
+const CREATION_WAIT: Duration = Duration::from_secs(60);
+/// One attempt at a creation: a few small requests.
+const ATTEMPT: Duration = Duration::from_secs(30);
+const CREATION_PAUSE: Duration = Duration::from_millis(500);
+
+/// A volume to be created.
+pub(crate) struct Creation {
+    pub(super) seed: VolumeSeed,
+    pub(super) name: VolumeName,
+    pub(super) settings: VolumeSettings,
+    pub(super) stamped_through: Epoch,
+}
+
+/// Creations under way, and those whose outcome is not known.
+#[derive(Default)]
+pub(super) struct Creations {
+    pub(super) running: HashSet<VolumeName>,
+    pub(super) unknown: HashMap<VolumeName, VolumeSeed>,
+}
+
+/// How a task ended.
+pub(crate) enum Change {
+    Created {
+        creation: Creation,
+        result: Result<Box<Opened>>,
+        answer: Answer,
+    },
+    Configured {
+        id: VolumeId,
+        result: Result<Configured>,
+        answer: Answer,
+    },
+    TakenOver {
+        name: VolumeName,
+        stamped_through: Epoch,
+        result: Result<Box<Opened>>,
+        answer: Answer,
+    },
+    Deleted {
+        id: VolumeId,
+        result: Result<()>,
+        answer: Answer,
+    },
+}
+
+/// A manifest with new settings that is stored.
+pub(crate) struct Configured {
+    head: Manifest,
+    local: LocalHead,
+    /// The state in which the volume is served from now on, if the operator decided that.
+    decided: Option<VolumeState>,
+    /// Whether the record was saved.
+    noted: Result<()>,
+}
+
+/// Creates the volume and opens it.
+pub(super) async fn create(means: Rc<Means>, creation: Creation, answer: Answer) -> Change {
+    let started = Instant::now();
+    let result = loop {
+        let attempt = async {
+            let backend = &*means.backend;
+            let Creation {
+                seed,
+                name,
+                settings,
+                stamped_through,
+            } = &creation;
+            registry::create_volume(backend, *seed, name, settings).await?;
+            open_volume(backend, &means.heads, seed.id, *stamped_through).await
+        };
+        match within(ATTEMPT, "create a volume", attempt).await {
+            Err(error) if !is_final(error.kind()) && started.elapsed() < CREATION_WAIT => {
+                glommio::timer::sleep(CREATION_PAUSE).await;
+            }
+            known => break known.map(Box::new),
+        }
+    };
+    Change::Created {
+        creation,
+        result,
+        answer,
+    }
+}
+
+/// Stores a manifest with new settings, however long that takes: while its outcome is open no other
+/// manifest may follow.
+pub(super) async fn configure(
+    means: Rc<Means>,
+    old: Manifest,
+    mut local: LocalHead,
+    settings: VolumeSettings,
+    mut answer: Answer,
+) -> Change {
+    let id = old.volume;
+    let backend = &*means.backend;
+    let stored = until_known("change settings", &mut answer, || async {
+        failpoint::hit("configure.put").map_err(|e| Error::io("failpoint", e))?;
+        registry::configure(backend, &old, &settings).await
+    });
+    let result = match stored.await {
+        Ok(head) => {
+            local.advance(&head);
+            let decision = head.settings.on_lost_cache;
+            let decided = decision != OnLostCache::Refuse && decision != old.settings.on_lost_cache;
+            let serve = decided && std::mem::take(&mut local.lost_cache);
+            let state = match decision {
+                OnLostCache::ReadOnly => VolumeState::ReadOnly,
+                OnLostCache::Continue | OnLostCache::Refuse => VolumeState::Online,
+            };
+            // Stored is stored: the next commit must follow it, whether or not it is noted locally.
+            let noted = means.save(local.clone()).await;
+            Ok(Configured {
+                head,
+                local,
+                decided: serve.then_some(state),
+                noted,
+            })
+        }
+        Err(error) => Err(error),
+    };
+    Change::Configured { id, result, answer }
+}
+
+/// Deletes the volume in the backend and its local record, however long that takes.
+pub(super) async fn delete(means: Rc<Means>, head: Manifest, mut answer: Answer) -> Change {
+    let id = head.volume;
+    let backend = &*means.backend;
+    let deleted = until_known("delete a volume", &mut answer, || async {
+        failpoint::hit("delete.put").map_err(|e| Error::io("failpoint", e))?;
+        registry::delete_volume(backend, &head).await
+    });
+    let result = match deleted.await {
+        Ok(_) => {
+            let heads = means.heads.clone();
+            glommio::executor()
+                .spawn_blocking(move || heads.remove(id))
+                .await
+        }
+        Err(error) => Err(error),
+    };
+    Change::Deleted { id, result, answer }
+}
+
+impl Uploader {
+    /// A volume was created: the cores serve it from now on.
+    pub(super) fn serve_created(&mut self, creation: &Creation, opened: Opened) {
+        let slot = self.directory.free_slot();
+        let id = creation.seed.id;
+        let volume = Arc::new(Volume::serving(slot, &opened.local, opened.was_clean));
+        let (ack, done) = bounded(0);
+        for (index, core) in self.cores.iter().enumerate() {
+            let own = ShardId::all().filter(|shard| shard.core(self.cores.len()) == index);
+            let base = opened.commit.base();
+            let parts = own.map(|shard| (shard, Overlay::new(), base.shard(shard).clone()));
+            core.send(CoreMessage::AddVolume(Box::new(AddVolume {
+                slot,
+                id,
+                settings: creation.settings.clone(),
+                read_only: false,
+                committed: opened.commit.head().epoch,
+                parts: parts.collect(),
+                ack: ack.clone(),
+            })));
+        }
+        drop(ack);
+        // Cores answer within a turn; the channel closes when all have.
+        let _ = done.recv();
+        let upload = UploadVolume::new(opened.commit, opened.local, Arc::clone(&volume));
+        upload.fill_tables(&self.tables);
+        let pace = VolumePace::of(&creation.settings);
+        self.coordinator.set_pace(id, pace);
+        self.volumes.insert(id, upload);
+        self.directory.insert(volume);
+        let (name, bytes) = (&creation.name, creation.settings.size_bytes);
+        tracing::info!(volume = %name, %id, bytes, "volume created");
+    }
+
+    /// New settings are stored: they hold from now on.
+    pub(super) fn adopt_settings(&mut self, id: VolumeId, changed: Configured) -> Result<()> {
+        let Some(upload) = self.volumes.get_mut(&id) else {
+            return Ok(());
+        };
+        let settings = changed.head.settings.clone();
+        upload.adopt(changed.head, changed.local);
+        let volume = Arc::clone(&upload.volume);
+        let mut current = volume
+            .settings
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *current = settings.clone();
+        drop(current);
+        if let Some(state) = changed.decided {
+            let read_only = state == VolumeState::ReadOnly;
+            volume.read_only.store(read_only, Ordering::Release);
+            volume.set_state(state, None);
+        }
+        self.coordinator.set_pace(id, VolumePace::of(&settings));
+        let read_only = volume.read_only.load(Ordering::Acquire);
+        for core in &self.cores {
+            core.send(CoreMessage::Configure {
+                slot: volume.slot,
+                settings: settings.clone(),
+                read_only,
+            });
+        }
+        let bytes = settings.size_bytes;
+        tracing::info!(volume = %volume.name, bytes, "volume settings changed");
+        changed.noted
+    }
+
+    /// A volume was deleted: nothing of it is served or committed any more.
+    pub(super) fn forget_deleted(&mut self, id: VolumeId) {
+        let Some(upload) = self.volumes.remove(&id) else {
+            return;
+        };
+        let volume = upload.volume;
+        let (ack, done) = bounded(0);
+        for core in &self.cores {
+            core.send(CoreMessage::RemoveVolume {
+                slot: volume.slot,
+                ack: ack.clone(),
+            });
+        }
+        drop(ack);
+        let _ = done.recv();
+        self.coordinator.forget_volume(id);
+        self.fail_drains(id, "the volume was deleted");
+        self.clock.exposures().forget(id);
+        self.directory.remove(&volume.name);
+        self.tables.forget(id);
+        self.metrics.forget(&volume.name);
+        tracing::info!(volume = %volume.name, %id, "volume deleted");
+    }
+}
