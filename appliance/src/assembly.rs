@@ -19,13 +19,14 @@ use taipan_engine::registry::LocalHeads;
 use taipan_engine::shard::Shard;
 use taipan_engine::wal::LogConfig;
 
+use crate::budget::{MemoryBudget, machine_memory_bytes};
 use crate::boot::{BootVolume, Recovered};
 use crate::config::Config;
 use crate::connection::{Allowance, ConnectionLimits};
 use crate::daemon::Parts;
 use crate::data_core::{DataCore, DataCoreParts};
 use crate::directory::Directory;
-use crate::fetcher::{ChunkTables, Fetcher};
+use crate::fetcher::{ChunkTables, Fetcher, FetcherParts, ReadSettings};
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
@@ -83,7 +84,9 @@ impl Assembly {
         let uploads = self.take_volumes(volumes);
         let (uploader, uploader_inbox) = UploaderAddress::new();
         let mut watchdog = Watchdog::new(self.started);
-        let (addresses, data) = self.start_cores(config, cores, &uploader, &mut watchdog)?;
+        let fetcher = self.start_fetcher(config, &parts.budget)?;
+        let (addresses, data) =
+            self.start_cores(config, cores, &fetcher, &uploader, &mut watchdog)?;
         populate(&arenas, &addresses);
         let state = Arc::new(UploaderState::default());
         let upload_parts = self.uploader_parts(config, arenas, uploads, &addresses, &state);
@@ -134,10 +137,22 @@ impl Assembly {
         uploads
     }
 
+    fn start_fetcher(&self, config: &Config, budget: &MemoryBudget) -> Result<Fetcher> {
+        let ram_bytes = budget.read_cache_bytes;
+        Fetcher::start(FetcherParts {
+            backend: Arc::clone(&self.backend),
+            tables: Arc::clone(&self.tables),
+            backend_counters: self.metrics.backend(),
+            counters: Arc::clone(&self.metrics.cold_reads),
+            settings: ReadSettings::plan(config, ram_bytes, machine_memory_bytes()),
+        })
+    }
+
     fn start_cores(
         &self,
         config: &Config,
         cores: Vec<BuiltCore>,
+        fetcher: &Fetcher,
         uploader: &UploaderAddress,
         watchdog: &mut Watchdog,
     ) -> Result<(Vec<CoreAddress>, Vec<CoreThread>)> {
@@ -148,13 +163,11 @@ impl Assembly {
             addresses.push(address);
             inboxes.push(inbox);
         }
-        let fetcher = Fetcher::start(&self.backend, &self.tables, &self.metrics.backend())
-            .map_err(|e| Error::io("starting the fetcher", e))?;
         let mut threads = Vec::new();
         for (built, inbox) in cores.into_iter().zip(inboxes) {
             let heartbeat = Arc::new(AtomicU64::new(0));
             watchdog.watch(format!("data-{}", built.index), Arc::clone(&heartbeat));
-            let core = self.core_parts(built, inbox, config, &addresses, &fetcher, uploader);
+            let core = self.core_parts(built, inbox, config, &addresses, fetcher, uploader);
             let core = DataCoreParts { heartbeat, ..core };
             let cpu = config.cores.pin.then(|| config.cores.data[core.index]);
             threads.push(spawn_core(core, cpu)?);

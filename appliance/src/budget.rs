@@ -23,6 +23,8 @@ const CHUNK_BYTES_MAX: u64 = 64 << 20;
 pub struct MemoryBudget {
     /// Batch memory of all shards: write buffer, memory that outlives the process, read cache.
     pub batch_bytes: u64,
+    /// Committed blocks kept in memory.
+    pub read_cache_bytes: u64,
     /// Payload of requests in flight.
     pub request_bytes: u64,
     /// State of connections.
@@ -58,6 +60,10 @@ impl MemoryBudget {
         }
         Ok(Self {
             batch_bytes,
+            read_cache_bytes: config
+                .reads
+                .ram_cache
+                .of_memory(memory_bytes, batch_bytes),
             request_bytes: config.limits.request_bytes_total,
             connection_bytes: u64::from(config.limits.connections_max) * CONNECTION_BYTES,
             packing_bytes: CHUNKS_HELD * CHUNK_BYTES_MAX,
@@ -77,6 +83,7 @@ impl MemoryBudget {
         };
         vec![
             part("batches and read cache", self.batch_bytes),
+            part("cache of committed blocks", self.read_cache_bytes),
             part("requests in flight", self.request_bytes),
             part("connections", self.connection_bytes),
             part("packing", self.packing_bytes),

@@ -11,16 +11,19 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 12] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
     "wal.release",
     "chunk.put",
     "chunk.get",
+    "cache.read",
+    "cache.write",
     "manifest.put",
     "head.save",
     "region.append",
+    "quarantine.write",
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use super::flags::Flags;
 use super::places;
 use super::settings::{
     Cache, Commit, Config, Cores, DATA_CORES_MAX, Limits, LogFormat, Logging, MEMORY_BYTES_MIN,
-    VolumeConfig, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
+    VolumeConfig, VolumesOpen, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
 };
 
 /// What of the machine decides defaults.
@@ -94,6 +94,7 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
     };
     Config {
         runtime_dir: doc.path("runtime_dir"),
+        volumes_open: read_volumes_open(doc),
         volumes: read_volumes(doc, volumes),
         listen: listen.unwrap_or_else(|| vec![SocketAddr::from(([127, 0, 0, 1], 10809))]),
         socket: doc
@@ -116,6 +117,7 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
                 .size("commit.pending_size", (1 << 20)..=(1 << 40))
                 .unwrap_or(64 << 20),
         },
+        reads: super::reads::read(doc),
         limits: read_limits(doc),
         log: read_log(doc),
         data_dir,
@@ -133,6 +135,15 @@ fn absolute_backend(url: String) -> String {
         Some(Ok(path)) => format!("dir:{}", path.display()),
         _ => url,
     }
+}
+
+fn read_volumes_open(doc: &mut Document) -> VolumesOpen {
+    let words = [
+        ("auto", VolumesOpen::Auto),
+        ("all", VolumesOpen::All),
+        ("own", VolumesOpen::Own),
+    ];
+    doc.choice("volumes_open", &words).unwrap_or_default()
 }
 
 fn read_metrics(doc: &mut Document) -> Option<SocketAddr> {
@@ -399,7 +410,7 @@ fn check_clashes(doc: &mut Document, config: &Config) {
             "is more than limits.request_bytes_total",
         );
     }
-    for own in ["", "wal", "volumes"] {
+    for own in ["", "wal", "volumes", "quarantine", "metadata"] {
         let clash = config.data_dir.join(own);
         if backend_dir(&config.backend) == Some(clash.as_path()) {
             let text = "is used by the daemon itself; give the backend a directory of its own";

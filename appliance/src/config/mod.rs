@@ -7,13 +7,15 @@ mod flags;
 mod load;
 mod places;
 mod print;
+mod reads;
 mod settings;
 
 pub use flags::{Cli, Command, Flags};
 pub use load::{Machine, Problems, load};
+pub use reads::{CacheSize, Reads};
 pub use settings::{
     Cache, Commit, Config, Cores, DATA_CORES_MAX, Limits, LogFormat, Logging, MEMORY_BYTES_MIN,
-    VolumeConfig, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
+    VolumeConfig, VolumesOpen, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
 };
 
 #[cfg(test)]

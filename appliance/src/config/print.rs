@@ -8,7 +8,7 @@ use taipan_engine::size;
 use taipan_engine::volume::{Ack, OnLostCache};
 
 use super::cpus;
-use super::settings::{Config, LogFormat, VolumeConfig, WalSync};
+use super::settings::{Config, LogFormat, VolumeConfig, VolumesOpen, WalSync};
 
 impl Config {
     /// The configuration as TOML; reading it back gives the same.
@@ -27,6 +27,13 @@ impl Config {
         }
         writeln!(out, "backend = {}", text(&self.backend))?;
         writeln!(out, "drain_on_stop = {}", self.drain_on_stop)?;
+        super::reads::print(out, &self.reads)?;
+        let volumes_open = match self.volumes_open {
+            VolumesOpen::Auto => "auto",
+            VolumesOpen::All => "all",
+            VolumesOpen::Own => "own",
+        };
+        writeln!(out, "volumes_open = {}", text(volumes_open))?;
 
         writeln!(out, "\n[nbd]")?;
         let listen = self.listen.iter().map(|a| text(&a.to_string()));

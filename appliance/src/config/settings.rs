@@ -25,6 +25,8 @@ pub struct Config {
     /// Directory (tmpfs) of the memory that outlives the process; `None`: a private one under
     /// `/dev/shm`, or systemd's RuntimeDirectory; see [`crate::lock::DataDir::runtime_dir`].
     pub runtime_dir: Option<PathBuf>,
+    /// Which of the backend's volumes a start opens for writing.
+    pub volumes_open: VolumesOpen,
     /// Volumes that are created at start if they do not exist.
     pub volumes: Vec<VolumeConfig>,
     /// TCP addresses for NBD; may be empty.
@@ -47,10 +49,24 @@ pub struct Config {
     pub cache: Cache,
     /// When cuts are committed to the backend.
     pub commit: Commit,
+    /// Caches of reads, and how long they wait.
+    pub reads: super::reads::Reads,
     /// Bounds on what clients may use.
     pub limits: Limits,
     /// Log output.
     pub log: Logging,
+}
+
+/// Which of the backend's volumes a start opens for writing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VolumesOpen {
+    /// All on an empty data directory, else only its own.
+    #[default]
+    Auto,
+    /// All, whoever owned them.
+    All,
+    /// Only those that this appliance owns.
+    Own,
 }
 
 /// A volume that the configuration asks for. An existing volume keeps its own settings.

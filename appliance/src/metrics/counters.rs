@@ -8,6 +8,7 @@ use std::time::Duration;
 use taipan_engine::volume::VolumeName;
 
 use super::latency::{Latency, LatencyTotals};
+use super::reads::{ColdReadCounters, ColdReadTotals};
 
 /// A counter with one writing thread: adding is a load and a store, without a locked instruction.
 #[derive(Debug, Default)]
@@ -389,6 +390,8 @@ pub struct Metrics {
     cores: Vec<Arc<CoreCounters>>,
     backend: Arc<BackendCounters>,
     uploader: Arc<UploaderCounters>,
+    /// Reads of committed blocks.
+    pub cold_reads: Arc<ColdReadCounters>,
     /// Connections refused before a data core saw them, because the limit was reached.
     pub refused_connections: SharedCount,
     volumes: Mutex<BTreeMap<VolumeName, Vec<Arc<VolumeCounters>>>>,
@@ -401,6 +404,7 @@ impl Metrics {
             cores: (0..data_cores).map(|_| Arc::default()).collect(),
             backend: Arc::default(),
             uploader: Arc::default(),
+            cold_reads: Arc::default(),
             refused_connections: SharedCount::default(),
             volumes: Mutex::default(),
         }
@@ -463,6 +467,7 @@ impl Metrics {
             cores,
             backend: self.backend.totals(),
             uploader: self.uploader.totals(),
+            cold_reads: self.cold_reads.totals(),
             volumes: volumes
                 .iter()
                 .map(|(name, of_cores)| (name.clone(), sum(of_cores)))
@@ -480,6 +485,8 @@ pub struct MetricsSnapshot {
     pub backend: BackendTotals,
     /// The uploader.
     pub uploader: UploaderTotals,
+    /// Reads of committed blocks.
+    pub cold_reads: ColdReadTotals,
     /// By volume, in order of names; volumes without connections so far are absent.
     pub volumes: Vec<(VolumeName, VolumeTotals)>,
 }

@@ -1,8 +1,10 @@
 //! Counters of the daemon: written without contention by the cores, read by the metrics server.
 
+#[macro_use]
 mod counters;
 mod families;
 mod latency;
+mod reads;
 mod text;
 
 pub use counters::{
@@ -12,4 +14,5 @@ pub use counters::{
     VolumeTotals, WalCounters, WalTotals,
 };
 pub use latency::{Latency, LatencyTotals, bound_nanos};
+pub use reads::{ColdReadCounters, ColdReadTotals};
 pub use text::{CONTENT_TYPE, render};

@@ -40,6 +40,7 @@ impl Collector for Scrape {
         encode_shards(&mut families, &self.status)?;
         encode_cores(&mut families, &self.snapshot.cores)?;
         encode_backend(&mut families, &self.status, &self.snapshot)?;
+        super::reads::encode(&mut families, &self.snapshot.cold_reads)?;
         encode_uploader(&mut families, &self.snapshot)
     }
 }
@@ -170,6 +171,7 @@ fn encode_volumes(out: &mut Families<'_>, volumes: &[VolumeInfo]) -> fmt::Result
         ("unverified", VolumeState::Unverified),
         ("refused", VolumeState::Refused),
         ("fenced", VolumeState::Fenced),
+        ("elsewhere", VolumeState::Elsewhere),
         ("deleting", VolumeState::Deleting),
     ];
     let rows = volumes.iter().flat_map(|v| {

@@ -286,6 +286,10 @@ impl Stream {
         let mut free = window.saturating_sub(ahead_slots * block_bytes);
         let mut room = room_bytes;
         let piece_bytes = PIECE_BYTES.min(window / 2);
+        if window < WINDOW_FIRST {
+            // There is no memory to read ahead into.
+            return;
+        }
         while free >= piece_bytes && room >= piece_bytes && self.stuck_at.is_none() {
             let Some((chunk, slot)) = self.cursor else {
                 return;

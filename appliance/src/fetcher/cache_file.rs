@@ -1,0 +1,221 @@
+//! The file of the chunk cache: direct I/O on blocking threads, a directory in memory. Whatever
+//! goes wrong with it switches it off; nothing in it is needed.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use taipan_engine::block::{BlockSize, PAGE_BYTES};
+use taipan_engine::cache::{DiskMap, OnDisk, Reserved, SlotKey};
+use taipan_engine::chunk::SlotStamp;
+use taipan_engine::error::{Error, Result};
+use taipan_engine::failpoint;
+use taipan_engine::ring::AlignedBuf;
+
+/// Bytes on their way into the file, at most; more is not cached.
+const PENDING_BYTES_MAX: usize = 32 << 20;
+/// Blocks are gathered into writes of at most so many bytes.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+/// A cache that takes longer is no help; the device may hang.
+const READ_LIMIT: Duration = Duration::from_secs(2);
+/// Name of the file in its directory.
+pub(super) const FILE_NAME: &str = "blocks";
+
+/// Where the cache file goes and how large it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheFileSpec {
+    /// Its directory, made if it is missing.
+    pub dir: PathBuf,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+/// The cache file and its directory.
+pub(super) struct CacheFile {
+    file: Arc<File>,
+    pub(super) map: DiskMap,
+    pending_bytes: usize,
+    batch: Batch,
+    /// Something failed: nothing more is written or read.
+    off: bool,
+}
+
+/// Neighbouring blocks on their way into the file.
+#[derive(Default)]
+struct Batch {
+    offset: u64,
+    bytes: Vec<u8>,
+    blocks: Vec<Reserved>,
+}
+
+/// A write to be carried out; its end is told to [`CacheFile::written`].
+pub(super) struct Write {
+    file: Arc<File>,
+    batch: Batch,
+}
+
+/// A write that ended.
+pub(super) struct Written {
+    blocks: Vec<Reserved>,
+    bytes: usize,
+    result: io::Result<()>,
+}
+
+impl CacheFile {
+    /// Makes the file anew; what an earlier process left in it is not used. Its space is taken at
+    /// once, so that it cannot run out later.
+    pub(super) fn create(spec: &CacheFileSpec) -> Result<Self> {
+        let path = spec.dir.join(FILE_NAME);
+        let failed = |what: &str, error| Error::io(what, error).with_path(&path);
+        std::fs::create_dir_all(&spec.dir).map_err(|e| failed("make the cache's directory", e))?;
+        let file = open(&path).map_err(|e| failed("open the cache file", e))?;
+        file.set_len(0)
+            .and_then(|()| Ok(fallocate(&file, FallocateFlags::empty(), 0, spec.bytes)?))
+            .map_err(|e| failed("take the space of the cache file", e))?;
+        Ok(Self {
+            file: Arc::new(file),
+            map: DiskMap::new(spec.bytes),
+            pending_bytes: 0,
+            batch: Batch::default(),
+            off: false,
+        })
+    }
+
+    /// Where a slot's block is, if the file may be read.
+    pub(super) fn find(&mut self, key: &SlotKey) -> Option<OnDisk> {
+        if self.off {
+            return None;
+        }
+        self.map.find(key)
+    }
+
+    /// Whether the file has a slot's block.
+    pub(super) fn contains(&self, key: &SlotKey) -> bool {
+        !self.off && self.map.contains(key)
+    }
+
+    /// Takes a verified block in; false if it is not kept. What is gathered goes to `writes`.
+    pub(super) fn put(
+        &mut self,
+        key: &SlotKey,
+        block_size: BlockSize,
+        stamp: SlotStamp,
+        block: &[u8],
+        writes: &mut Vec<Write>,
+    ) -> bool {
+        if self.off || self.pending_bytes + block.len() > PENDING_BYTES_MAX {
+            return false;
+        }
+        let Some(reserved) = self.map.reserve(key, block_size, stamp) else {
+            return false;
+        };
+        let end = self.batch.offset + self.batch.bytes.len() as u64;
+        if end != reserved.file_offset || self.batch.bytes.len() >= WRITE_BYTES_MAX {
+            self.flush(writes);
+            self.batch.offset = reserved.file_offset;
+        }
+        self.batch.bytes.extend_from_slice(block);
+        self.batch.blocks.push(reserved);
+        self.pending_bytes += block.len();
+        true
+    }
+
+    /// Hands over what is gathered.
+    pub(super) fn flush(&mut self, writes: &mut Vec<Write>) {
+        if self.batch.blocks.is_empty() {
+            return;
+        }
+        writes.push(Write {
+            file: Arc::clone(&self.file),
+            batch: std::mem::take(&mut self.batch),
+        });
+    }
+
+    /// A write ended. An error switches the cache off: true if it did just now.
+    pub(super) fn written(&mut self, written: Written) -> bool {
+        self.pending_bytes -= written.bytes;
+        for reserved in written.blocks {
+            self.map.written(reserved, written.result.is_ok());
+        }
+        match written.result {
+            Ok(()) => false,
+            Err(error) => self.fail("written", &error),
+        }
+    }
+
+    /// Switches the cache off; true if it was on.
+    pub(super) fn fail(&mut self, what: &str, error: &io::Error) -> bool {
+        if !self.off {
+            tracing::error!(%error, "the chunk cache could not be {what} and is off from now on");
+        }
+        !std::mem::replace(&mut self.off, true)
+    }
+
+    /// Reads so many bytes of the file; the bytes are not checked.
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        len: usize,
+    ) -> impl Future<Output = io::Result<AlignedBuf>> + Send + 'static {
+        let file = Arc::clone(&self.file);
+        let read = move || {
+            failpoint::hit("cache.read")?;
+            let mut buffer = AlignedBuf::zeroed(len);
+            file.read_exact_at(&mut buffer, offset)?;
+            Ok(buffer)
+        };
+        async move {
+            let read = tokio::task::spawn_blocking(read);
+            match tokio::time::timeout(READ_LIMIT, read).await {
+                Ok(read) => read.unwrap_or_else(|error| Err(io::Error::other(error))),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    }
+}
+
+impl Write {
+    /// Writes.
+    pub(super) async fn run(self) -> Written {
+        let Self { file, batch } = self;
+        let Batch {
+            offset,
+            bytes,
+            blocks,
+        } = batch;
+        let len = bytes.len();
+        let write = move || {
+            failpoint::hit("cache.write")?;
+            let mut buffer = AlignedBuf::zeroed(bytes.len());
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            file.write_all_at(&buffer, offset)
+        };
+        let result = tokio::task::spawn_blocking(write).await;
+        Written {
+            blocks,
+            bytes: len,
+            result: result.unwrap_or_else(|error| Err(io::Error::other(error))),
+        }
+    }
+}
+
+/// Opens for direct I/O; without it where the file system has none, as on a tmpfs.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options.mode(0o600);
+    let direct = options
+        .clone()
+        .custom_flags(OFlags::DIRECT.bits() as i32)
+        .open(path);
+    match direct {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path),
+        opened => opened,
+    }
+}
+
+const _: () = assert!(WRITE_BYTES_MAX.is_multiple_of(PAGE_BYTES));

@@ -1,0 +1,287 @@
+//! What becomes of bytes that arrive: every block is checked, those that are right are cached and
+//! handed to whoever waits, those that are wrong are asked for once more, alone.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use taipan_engine::cache::{Flight, FlightId, Origin, SlotKey};
+use taipan_engine::chunk::{SlotStamp, open_slot, slot_stride};
+use taipan_engine::error::{Error, ErrorKind};
+use taipan_engine::ring::AlignedBuf;
+
+use super::queues::{Class, Source, Work};
+use super::reads::{Landing, Reads};
+use super::runs::runs;
+use super::waiting::Waiter;
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Waiters whose slot brought wrong bytes.
+type Unlucky = Vec<(u32, Waiter)>;
+
+impl Reads {
+    pub(super) fn land(&mut self, landing: Landing) {
+        match landing {
+            Landing::Got(id, Ok(bytes)) => self.got(id, &bytes),
+            Landing::Got(id, Err(error)) => self.failed(id, &error),
+            Landing::FromFile(id, Ok(buffer)) => self.from_file(id, &buffer),
+            Landing::FromFile(id, Err(error)) => self.file_failed(id, &error),
+            Landing::Written(written) => {
+                if self.file.as_mut().is_some_and(|file| file.written(written)) {
+                    self.counters.file_failures.add(1);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, id: FlightId) -> Option<Flight<Work, Waiter>> {
+        let flight = self.flights.land(id)?;
+        self.queues.ended(&flight.work);
+        if flight.work.class == Class::Ahead {
+            self.ahead_flying -= (flight.slots.len() * flight.work.block_size.bytes()) as u64;
+        }
+        Some(flight)
+    }
+
+    /// A GET brought bytes.
+    fn got(&mut self, id: FlightId, bytes: &Bytes) {
+        let Some(flight) = self.end(id) else {
+            return;
+        };
+        let work = &flight.work;
+        let stride = slot_stride(work.block_size);
+        let slot_bytes = |index: usize| bytes.get(index * stride..(index + 1) * stride);
+        let mut stamps: Vec<Option<SlotStamp>> = (0..flight.slots.len())
+            .map(|index| Some(open_slot(slot_bytes(index)?, work.block_size).ok()?.1))
+            .collect();
+        self.counters.backend_blocks.add(stamps.len() as u64);
+        self.counters.backend_bytes.add(bytes.len() as u64);
+        if let (Some(stream), 0, Some(Some(first))) =
+            (work.stream, flight.slots.start, stamps.first())
+        {
+            self.streams.landed(stream, &flight.chunk, first.number);
+        }
+        let block_of = |slot: u32| {
+            let slot = slot_bytes((slot - flight.slots.start) as usize).unwrap_or_default();
+            &slot[..work.block_size.bytes().min(slot.len())]
+        };
+        let mut awaited = vec![false; stamps.len()];
+        let mut unlucky = Unlucky::new();
+        for (slot, waiter) in &flight.waiters {
+            let index = (slot - flight.slots.start) as usize;
+            awaited[index] = true;
+            if !self.serve_block(*waiter, stamps[index], block_of(*slot)) {
+                stamps[index] = None;
+                unlucky.push((*slot, *waiter));
+            }
+        }
+        let wrong = stamps.iter().filter(|stamp| stamp.is_none()).count();
+        self.counters.backend_mismatches.add(wrong as u64);
+        self.keep(&flight, &stamps, &awaited, block_of);
+        if wrong > 0 {
+            tracing::warn!(object = %flight.chunk, blocks = wrong, "the backend sent wrong bytes");
+        }
+        self.try_again(&flight, unlucky);
+    }
+
+    /// Gives a block to one who waits; false if these are not its bytes.
+    fn serve_block(&mut self, waiter: Waiter, stamp: Option<SlotStamp>, block: &[u8]) -> bool {
+        let Some(waiting) = self.waiting.get_mut(&waiter.read) else {
+            // Its deadline has passed.
+            return stamp.is_some();
+        };
+        let (_, number) = waiting.wanted(waiter.index as usize);
+        if !stamp.is_some_and(|stamp| stamp.is_of(number)) {
+            waiting.note_mismatch();
+            return false;
+        }
+        waiting.fill(waiter.index as usize, block);
+        self.answer_if_complete(waiter.read);
+        true
+    }
+
+    fn answer_if_complete(&mut self, read: u64) {
+        if self.waiting.get(&read).is_some_and(|w| w.is_complete())
+            && let Some(waiting) = self.waiting.remove(&read)
+        {
+            waiting.answer();
+        }
+    }
+
+    fn fail_waiter(&mut self, waiter: Waiter) {
+        if let Some(waiting) = self.waiting.get_mut(&waiter.read) {
+            waiting.fail();
+            self.answer_if_complete(waiter.read);
+        }
+    }
+
+    /// Caches the blocks that are right.
+    fn keep<'a>(
+        &mut self,
+        flight: &Flight<Work, Waiter>,
+        stamps: &[Option<SlotStamp>],
+        awaited: &[bool],
+        block_of: impl Fn(u32) -> &'a [u8],
+    ) {
+        let mut writes = Vec::new();
+        for (index, stamp) in stamps.iter().enumerate() {
+            let Some(stamp) = *stamp else { continue };
+            let slot = flight.slots.start + index as u32;
+            let (key, block) = (
+                SlotKey {
+                    chunk: flight.chunk,
+                    slot,
+                },
+                block_of(slot),
+            );
+            let origin = match flight.work.stream {
+                Some(_) if !awaited[index] => Origin::Ahead,
+                _ => Origin::Demand,
+            };
+            self.ram.insert(key, stamp, block, origin);
+            let Some(file) = &mut self.file else { continue };
+            if file.put(&key, flight.work.block_size, stamp, block, &mut writes) {
+                self.counters.file_writes.add(1);
+            } else if !file.contains(&key) {
+                self.counters.file_skipped.add(1);
+            }
+        }
+        if let Some(file) = &mut self.file {
+            file.flush(&mut writes);
+        }
+        for write in writes {
+            self.flying
+                .push(Box::pin(async move { Landing::Written(write.run().await) }));
+        }
+    }
+
+    /// Asks for slots with wrong bytes once more, then gives up on them.
+    fn try_again(&mut self, flight: &Flight<Work, Waiter>, mut unlucky: Unlucky) {
+        if unlucky.is_empty() {
+            return;
+        }
+        if flight.work.again {
+            let object = &flight.chunk;
+            tracing::error!(%object, blocks = unlucky.len(), "wrong bytes twice: reads fail");
+            return unlucky.into_iter().for_each(|(_, w)| self.fail_waiter(w));
+        }
+        unlucky.sort_by_key(|(slot, _)| *slot);
+        let slots: Vec<u32> = unlucky.iter().map(|(slot, _)| *slot).collect();
+        for slots in runs(&slots, 0, u32::MAX) {
+            self.counters.refetches.add(1);
+            let work = Work {
+                class: Class::Foreground,
+                source: Source::Backend,
+                running: None,
+                failures: 0,
+                again: true,
+                stream: None,
+                ..flight.work
+            };
+            self.start_get(slots, work);
+        }
+        for (slot, waiter) in unlucky {
+            match self.flights.find(&flight.chunk, slot) {
+                Some(id) => self.flights.wait(id, slot, waiter),
+                None => self.fail_waiter(waiter),
+            }
+        }
+    }
+
+    /// A GET failed: it is repeated as long as somebody waits and there is hope.
+    fn failed(&mut self, id: FlightId, error: &Error) {
+        let Some(flight) = self.flights.get_mut(id) else {
+            return;
+        };
+        let awaited = flight
+            .waiters
+            .iter()
+            .any(|(_, waiter)| self.waiting.contains_key(&waiter.read));
+        let hopeful = match error.kind() {
+            ErrorKind::Transient | ErrorKind::Io => true,
+            // The object is shorter than it must be: as wrong as wrong bytes.
+            ErrorKind::Corrupt => !std::mem::replace(&mut flight.work.again, true),
+            _ => false,
+        };
+        if error.kind() == ErrorKind::NotFound {
+            self.counters.missing_objects.add(1);
+        }
+        if awaited && hopeful {
+            let doublings = flight.work.failures.min(10);
+            flight.work.failures += 1;
+            let backoff = (BACKOFF_FIRST * (1 << doublings)).min(BACKOFF_MAX);
+            self.counters.retries.add(1);
+            tracing::warn!(%error, "a read of the backend is tried again");
+            return self.launch(id, backoff);
+        }
+        if awaited {
+            tracing::error!(%error, "read failed");
+        }
+        if let Some(flight) = self.end(id) {
+            for (_, waiter) in flight.waiters {
+                self.fail_waiter(waiter);
+            }
+        }
+    }
+
+    /// The cache file gave bytes: checked like any others.
+    fn from_file(&mut self, id: FlightId, buffer: &AlignedBuf) {
+        let Some(flight) = self.end(id) else {
+            return;
+        };
+        let Source::File(places) = &flight.work.source else {
+            return;
+        };
+        let block_bytes = flight.work.block_size.bytes();
+        let block_of = |index: usize| &buffer[index * block_bytes..(index + 1) * block_bytes];
+        let mut stamps = Vec::with_capacity(places.len());
+        for (index, at) in places.iter().enumerate() {
+            let key = SlotKey {
+                chunk: flight.chunk,
+                slot: flight.slots.start + index as u32,
+            };
+            if at.stamp.fits(block_of(index)) {
+                self.ram
+                    .insert(key, at.stamp, block_of(index), Origin::Demand);
+                self.counters.file_blocks.add(1);
+                self.counters.file_bytes.add(block_bytes as u64);
+                stamps.push(Some(at.stamp));
+                continue;
+            }
+            stamps.push(None);
+            let file = self.file.as_mut();
+            // Else its place was taken by another block meanwhile.
+            if file.is_some_and(|file| file.map.remove(&key, at)) {
+                self.counters.file_mismatches.add(1);
+                tracing::warn!(object = %key.chunk, slot = key.slot, "the chunk cache has rotted");
+            }
+        }
+        let mut missing = Unlucky::new();
+        for (slot, waiter) in &flight.waiters {
+            let index = (slot - flight.slots.start) as usize;
+            match stamps[index] {
+                Some(stamp) if self.serve_block(*waiter, Some(stamp), block_of(index)) => {}
+                _ => missing.push((*slot, *waiter)),
+            }
+        }
+        self.start_missing(flight.work.block_size, flight.work.chunk, sorted(missing));
+    }
+
+    /// The cache file cannot be read: the backend has everything.
+    fn file_failed(&mut self, id: FlightId, error: &std::io::Error) {
+        let Some(flight) = self.end(id) else {
+            return;
+        };
+        if self.file.as_mut().is_some_and(|f| f.fail("read", error)) {
+            self.counters.file_failures.add(1);
+        }
+        let (block_size, chunk) = (flight.work.block_size, flight.work.chunk);
+        self.start_missing(block_size, chunk, sorted(flight.waiters));
+    }
+}
+
+fn sorted(mut waiters: Unlucky) -> Unlucky {
+    waiters.sort_by_key(|(slot, _)| *slot);
+    waiters
+}
