@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use taipan_engine::api::{Lineage, VolumeState};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::LocalHead;
 use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
@@ -88,6 +89,33 @@ impl Volume {
         volume
     }
 
+    /// A volume that another appliance owns.
+    pub fn elsewhere(slot: VolumeSlot, head: &Manifest) -> Self {
+        let identity = (head.name.clone(), head.volume);
+        let volume = Self::refused(slot, identity, head.settings.clone(), String::new());
+        volume
+            .generation
+            .store(head.generation.0, Ordering::Relaxed);
+        volume.manifest.store(head.number.0, Ordering::Relaxed);
+        let cause = format!(
+            "another appliance owns it (generation {}); `taipan volume takeover` takes it over",
+            head.generation
+        );
+        volume.set_state(VolumeState::Elsewhere, Some(cause));
+        volume
+    }
+
+    /// Whether this daemon serves it, for reading at least.
+    pub fn is_served(&self) -> bool {
+        match self.state().0 {
+            VolumeState::Online | VolumeState::ReadOnly | VolumeState::Unverified => true,
+            VolumeState::Refused
+            | VolumeState::Fenced
+            | VolumeState::Elsewhere
+            | VolumeState::Deleting => false,
+        }
+    }
+
     /// The settings now.
     pub fn settings(&self) -> VolumeSettings {
         self.settings
@@ -114,7 +142,9 @@ impl Volume {
         let (state, cause) = self.state();
         let why = || cause.unwrap_or_else(|| "see the server's status".to_owned());
         match state {
-            VolumeState::Refused | VolumeState::Fenced => return Err(LookupError::Policy(why())),
+            VolumeState::Refused | VolumeState::Fenced | VolumeState::Elsewhere => {
+                return Err(LookupError::Policy(why()));
+            }
             VolumeState::Deleting => return Err(LookupError::Unknown),
             VolumeState::Online | VolumeState::ReadOnly | VolumeState::Unverified => {}
         }
@@ -158,6 +188,12 @@ impl Directory {
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         let earlier = volumes.insert(volume.name.clone(), volume);
         assert!(earlier.is_none(), "a volume name is inserted once");
+    }
+
+    /// Adds a volume in place of the one of that name, if there is one.
+    pub fn replace(&self, volume: Arc<Volume>) {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        volumes.insert(volume.name.clone(), volume);
     }
 
     /// Removes a volume.

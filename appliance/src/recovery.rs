@@ -13,6 +13,7 @@ use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, Point};
 use taipan_engine::registry::RecordFate;
+use taipan_engine::registry::quarantine::{QuarantineRecord, records_of};
 use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
 use taipan_engine::wal::region::RegionPage;
 use taipan_engine::wal::region_files::{
@@ -119,18 +120,22 @@ impl Replayed {
         &self.config
     }
 
-    /// Whether records of the volume were found that `fate` wants quarantined.
-    pub fn has_foreign(&self, id: VolumeId, fate: impl Fn(Epoch) -> RecordFate) -> bool {
-        self.shards.iter().any(|(_, found)| {
-            let in_file = found.records().map(|record| (record.volume, record.epoch));
-            let in_memory = found
-                .region_only
-                .iter()
-                .map(|record| (record.volume, record.epoch));
-            in_file
-                .chain(in_memory)
-                .any(|(volume, epoch)| volume == id && fate(epoch) == RecordFate::Quarantine)
+    /// The records of the volume that `fate` wants quarantined, with their bytes: by shard, in the
+    /// order of their LSN.
+    pub fn foreign_records<'a>(
+        &'a self,
+        id: VolumeId,
+        fate: &'a (dyn Fn(Epoch) -> RecordFate + 'a),
+    ) -> impl Iterator<Item = Result<QuarantineRecord>> + 'a {
+        self.shards.iter().flat_map(move |(identity, found)| {
+            let wanted = move |volume, epoch| volume == id && fate(epoch) == RecordFate::Quarantine;
+            let read = move |offset, out: &mut [u8]| self.read(identity.shard, offset, out);
+            records_of(identity.shard, found, read, wanted)
         })
+    }
+
+    fn read(&self, shard: ShardId, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.files.file(shard).read_exact_at(out, offset)
     }
 
     /// The overlay of one volume in one shard: its records that no manifest holds.

@@ -129,17 +129,7 @@ impl LocalHead {
     pub fn intend(&mut self, head: &Manifest, token: WriterToken, stamped_through: Epoch) {
         let never_opened = head.generation == Generation(0);
         if !never_opened && !self.is_own(head) {
-            let after = match self.quarantine {
-                None => self.committed_epoch,
-                Some(range) if range.copied => self.committed_epoch.max(range.through),
-                Some(range) => range.after,
-            };
-            self.quarantine = Some(QuarantineRange {
-                after,
-                through: stamped_through,
-                copied: false,
-            });
-            self.intents.clear();
+            self.disown(stamped_through);
         }
         // From here on epochs above `stamped_through` and the head's are used.
         self.committed_epoch = head.epoch;
@@ -153,6 +143,26 @@ impl LocalHead {
             token,
             predecessor: head.number,
             predecessor_crc: head.crc(),
+        });
+    }
+
+    /// Notes that another writer owns the volume: records of ours that are not in the image, all
+    /// stamped up to `stamped_through`, are to be copied out and never merged. Save before they are
+    /// copied.
+    pub fn disown(&mut self, stamped_through: Epoch) {
+        let after = match self.quarantine {
+            None => self.committed_epoch,
+            Some(range) if range.copied => self.committed_epoch.max(range.through),
+            Some(range) => range.after,
+        };
+        self.intents.clear();
+        if self.quarantine.is_some() && after >= stamped_through {
+            return;
+        }
+        self.quarantine = Some(QuarantineRange {
+            after,
+            through: stamped_through.max(after),
+            copied: false,
         });
     }
 

@@ -5,8 +5,8 @@ use super::local::{LocalHead, LocalHeads};
 use super::random_u64;
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
-use crate::identity::{Epoch, ManifestNum, VolumeId, WriterToken};
-use crate::manifest::ManifestKind;
+use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
+use crate::manifest::{Manifest, ManifestKind};
 
 /// Lost races after which a takeover gives up for now.
 const RACES_MAX: usize = 8;
@@ -16,15 +16,35 @@ const RACES_MAX: usize = 8;
 pub struct OpenedVolume {
     /// The manifests from which the index is rebuilt; the last one is our own opening.
     pub history: History,
-    /// The record as saved; [`LocalHead::fate`] judges each WAL record.
+    /// The record as saved; [`LocalHead::fate`] judges each WAL record. It still says whether the
+    /// volume was closed in order: [`begin_serving`] comes before the first answer.
     pub local: LocalHead,
     /// Whether it was closed in order before. If not and the host crashed, answered writes that
     /// were not yet flushed may be lost.
     pub was_clean: bool,
 }
 
-/// Opens a volume for writing under the next generation. `stamped_through` is the greatest epoch
-/// that this appliance ever stamped (of all volumes, those found in the WAL included).
+/// What [`open_own`] found.
+#[derive(Clone, Debug)]
+pub enum Opening {
+    /// It is ours and open for writing under the next generation.
+    Opened(Box<OpenedVolume>),
+    /// Another writer owns it: its newest manifest. Nothing was written anywhere.
+    Elsewhere(Box<Manifest>),
+}
+
+/// Whose volumes an opening takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Only those that this appliance owns, or that nobody ever opened.
+    Own,
+    /// Any: a deliberate takeover.
+    Any,
+}
+
+/// Opens a volume for writing under the next generation, whoever owned it. `stamped_through` is the
+/// greatest epoch that this appliance ever stamped (of all volumes, those found in the WAL
+/// included).
 ///
 /// The intent is durable locally before the takeover is tried, so that a lost response is
 /// recognised after a crash. To be repeated after an error. `NotFound` if the volume was deleted.
@@ -34,6 +54,38 @@ pub async fn open_for_writing(
     id: VolumeId,
     stamped_through: Epoch,
 ) -> Result<OpenedVolume> {
+    match open(backend, heads, id, stamped_through, Reach::Any).await? {
+        Opening::Opened(opened) => Ok(*opened),
+        Opening::Elsewhere(_) => unreachable!("a deliberate takeover takes any volume"),
+    }
+}
+
+/// Opens a volume for writing like [`open_for_writing`], but only if this appliance owns it (its
+/// head is our own, one of our unresolved intents', or what such an intent meant to follow) or if
+/// nobody ever opened it. Another writer's volume is never taken back.
+pub async fn open_own(
+    backend: &dyn Backend,
+    heads: &LocalHeads,
+    id: VolumeId,
+    stamped_through: Epoch,
+) -> Result<Opening> {
+    open(backend, heads, id, stamped_through, Reach::Own).await
+}
+
+/// Notes durably that from here on answers may be given that only the WAL or memory holds. Once the
+/// memory that outlives the process is there, before the first answer.
+pub fn begin_serving(heads: &LocalHeads, local: &mut LocalHead) -> Result<()> {
+    local.clean = false;
+    heads.save(local)
+}
+
+async fn open(
+    backend: &dyn Backend,
+    heads: &LocalHeads,
+    id: VolumeId,
+    stamped_through: Epoch,
+    reach: Reach,
+) -> Result<Opening> {
     let mut local = heads.load(id)?;
     let known = local.as_ref().map(|local| local.head);
     let mut hint = known.filter(|head| head.0 > 0);
@@ -41,6 +93,9 @@ pub async fn open_for_writing(
         let mut history = read_history(backend, id, hint).await?;
         let head = history.head();
         refuse_unusable(head.kind, head.number, hint, id)?;
+        if reach == Reach::Own && !may_open(local.as_ref(), head) {
+            return Ok(Opening::Elsewhere(Box::new(head.clone())));
+        }
         let token = WriterToken(random_u64()?);
         let mut record = local.unwrap_or_else(|| LocalHead::unknown(head));
         record.intend(head, token, stamped_through);
@@ -49,14 +104,13 @@ pub async fn open_for_writing(
             Appended::Ours(opened) => {
                 let was_clean = record.clean;
                 record.advance(&opened);
-                record.clean = false;
                 heads.save(&record)?;
                 history.manifests.push(*opened);
-                return Ok(OpenedVolume {
+                return Ok(Opening::Opened(Box::new(OpenedVolume {
                     history,
                     local: record,
                     was_clean,
-                });
+                })));
             }
             Appended::Foreign(other) => hint = Some(other.number),
         }
@@ -64,6 +118,11 @@ pub async fn open_for_writing(
     }
     let message = format!("other writers took the volume {RACES_MAX} times meanwhile; try again");
     Err(Error::new(ErrorKind::Transient, message).with_volume(id))
+}
+
+/// Whether `head` is nobody's yet, or continues what this appliance wrote.
+fn may_open(local: Option<&LocalHead>, head: &Manifest) -> bool {
+    head.generation == Generation(0) || local.is_some_and(|local| local.is_own(head))
 }
 
 fn refuse_unusable(

@@ -66,7 +66,14 @@ impl Machine {
 
     fn open(&self, backend: &MemBackend, n: u64, stamped: u64) -> Result<OpenedVolume> {
         let opening = open_for_writing(backend, &self.heads, VolumeId(n), Epoch(stamped));
-        block_on(opening)
+        let mut opened = block_on(opening)?;
+        begin_serving(&self.heads, &mut opened.local)?;
+        Ok(opened)
+    }
+
+    /// Opens as a start does: only what is its own.
+    fn open_own(&self, backend: &MemBackend, n: u64, stamped: u64) -> Result<Opening> {
+        block_on(open_own(backend, &self.heads, VolumeId(n), Epoch(stamped)))
     }
 
     /// Commits an empty cut after `head`, as the committer would.

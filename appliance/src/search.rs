@@ -1,0 +1,265 @@
+//! Which volumes a start finds, and what becomes of each: opened, left to another appliance, or
+//! refused. A volume is never forgotten, and no record of it dropped on doubt.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::executor::block_on;
+use taipan_engine::api::VolumeState;
+use taipan_engine::backend::Backend;
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::manifest::{Manifest, ManifestKind};
+use taipan_engine::registry::quarantine::QuarantineHeader;
+use taipan_engine::registry::{self, LocalHead, LocalHeads, NamedVolume};
+use taipan_engine::shard::VolumeSlot;
+use taipan_engine::volume::{OnLostCache, VolumeSettings};
+
+use crate::boot::BootVolume;
+use crate::directory::Volume;
+use crate::opening::{Found, Opened, open_at_start};
+use crate::quarantine::{Quarantine, unix_ms, written_ms};
+use crate::recovery::Replayed;
+
+/// What an operator is told of a volume whose answered writes may be gone.
+const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH of their client \
+                          may be missing; decide with `taipan volume set --on-lost-cache`";
+
+/// Everything that decides what becomes of a volume at start.
+pub(crate) struct Search<'a> {
+    pub(crate) backend: &'a dyn Backend,
+    pub(crate) heads: &'a LocalHeads,
+    /// Where they lie.
+    pub(crate) heads_dir: &'a Path,
+    pub(crate) replayed: &'a Replayed,
+    /// Greatest epoch ever stamped here.
+    pub(crate) stamped: Epoch,
+    /// Take over every volume, whoever owns it.
+    pub(crate) takes_all: bool,
+    pub(crate) quarantine: Quarantine,
+}
+
+/// What was known of a volume before this start touched its record.
+struct Before {
+    local: Option<LocalHead>,
+    /// No uncommitted write of ours is older, in milliseconds since 1970.
+    since_ms: u64,
+}
+
+impl Search<'_> {
+    /// Opens the backend's volumes; one that cannot be opened is refused, not forgotten.
+    pub(crate) fn open_all(&self) -> Result<Vec<BootVolume>> {
+        let listing = block_on(registry::list_volumes(self.backend))?;
+        for problem in &listing.problems {
+            tracing::error!(error = %problem, "a volume name cannot be read");
+        }
+        let mut volumes = Vec::new();
+        for (index, named) in listing.volumes.into_iter().enumerate() {
+            volumes.extend(self.open_one(VolumeSlot(index as u32), named)?);
+        }
+        self.refuse_missing(&mut volumes)?;
+        Ok(volumes)
+    }
+
+    /// `None`: it was deleted meanwhile.
+    fn open_one(&self, slot: VolumeSlot, named: NamedVolume) -> Result<Option<BootVolume>> {
+        let before = Before {
+            local: self.heads.load(named.id).ok().flatten(),
+            since_ms: written_ms(&self.heads_dir.join(format!("{}.json", named.id))),
+        };
+        let opening = open_at_start(
+            self.backend,
+            self.heads,
+            named.id,
+            self.stamped,
+            self.takes_all,
+        );
+        match block_on(opening) {
+            Ok(Found::Opened(opened)) => self.judge(slot, *opened, &before).map(Some),
+            Ok(Found::Elsewhere(head)) => self.leave(slot, &head, &before).map(Some),
+            Err(error)
+                if error.kind() == ErrorKind::NotFound && is_deleted(self.backend, named.id) =>
+            {
+                Ok(None)
+            }
+            Err(error) => {
+                self.keep_verdict(before.local)?;
+                Ok(Some(self.refuse(slot, named, &error)))
+            }
+        }
+    }
+
+    /// What became of the answered writes of a volume that is refused is known now and at no later
+    /// start: notes it in its record, of which `before` is the state before this start.
+    fn keep_verdict(&self, before: Option<LocalHead>) -> Result<()> {
+        let Some(before) = before else { return Ok(()) };
+        let Some(mut local) = self.heads.load(before.id)? else {
+            return Ok(());
+        };
+        // Nothing is written to it, so what was closed in order still is.
+        local.clean = before.clean;
+        local.lost_cache |= !before.clean && !self.replayed.memory_survived;
+        self.heads.save(&local)
+    }
+
+    /// Volumes that this appliance wrote and that the backend does not list: an object store that
+    /// is not mounted, or another one. They are refused, and their records in the WAL kept.
+    fn refuse_missing(&self, volumes: &mut Vec<BootVolume>) -> Result<()> {
+        for (id, local) in self.heads.load_all()? {
+            if volumes.iter().any(|boot| boot.volume.id == id) {
+                continue;
+            }
+            if is_deleted(self.backend, id) {
+                self.heads.remove(id)?;
+                continue;
+            }
+            self.keep_verdict(local.as_ref().ok().cloned())?;
+            let text = format!("the backend ({}) does not have it", self.backend.describe());
+            let error = Error::new(ErrorKind::NotFound, text).with_volume(id);
+            match local {
+                Ok(local) if volumes.iter().all(|boot| boot.volume.name != local.name) => {
+                    let name = local.name;
+                    let refused = self.refuse(next_slot(volumes), NamedVolume { name, id }, &error);
+                    volumes.push(refused);
+                }
+                Ok(_) => tracing::error!(volume = %id, %error, "a volume is missing"),
+                Err(unreadable) => tracing::error!(volume = %id, %error, %unreadable, "missing"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides whether and how an opened volume is served.
+    fn judge(&self, slot: VolumeSlot, mut opened: Opened, before: &Before) -> Result<BootVolume> {
+        if let Err(error) = self.copy_out(&mut opened.local, before) {
+            let named = NamedVolume {
+                name: opened.local.name.clone(),
+                id: opened.local.id,
+            };
+            self.keep_verdict(before.local.clone())?;
+            return Ok(self.refuse(slot, named, &uncopied(error)));
+        }
+        let survived = opened.was_clean || self.replayed.memory_survived;
+        let intact = survived && !opened.local.lost_cache;
+        let mut volume = Volume::serving(slot, &opened.local, intact);
+        if !intact {
+            tracing::error!(volume = %volume.name, cause = LOST_CACHE, "lineage is broken");
+            // Remembered, so that another start does not take the volume for whole.
+            opened.local.lost_cache = true;
+            self.heads.save(&opened.local)?;
+            let state = match volume.settings().on_lost_cache {
+                OnLostCache::Continue => VolumeState::Online,
+                OnLostCache::ReadOnly => VolumeState::ReadOnly,
+                OnLostCache::Refuse => VolumeState::Refused,
+            };
+            *volume.read_only.get_mut() = state != VolumeState::Online;
+            volume.set_state(state, Some(LOST_CACHE.to_owned()));
+        }
+        Ok(BootVolume {
+            volume: Arc::new(volume),
+            opened: Some(opened),
+            released: false,
+        })
+    }
+
+    /// Another appliance's volume: listed, not served. What this appliance answered and never
+    /// committed is copied out, then its WAL space is free.
+    fn leave(&self, slot: VolumeSlot, head: &Manifest, before: &Before) -> Result<BootVolume> {
+        let volume = Volume::elsewhere(slot, head);
+        let has_records = self.replayed.volumes().contains(&head.volume);
+        if before.local.is_none() && !has_records {
+            return Ok(BootVolume {
+                volume: Arc::new(volume),
+                opened: None,
+                released: true,
+            });
+        }
+        tracing::warn!(
+            volume = %volume.name, generation = %head.generation,
+            "another appliance owns the volume; it is not served here"
+        );
+        let local = before.local.clone();
+        let mut local = local.unwrap_or_else(|| LocalHead::unknown(head));
+        local.disown(self.stamped);
+        self.heads.save(&local)?;
+        let copied = self.copy_out(&mut local, before);
+        if let Err(error) = &copied {
+            tracing::error!(volume = %volume.name, %error, "records cannot be copied out");
+            let cause = format!("another appliance owns it; {error}; the WAL keeps our writes");
+            volume.set_state(VolumeState::Refused, Some(cause));
+        }
+        Ok(BootVolume {
+            volume: Arc::new(volume),
+            opened: None,
+            released: copied.is_ok(),
+        })
+    }
+
+    /// Copies the records that must not be merged into a file and notes that durably. After an
+    /// error they must stay in the WAL.
+    fn copy_out(&self, local: &mut LocalHead, before: &Before) -> Result<()> {
+        let Some(range) = local.quarantine.filter(|range| !range.copied) else {
+            return Ok(());
+        };
+        let ours = before.local.as_ref().unwrap_or(local);
+        let newest_ms = self
+            .replayed
+            .paths()
+            .iter()
+            .map(|path| written_ms(path))
+            .max();
+        let header = QuarantineHeader {
+            volume: ours.id,
+            name: ours.name.clone(),
+            block_size_bytes: ours.settings.block_size_bytes,
+            generation: ours.generation,
+            head: ours.head,
+            after: range.after,
+            through: range.through,
+            since_ms: before.since_ms,
+            until_ms: newest_ms.unwrap_or_else(|| unix_ms(SystemTime::now())),
+        };
+        let judged = local.clone();
+        let fate = |epoch| judged.fate(epoch);
+        let records = self.replayed.foreign_records(local.id, &fate);
+        self.quarantine.copy(&header, records)?;
+        local.quarantine_done();
+        self.heads.save(local)
+    }
+
+    fn refuse(&self, slot: VolumeSlot, named: NamedVolume, error: &Error) -> BootVolume {
+        tracing::error!(volume = %named.name, %error, "volume refused");
+        let known = self.heads.load(named.id).ok().flatten();
+        let settings = known.map_or_else(
+            || VolumeSettings::with_size(512),
+            |local: LocalHead| local.settings,
+        );
+        let identity = (named.name, named.id);
+        let volume = Volume::refused(slot, identity, settings, error.to_string());
+        BootVolume {
+            volume: Arc::new(volume),
+            opened: None,
+            released: false,
+        }
+    }
+}
+
+fn next_slot(volumes: &[BootVolume]) -> VolumeSlot {
+    let slots = volumes.iter().map(|boot| boot.volume.slot.0 + 1);
+    VolumeSlot(slots.max().unwrap_or(0))
+}
+
+fn uncopied(error: Error) -> Error {
+    let text = "the WAL holds writes of a lineage that another appliance has replaced, and they \
+                cannot be copied out; nothing is lost; make room, then start again";
+    Error::new(error.kind(), text).with_source(error)
+}
+
+/// Whether the volume's tombstone is there. Anything else that is missing is damage, or the wrong
+/// backend, and no reason to forget what was answered.
+pub(crate) fn is_deleted(backend: &dyn Backend, id: VolumeId) -> bool {
+    let head = block_on(registry::read_head(backend, id, None));
+    backend.describe().starts_with("mem:")
+        || head.is_ok_and(|head| head.kind == ManifestKind::Tombstone)
+}

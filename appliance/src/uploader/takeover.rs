@@ -1,0 +1,159 @@
+//! `taipan volume takeover`: opens a volume of another appliance while the daemon runs.
+//!
+//! Records of the volume must be stamped above everything stamped here before and above the head's
+//! epoch: those up to there may be skipped or quarantined by a later start. So the clock is moved
+//! there by a cut before the cores serve the volume.
+
+use std::rc::Rc;
+
+use crossbeam_channel::{Sender, bounded};
+use taipan_engine::api::VolumeState;
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::{Epoch, VolumeId, WriterToken};
+use taipan_engine::registry::{self, VolumeSeed};
+use taipan_engine::volume::VolumeName;
+
+use super::changes::{Change, Creation};
+use super::effects::Means;
+use super::patience::{Answer, until_known};
+use super::{UploadVolume, Uploader};
+use crate::inbox::CoreMessage;
+use crate::opening::{Opened, open_volume};
+
+/// A volume that was taken over and waits for the clock.
+pub(super) struct Taken {
+    name: VolumeName,
+    opened: Box<Opened>,
+    /// The clock must be above.
+    above: Epoch,
+    answer: Answer,
+}
+
+/// Opens the volume in the backend, whoever owned it.
+pub(super) async fn take_over(
+    means: Rc<Means>,
+    name: VolumeName,
+    known: Option<VolumeId>,
+    stamped_through: Epoch,
+    mut answer: Answer,
+) -> Change {
+    let backend = &*means.backend;
+    let opened = until_known("take a volume over", &mut answer, || async {
+        let id = match known {
+            Some(id) => id,
+            None => registry::resolve_name(backend, &name)
+                .await?
+                .ok_or_else(|| no_volume(&name))?,
+        };
+        open_volume(backend, &means.heads, id, stamped_through).await
+    });
+    let result = opened.await.map(|mut opened| {
+        // What is served is the image; our own earlier tail, if any, is in quarantine.
+        opened.was_clean = true;
+        Box::new(opened)
+    });
+    Change::TakenOver {
+        name,
+        stamped_through,
+        result,
+        answer,
+    }
+}
+
+impl Uploader {
+    pub(super) fn begin_takeover(&mut self, name: VolumeName, reply: Sender<Result<()>>) {
+        let present = self.directory.get(&name);
+        let refusal = present.as_ref().and_then(|volume| {
+            let (state, cause) = volume.state();
+            match state {
+                VolumeState::Elsewhere | VolumeState::Fenced => None,
+                VolumeState::Refused => Some(format!(
+                    "volume {:?} is refused: {}",
+                    name.as_str(),
+                    cause.unwrap_or_default()
+                )),
+                _ => Some(format!("volume {:?} is served here", name.as_str())),
+            }
+        });
+        let is_taking = self.taken.iter().any(|taken| taken.name == name);
+        let refusal = refusal.or_else(|| is_taking.then(|| "it is being taken over".to_owned()));
+        if let Some(text) = refusal {
+            let _ = reply.send(Err(Error::new(ErrorKind::Busy, text)));
+            return;
+        }
+        let answer = Answer::new(reply, "the takeover is pending, it is tried again");
+        let known = present.map(|volume| volume.id);
+        let (means, stamped) = (Rc::clone(&self.means), self.clock.now());
+        self.spawn_change(take_over(means, name, known, stamped, answer));
+    }
+
+    /// The volume is ours; it is served once the clock is far enough.
+    pub(super) fn taken_over(
+        &mut self,
+        name: VolumeName,
+        stamped_through: Epoch,
+        opened: Box<Opened>,
+        answer: Answer,
+    ) {
+        let above = stamped_through.max(opened.commit.head().epoch);
+        self.coordinator.raise(above);
+        self.taken.push(Taken {
+            name,
+            opened,
+            above,
+            answer,
+        });
+    }
+
+    /// Serves the volumes that were taken over, as far as the clock allows.
+    pub(super) fn serve_taken(&mut self) {
+        let now = self.clock.now();
+        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.taken)
+            .into_iter()
+            .partition(|taken| now > taken.above);
+        self.taken = waiting;
+        for mut taken in ready {
+            let opened = *taken.opened;
+            let id = opened.local.id;
+            self.leave_former(&taken.name, id);
+            self.coordinator.readmit_volume(id);
+            let creation = Creation {
+                seed: VolumeSeed {
+                    id,
+                    token: WriterToken(0),
+                },
+                name: taken.name,
+                settings: opened.local.settings.clone(),
+                stamped_through: taken.above,
+            };
+            self.serve_created(&creation, opened);
+            taken.answer.give(Ok(()));
+        }
+    }
+
+    /// Takes away what was shown, and served before it was fenced, under that name.
+    fn leave_former(&mut self, name: &VolumeName, id: VolumeId) {
+        let former: Option<UploadVolume> = self.volumes.remove(&id);
+        let Some(volume) = self.directory.get(name) else {
+            return;
+        };
+        if former.is_some() || volume.state().0 == VolumeState::Fenced {
+            let (ack, done) = bounded(0);
+            for core in &self.cores {
+                core.send(CoreMessage::RemoveVolume {
+                    slot: volume.slot,
+                    ack: ack.clone(),
+                });
+            }
+            drop(ack);
+            let _ = done.recv();
+        }
+        self.tables.forget(id);
+        self.directory.remove(name);
+    }
+}
+
+fn no_volume(name: &VolumeName) -> Error {
+    let text = format!("the backend has no volume {:?}", name.as_str());
+    Error::new(ErrorKind::NotFound, text)
+}

@@ -1,0 +1,235 @@
+//! Local copies of the small immutable objects from which a volume's index is rebuilt, so that a
+//! start is possible while the backend cannot be reached.
+//!
+//! Copied are manifests, index parts, and chunks' headers with their extent tables, under
+//! `<data>/metadata/` by their keys. Copies of a manifest and of all that it needs are durable
+//! before the put of the manifest returns, so before any local head record names it. A copy that is
+//! missing or damaged costs a request to the backend, or a start without it; nothing else.
+
+mod copies;
+mod offline;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Backend, BoxFuture, Listed, Probe, Put, VerbCounts};
+use crate::chunk::ChunkView;
+use crate::error::Result;
+use crate::identity::VolumeId;
+use crate::index::part::IndexPart;
+use crate::manifest::{Manifest, ManifestKind};
+use crate::object::{ChunkKey, IndexKey, ObjectKey, number_of};
+
+use copies::Copies;
+pub use offline::OfflineMetadata;
+
+/// A backend that keeps local copies of metadata.
+pub struct LocalMetadata {
+    inner: Arc<dyn Backend>,
+    copies: Copies,
+}
+
+/// What an object is, as its key says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Manifest(VolumeId),
+    Index(IndexKey),
+    Chunk(ChunkKey),
+    Other,
+}
+
+impl Class {
+    fn of(key: &ObjectKey) -> Self {
+        let text = key.as_str();
+        if let Some(chunk) = ChunkKey::parse(text) {
+            return Self::Chunk(chunk);
+        }
+        if let Some(index) = IndexKey::parse(text) {
+            return Self::Index(index);
+        }
+        let volume = || {
+            let (volume, name) = text.strip_prefix("v1/")?.split_once("/manifests/")?;
+            number_of(name)?;
+            VolumeId::parse(volume)
+        };
+        volume().map_or(Self::Other, Self::Manifest)
+    }
+}
+
+impl LocalMetadata {
+    /// Keeps copies of what passes to and from `inner` in `dir`, which is created when needed.
+    pub fn new(inner: Arc<dyn Backend>, dir: &Path) -> Self {
+        Self {
+            inner,
+            copies: Copies::of(dir),
+        }
+    }
+
+    /// The copies alone, as a backend that can only be read.
+    pub fn offline(&self) -> OfflineMetadata {
+        OfflineMetadata::new(self.copies.clone())
+    }
+
+    /// Forgets the copies of every volume but these.
+    pub fn retain(&self, volumes: &[VolumeId]) {
+        self.copies.retain(volumes);
+    }
+
+    /// The start of a chunk that holds exactly its header and extent table.
+    fn head_of(key: &ObjectKey, bytes: &[u8]) -> Option<usize> {
+        let view = ChunkView::parse(bytes).ok()?;
+        let len = view.head_bytes as usize;
+        (view.key.object() == *key && len <= bytes.len()).then_some(len)
+    }
+
+    fn is_part(key: &ObjectKey, bytes: &[u8]) -> bool {
+        IndexPart::decode(bytes).is_ok_and(|part| part.key.object() == *key)
+    }
+
+    /// Copies what was stored.
+    fn note_stored(&self, key: &ObjectKey, body: &Bytes, put: Put) {
+        match Class::of(key) {
+            Class::Chunk(_) => {
+                if let Some(len) = Self::head_of(key, body) {
+                    self.copies.write(key, &body[..len]);
+                }
+            }
+            Class::Index(_) => self.copies.write(key, body),
+            // What exists may be another writer's: it is copied when it is read.
+            Class::Manifest(volume) if put == Put::Created => self.note_manifest(volume, key, body),
+            Class::Manifest(_) | Class::Other => {}
+        }
+    }
+
+    fn note_manifest(&self, volume: VolumeId, key: &ObjectKey, body: &Bytes) {
+        self.copies.write(key, body);
+        self.copies.sync();
+        let Ok(manifest) = Manifest::decode(body) else {
+            return;
+        };
+        if manifest.kind == ManifestKind::Tombstone {
+            self.copies.forget(volume);
+        } else if let Some(root) = manifest.checkpoint {
+            let part = self.copies.read(&root.key.object());
+            let root_part = part.and_then(|bytes| IndexPart::decode(&bytes).ok()?.root);
+            if let Some(root_part) = root_part {
+                let mut parts: Vec<ObjectKey> =
+                    root_part.parts.iter().map(|p| p.key.object()).collect();
+                parts.push(root.key.object());
+                self.copies.begin_at(volume, manifest.number, &parts);
+            }
+        }
+    }
+}
+
+impl Backend for LocalMetadata {
+    fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>> {
+        Box::pin(async move {
+            let put = self.inner.put_if_absent(key, body.clone()).await?;
+            self.note_stored(key, &body, put);
+            Ok(put)
+        })
+    }
+
+    fn put<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<()>> {
+        self.inner.put(key, body)
+    }
+
+    fn get<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Bytes>> {
+        Box::pin(async move {
+            match Class::of(key) {
+                Class::Index(_) => {
+                    let copy = self.copies.read(key);
+                    if let Some(copy) = copy.filter(|copy| Self::is_part(key, copy)) {
+                        return Ok(copy);
+                    }
+                    let bytes = self.inner.get(key).await?;
+                    if Self::is_part(key, &bytes) {
+                        self.copies.write(key, &bytes);
+                    }
+                    Ok(bytes)
+                }
+                Class::Manifest(_) => {
+                    // Always the backend's word: a copy says nothing about who owns the volume.
+                    let bytes = self.inner.get(key).await?;
+                    if Manifest::decode(&bytes).is_ok_and(|found| found.object() == *key) {
+                        self.copies.write_once(key, &bytes);
+                    }
+                    Ok(bytes)
+                }
+                Class::Chunk(_) | Class::Other => self.inner.get(key).await,
+            }
+        })
+    }
+
+    fn get_range<'a>(
+        &'a self,
+        key: &'a ObjectKey,
+        offset: u64,
+        len: u64,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        if offset > 0 || !matches!(Class::of(key), Class::Chunk(_)) {
+            return self.inner.get_range(key, offset, len);
+        }
+        Box::pin(async move {
+            let is_head = |bytes: &[u8]| {
+                bytes.len() as u64 == len && Self::head_of(key, bytes) == Some(bytes.len())
+            };
+            let copy = self.copies.read(key);
+            if let Some(copy) = copy.filter(|copy| is_head(copy)) {
+                return Ok(copy);
+            }
+            let bytes = self.inner.get_range(key, offset, len).await?;
+            if is_head(&bytes) {
+                self.copies.write(key, &bytes);
+            }
+            Ok(bytes)
+        })
+    }
+
+    fn head<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Option<u64>>> {
+        self.inner.head(key)
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        max: usize,
+    ) -> BoxFuture<'a, Result<Vec<Listed>>> {
+        self.inner.list(prefix, after, max)
+    }
+
+    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.inner.delete(key).await?;
+            self.copies.remove(key);
+            Ok(())
+        })
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [ObjectKey]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.inner.delete_many(keys).await?;
+            keys.iter().for_each(|key| self.copies.remove(key));
+            Ok(())
+        })
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
+        self.inner.probe()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn counts(&self) -> Vec<VerbCounts> {
+        self.inner.counts()
+    }
+}
+
+#[cfg(test)]
+mod tests;
