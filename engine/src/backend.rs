@@ -1,6 +1,9 @@
 //! Where sealed objects live: one trait over immutable objects, and its implementations.
 
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 mod dir;
+mod local_metadata;
 mod mem;
 #[cfg(feature = "s3")]
 mod s3;
@@ -17,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::object::ObjectKey;
 
 pub use dir::{DirBackend, DirOptions};
+pub use local_metadata::{LocalMetadata, OfflineMetadata};
 pub use mem::{Fault, FaultRule, MemBackend, Operation};
 #[cfg(feature = "s3")]
 pub use s3::{S3Backend, S3Location};
@@ -91,8 +95,8 @@ pub struct VerbCounts {
 /// No key may be another one's folder (`a` beside `a/b`): a directory cannot hold both.
 ///
 /// Kinds of error: `Transient` and `Io` may pass, `Full` waits for room, `NotFound`, `Corrupt`
-/// (fewer bytes than asked for), `Invalid`. A missing permission or bucket is `Io`: it may pass, and
-/// must never be taken for an absent object.
+/// (fewer bytes than asked for), `Invalid`. A missing permission or bucket is `Io`: it may pass,
+/// and must never be taken for an absent object.
 pub trait Backend: Send + Sync {
     /// Creates an object unless its key exists. Durable when it returns, also for `Exists`.
     fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>>;
@@ -114,8 +118,11 @@ pub trait Backend: Send + Sync {
     /// Length of the object in bytes, `None` if there is none.
     fn head<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Option<u64>>>;
 
-    /// Up to `max` objects whose key starts with `prefix` and is above `after`, in key order.
-    /// Fewer than `max` means that there are no more.
+    /// Up to `max` objects whose key starts with `prefix` and comes after `after`, in order. Fewer
+    /// than `max` means that there are no more.
+    ///
+    /// The order is that of keys, or (SeaweedFS) that of their parts: `a/b` before `a-c`. It is the
+    /// same for all lists of a backend, and within one folder there is no difference.
     fn list<'a>(
         &'a self,
         prefix: &'a str,

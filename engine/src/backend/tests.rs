@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::executor::block_on;
-use futures::future::{FutureExt, join_all};
+use futures::future::FutureExt;
 
 use super::*;
 use crate::error::ErrorKind;
@@ -19,122 +19,12 @@ fn on_every_backend(check: impl Fn(&dyn Backend)) {
     check(&DirBackend::open(root.path()).unwrap());
 }
 
-fn keys(listed: &[Listed]) -> Vec<&str> {
-    listed.iter().map(|object| object.key.as_str()).collect()
-}
-
 #[test]
-fn an_object_is_created_once_and_read_back() {
-    on_every_backend(|backend| {
-        block_on(async {
-            let key = key("v1/a/chunks/x");
-            assert_eq!(backend.head(&key).await.unwrap(), None);
-            let missing = backend.get(&key).await.unwrap_err();
-            assert_eq!(missing.kind(), ErrorKind::NotFound);
-            let first = backend
-                .put_if_absent(&key, Bytes::from_static(b"first"))
-                .await;
-            assert_eq!(first.unwrap(), Put::Created);
-            let second = backend
-                .put_if_absent(&key, Bytes::from_static(b"2nd"))
-                .await;
-            assert_eq!(second.unwrap(), Put::Exists);
-            assert_eq!(backend.get(&key).await.unwrap(), "first");
-            assert_eq!(backend.head(&key).await.unwrap(), Some(5));
-            backend.put(&key, Bytes::from_static(b"3rd")).await.unwrap();
-            assert_eq!(backend.get(&key).await.unwrap(), "3rd");
-            backend.delete(&key).await.unwrap();
-            backend.delete(&key).await.unwrap();
-            assert_eq!(backend.head(&key).await.unwrap(), None);
-            let range = backend.get_range(&key, 0, 1).await.unwrap_err();
-            assert_eq!(range.kind(), ErrorKind::NotFound);
-        });
-    });
-}
-
-#[test]
-fn ranges_are_exact_or_corrupt() {
-    on_every_backend(|backend| {
-        block_on(async {
-            let key = key("v1/o");
-            backend
-                .put(&key, Bytes::from_static(b"0123456789"))
-                .await
-                .unwrap();
-            assert_eq!(backend.get_range(&key, 3, 4).await.unwrap(), "3456");
-            assert_eq!(backend.get_range(&key, 10, 0).await.unwrap(), "");
-            for (offset, len) in [(7, 4), (11, 0), (0, 11), (u64::MAX, 2), (1, u64::MAX)] {
-                let error = backend.get_range(&key, offset, len).await.unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Corrupt, "{offset}+{len}");
-            }
-        });
-    });
-}
-
-#[test]
-fn lists_are_in_key_order_and_paged() {
-    on_every_backend(|backend| {
-        block_on(async {
-            // '-' and '.' sort before '/', and the tree's order is not the keys' order.
-            let all = ["v1/a-b", "v1/a.b", "v1/a/c", "v1/a/d/e", "v1/ab", "v1/b/x"];
-            for text in all.iter().rev() {
-                backend
-                    .put(&key(text), Bytes::from_static(b"xy"))
-                    .await
-                    .unwrap();
-            }
-            let listed = backend.list("", None, 100).await.unwrap();
-            assert_eq!(keys(&listed), all);
-            assert!(listed.iter().all(|object| object.bytes == 2));
-            for max in 1..=all.len() + 1 {
-                let mut paged = Vec::new();
-                let mut after: Option<String> = None;
-                loop {
-                    let page = backend.list("v1/", after.as_deref(), max).await.unwrap();
-                    paged.extend(page.iter().map(|object| object.key.clone()));
-                    if page.len() < max {
-                        break;
-                    }
-                    after = paged.last().cloned();
-                }
-                assert_eq!(paged, all, "pages of {max}");
-            }
-            let prefixed = backend.list("v1/a", None, 100).await.unwrap();
-            assert_eq!(keys(&prefixed), all[..5]);
-            let folder = backend.list("v1/a/", Some("v1/a/c"), 100).await.unwrap();
-            assert_eq!(keys(&folder), ["v1/a/d/e"]);
-            // An `after` that is no object, before and behind the prefix.
-            let before = backend.list("v1/b", Some("v1/aa"), 100).await.unwrap();
-            assert_eq!(keys(&before), ["v1/b/x"]);
-            assert!(
-                backend
-                    .list("v1/b", Some("v1/c"), 9)
-                    .await
-                    .unwrap()
-                    .is_empty()
-            );
-            assert!(backend.list("none/", None, 9).await.unwrap().is_empty());
-            assert!(backend.list("v1/", None, 0).await.unwrap().is_empty());
-        });
-    });
-}
-
-#[test]
-fn one_of_sixteen_racing_creators_wins() {
-    on_every_backend(|backend| {
-        for round in 0..20 {
-            let key = key(&format!("v1/race/{round}"));
-            let puts = (0..16)
-                .map(|writer: u8| backend.put_if_absent(&key, Bytes::from(vec![writer; 4096])));
-            let results = block_on(join_all(puts));
-            let winners: Vec<usize> = (0..16)
-                .filter(|&writer| *results[writer].as_ref().unwrap() == Put::Created)
-                .collect();
-            assert_eq!(winners.len(), 1, "round {round}");
-            let stored = block_on(backend.get(&key)).unwrap();
-            assert_eq!(stored, vec![winners[0] as u8; 4096]);
-        }
-    });
+fn every_backend_keeps_the_rules() {
+    for (name, check) in contract::CHECKS {
+        println!("{name}");
+        on_every_backend(check);
+    }
 }
 
 #[test]
