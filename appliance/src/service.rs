@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use taipan_engine::api::{
-    BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, Status, VolumeInfo,
-    VolumePatch, WalStatus,
+    BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, ShardStatus, Status,
+    UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus,
 };
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::VolumeId;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 use taipan_engine::wal::files::WalFiles;
 
@@ -23,6 +24,7 @@ use crate::daemon::Running;
 use crate::directory::{Directory, Volume};
 use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
 use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::quarantine::Quarantine;
 use crate::sync_mode::SyncChoice;
 use crate::uploader::{Request, UploaderAddress, UploaderState};
 
@@ -129,6 +131,14 @@ impl Service {
     pub fn create_configured(&self) -> Result<()> {
         for wanted in &self.shared.parts.config.volumes {
             match self.shared.parts.directory.get(&wanted.name) {
+                Some(volume) if volume.state().0 == VolumeState::Elsewhere => {
+                    // Not a reason to leave the others unserved.
+                    tracing::error!(
+                        volume = %wanted.name,
+                        "the configured volume exists and another appliance owns it; take it over \
+                         with `taipan volume takeover`, or choose another name"
+                    );
+                }
                 Some(volume) => {
                     for difference in wanted.differences(&volume.settings()) {
                         tracing::warn!(
@@ -220,6 +230,63 @@ impl Shared {
         })
     }
 
+    /// Waits for commits however long they take: the backend may be slow, and the caller chose to
+    /// wait.
+    fn await_commit(
+        &self,
+        request: impl FnOnce(crossbeam_channel::Sender<std::result::Result<(), String>>) -> Request,
+    ) -> Result<()> {
+        let (reply, answer) = bounded(1);
+        self.parts.uploader.request(request(reply));
+        match answer.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(Error::new(ErrorKind::Transient, why)),
+            Err(_) => Err(Error::new(ErrorKind::Transient, "the daemon stops")),
+        }
+    }
+
+    /// What the backend lacks of a volume, and how its commit fares.
+    fn upload_of(&self, id: VolumeId) -> UploadInfo {
+        let exposure = self.parts.clock.exposures().of(id);
+        let age = |since: u64| self.now_ms().saturating_sub(since) as f64 / 1000.0;
+        let mut upload = UploadInfo {
+            risk_bytes: exposure.bytes(),
+            risk_seconds: exposure.oldest_ms().map(age),
+            ..UploadInfo::default()
+        };
+        let commits = &self.parts.state.commits;
+        let commits = commits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(commit) = commits.get(&id) {
+            upload.phase = commit.phase.to_owned();
+            upload.chunks = commit.chunks;
+            upload.chunks_stored = commit.chunks_stored;
+            upload.failures = commit.failures;
+            let failure = commit.last_failure.as_ref().filter(|_| commit.failures > 0);
+            upload.last_failure = failure.map(|(_, text)| text.clone());
+        }
+        upload
+    }
+
+    /// What the backend lacks of all volumes, and how long the WAL lasts without it.
+    fn upload_status(&self, status: &Status) -> UploadStatus {
+        let volumes = || status.volumes.iter().map(|volume| &volume.upload);
+        let rate = self
+            .parts
+            .state
+            .wal_bytes_per_second
+            .load(Ordering::Relaxed);
+        // The fullest shard decides; writes spread over all of them.
+        let free = |shard: &ShardStatus| shard.wal_total_bytes.saturating_sub(shard.wal_used_bytes);
+        let least = status.shards.iter().map(free).min();
+        let room = least.map(|free| (free * status.shards.len() as u64) as f64);
+        UploadStatus {
+            backlog_bytes: volumes().map(|upload| upload.risk_bytes).sum(),
+            oldest_seconds: volumes().filter_map(|u| u.risk_seconds).reduce(f64::max),
+            wal_bytes_per_second: rate,
+            runway_seconds: room.filter(|_| rate > 0).map(|room| room / rate as f64),
+        }
+    }
+
     fn reports(&self) -> Vec<CoreReport> {
         let (reply, answers) = bounded(self.parts.addresses.len());
         for core in &self.parts.addresses {
@@ -292,6 +359,8 @@ impl Shared {
             index_bytes: load(&volume.index_bytes),
             last_commit_age_seconds: (committed_ms > 0)
                 .then(|| self.now_ms().saturating_sub(committed_ms) as f64 / 1000.0),
+            upload: self.upload_of(volume.id),
+            quarantine: Quarantine::of(&self.parts.data_dir).held(volume.id),
         }
     }
 
@@ -399,8 +468,10 @@ impl Appliance for Shared {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
             volumes,
+            upload: UploadStatus::default(),
             problems: Vec::new(),
         };
+        status.upload = self.upload_status(&status);
         status.problems = self.problems(&status);
         status
     }
@@ -468,6 +539,15 @@ impl Appliance for Shared {
         self.show(name)
     }
 
+    fn take_over(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        let wanted = name.clone();
+        self.ask(|reply| Request::Takeover {
+            name: wanted,
+            reply,
+        })?;
+        self.show(name)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<()> {
         let wanted = name.clone();
         self.ask(|reply| Request::Delete {
@@ -476,15 +556,19 @@ impl Appliance for Shared {
         })
     }
 
+    fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        // What is missing is known before anybody waits.
+        self.show(name)?;
+        let wanted = name.clone();
+        self.await_commit(|reply| Request::Commit {
+            name: wanted,
+            reply,
+        })?;
+        self.show(name)
+    }
+
     fn drain(&self) -> Result<()> {
-        let (reply, answer) = bounded(1);
-        self.parts.uploader.request(Request::Drain { reply });
-        // However long it takes: the backend may be slow, and the caller chose to wait.
-        match answer.recv() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err(Error::new(ErrorKind::Transient, why)),
-            Err(_) => Err(Error::new(ErrorKind::Transient, "the daemon stops")),
-        }
+        self.await_commit(|reply| Request::Drain { reply })
     }
 
     fn metrics(&self) -> MetricsSnapshot {
@@ -507,7 +591,7 @@ mod tests {
     #[test]
     fn lineage_is_part_of_what_an_operator_sees() {
         let local = taipan_engine::registry::LocalHead::named(
-            taipan_engine::identity::VolumeId(1),
+            VolumeId(1),
             VolumeName::parse("v").unwrap(),
             VolumeSettings::with_size(4096),
         );

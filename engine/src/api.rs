@@ -4,12 +4,16 @@
 //! fields, so that a misspelt setting is never silently dropped. All sizes in answers are bytes as
 //! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
 
+mod warm;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
 use crate::identity::VolumeId;
 use crate::size;
 use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
+
+pub use warm::{WarmState, WarmStatus, WarmVolume, warm_path};
 
 /// Path of the status resource.
 pub const STATUS_PATH: &str = "/v1/status";
@@ -28,6 +32,11 @@ pub fn volume_path(name: &VolumeName) -> String {
 /// Path of the resize action of one volume.
 pub fn resize_path(name: &VolumeName) -> String {
     format!("{}/resize", volume_path(name))
+}
+
+/// Path of the commit action of one volume.
+pub fn commit_path(name: &VolumeName) -> String {
+    format!("{}/commit", volume_path(name))
 }
 
 /// Path of the takeover action of one volume.
@@ -249,6 +258,35 @@ pub struct VolumeInfo {
     /// Answered writes that a takeover by another appliance kept out of the image; absent if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<QuarantineInfo>,
+    /// What the backend lacks of it.
+    #[serde(default)]
+    pub upload: UploadInfo,
+}
+
+/// What the backend lacks of a volume, and how its commit fares.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UploadInfo {
+    /// Bytes written that no committed manifest holds; a block written twice counts twice.
+    pub risk_bytes: u64,
+    /// Seconds since the oldest of these was written; absent while there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk_seconds: Option<f64>,
+    /// What its commit does: `idle`, `chunks`, `index`, `manifest`, `head`, `publish`, `fenced`;
+    /// empty while it is not open.
+    #[serde(default)]
+    pub phase: String,
+    /// Chunks of the commit under way.
+    #[serde(default)]
+    pub chunks: usize,
+    /// Those of them that are stored.
+    #[serde(default)]
+    pub chunks_stored: usize,
+    /// Failures in a row.
+    #[serde(default)]
+    pub failures: u32,
+    /// The last of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
 }
 
 /// What the quarantine files of a volume hold.
@@ -310,6 +348,9 @@ pub struct Status {
     pub shards: Vec<ShardStatus>,
     /// The backend.
     pub backend: BackendStatus,
+    /// What the backend lacks of all volumes.
+    #[serde(default)]
+    pub upload: UploadStatus,
     /// Where memory may go.
     pub memory: MemoryStatus,
     /// What the last start recovered.
@@ -385,6 +426,22 @@ pub struct BackendStatus {
     /// Seconds since the first failure in a row; absent when healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_seconds: Option<f64>,
+}
+
+/// What the backend lacks of all volumes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UploadStatus {
+    /// Bytes written that no committed manifest holds.
+    pub backlog_bytes: u64,
+    /// Seconds since the oldest of these was written; absent while there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_seconds: Option<f64>,
+    /// Bytes written to the WAL each second, over the last ten seconds or so.
+    pub wal_bytes_per_second: u64,
+    /// Seconds until the WAL is full at that rate if nothing of it is released; absent while
+    /// nothing is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runway_seconds: Option<f64>,
 }
 
 /// Where memory may go: the budget printed at start, and what is used of it.
@@ -612,6 +669,7 @@ mod tests {
             index_bytes: 8,
             last_commit_age_seconds: None,
             quarantine: None,
+            upload: UploadInfo::default(),
         };
         let json = serde_json::to_value(&info).unwrap();
         assert_eq!(json["size_bytes"], 1 << 30);

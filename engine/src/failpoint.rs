@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 14] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -21,6 +21,8 @@ pub const NAMES: [&str; 12] = [
     "cache.read",
     "cache.write",
     "manifest.put",
+    "configure.put",
+    "delete.put",
     "head.save",
     "region.append",
     "quarantine.write",

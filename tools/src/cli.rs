@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use taipan_engine::size::ByteSize;
-use taipan_engine::volume::{Ack, OnLostCache, VolumeName};
+use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::output::Form;
 
@@ -101,6 +101,26 @@ pub(crate) enum VolumeCommand {
     Resize(Resize),
     /// Change settings of a volume.
     Set(Set),
+    /// Commit everything answered so far to the backend, and wait for it.
+    #[command(visible_alias = "flush")]
+    Commit {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+        /// What this always does; for those who expect `flush --remote`.
+        #[arg(long, hide = true)]
+        remote: bool,
+        /// No progress on standard error.
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Take a volume over from another appliance, which is fenced by that: what it answered and did
+    /// not commit to the backend before stays behind there, in quarantine.
+    Takeover {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+    },
     /// Delete a volume and all its data, for good. Refused while clients are connected.
     Delete {
         /// Name of the volume.
@@ -148,6 +168,18 @@ pub(crate) struct Changeable {
     /// What to do when a power cut took answered but unflushed writes.
     #[arg(long, value_name = "ACTION", value_parser = on_lost_cache())]
     pub(crate) on_lost_cache: Option<OnLostCache>,
+    /// What FLUSH waits for: the local disk, or the bucket.
+    #[arg(long, value_name = "WHERE", value_parser = durability())]
+    pub(crate) durability: Option<Durability>,
+    /// New writes wait while the bucket lacks one older than this; 0: no limit.
+    #[arg(long, value_name = "N")]
+    pub(crate) rpo_seconds: Option<u64>,
+    /// New writes wait while the bucket lacks more than this, at least 1MiB; 0: no limit.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rpo_bytes: Option<ByteSize>,
+    /// A change is committed to the bucket after so long; 0: as the daemon is configured.
+    #[arg(long, value_name = "N")]
+    pub(crate) commit_interval_seconds: Option<u64>,
 }
 
 /// Arguments of `volume resize`.
@@ -252,6 +284,14 @@ fn ack() -> impl TypedValueParser<Value = Ack> {
     PossibleValuesParser::new(["memory", "durable"]).map(|text| match text.as_str() {
         "durable" => Ack::Durable,
         _ => Ack::Memory,
+    })
+}
+
+/// Reads `local` or `remote`.
+fn durability() -> impl TypedValueParser<Value = Durability> {
+    PossibleValuesParser::new(["local", "remote"]).map(|text| match text.as_str() {
+        "remote" => Durability::Remote,
+        _ => Durability::Local,
     })
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CreateVolume, DRAIN_PATH, ErrorBody, ResizeVolume, STATUS_PATH, Status, VOLUMES_PATH,
-    VolumeInfo, VolumeList, VolumePatch, resize_path, volume_path,
+    VolumeInfo, VolumeList, VolumePatch, commit_path, resize_path, takeover_path, volume_path,
 };
 use taipan_engine::volume::VolumeName;
 use tokio::net::UnixStream;
@@ -76,6 +76,20 @@ impl Control {
         self.call(&what, Method::PATCH, &volume_path(name), Some(patch))
     }
 
+    /// Commits everything of a volume answered before, however long that takes.
+    pub(crate) fn commit(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
+        let what = format!("commit volume \"{name}\"");
+        let path = commit_path(name);
+        let answer = self.exchange(&what, Method::POST, &path, Bytes::new(), None)?;
+        self.read(&what, &answer)
+    }
+
+    /// Takes a volume over from another appliance.
+    pub(crate) fn take_over(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
+        let what = format!("take volume \"{name}\" over");
+        self.call(&what, Method::POST, &takeover_path(name), None::<&()>)
+    }
+
     /// Deletes a volume.
     pub(crate) fn delete(&self, name: &VolumeName) -> Outcome<()> {
         let what = format!("delete volume \"{name}\"");
@@ -110,7 +124,11 @@ impl Control {
         };
         let limit = Some(Duration::from_secs(ANSWER_SECONDS));
         let answer = self.exchange(what, method, path, body, limit)?;
-        serde_json::from_slice(&answer).map_err(|e| {
+        self.read(what, &answer)
+    }
+
+    fn read<A: DeserializeOwned>(&self, what: &str, answer: &[u8]) -> Outcome<A> {
+        serde_json::from_slice(answer).map_err(|e| {
             let why = format!("the answer is not understood ({e}); are both of one version?");
             self.failed(what, Exit::Failed, &why)
         })

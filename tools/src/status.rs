@@ -89,6 +89,7 @@ fn overview(status: &Status) -> String {
         .add("not durable", format!("{} answered", human(undurable)))
         .add("epoch", status.epoch.to_string())
         .add("backend", backend(status))
+        .add("upload", upload(status))
         .add("memory", memory(status))
         .add("recovery", recovery(status));
     fields.render()
@@ -102,6 +103,21 @@ fn backend(status: &Status) -> String {
     }
     if let (false, Some(error)) = (backend.state == BackendState::Healthy, &backend.last_error) {
         text.push_str(&format!("\n{error}"));
+    }
+    text
+}
+
+fn upload(status: &Status) -> String {
+    let upload = &status.upload;
+    let mut text = format!("{} to go", human(upload.backlog_bytes));
+    if let Some(seconds) = upload.oldest_seconds {
+        text.push_str(&format!(", the oldest {} old", human_seconds(seconds)));
+    }
+    if let Some(seconds) = upload.runway_seconds {
+        let (rate, runway) = (human(upload.wal_bytes_per_second), human_seconds(seconds));
+        text.push_str(&format!(
+            "; at {rate}/s the WAL lasts {runway} without the backend"
+        ));
     }
     text
 }

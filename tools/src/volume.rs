@@ -1,10 +1,14 @@
 //! `taipan volume …`: create, list, show, resize, set, delete.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use taipan_engine::api::{CreateVolume, Lineage, VolumeInfo, VolumeList, VolumePatch};
+use taipan_engine::api::{
+    CreateVolume, Lineage, QuarantineInfo, VolumeInfo, VolumeList, VolumePatch,
+};
 use taipan_engine::size::{exact, human};
-use taipan_engine::volume::{Ack, OnLostCache, VolumeName};
+use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
 use crate::cli::{Create, Set, Target, VolumeCommand};
 use crate::control::Control;
@@ -24,6 +28,10 @@ pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
             form.print(&control.resize(&resize.name, resize.size_bytes())?, resized)
         }
         VolumeCommand::Set(set) => form.print(&control.configure(&set.name, &patch(set)?)?, show),
+        VolumeCommand::Commit { name, quiet, .. } => {
+            form.print(&commit(target, &control, name, *quiet)?, committed)
+        }
+        VolumeCommand::Takeover { name } => form.print(&control.take_over(name)?, taken_over),
         VolumeCommand::Delete { name, yes } => {
             if !yes {
                 confirm_deletion(&control, name)?;
@@ -42,6 +50,10 @@ fn creation(create: &Create) -> Outcome<CreateVolume> {
     request.chunk_size_bytes = create.layout.chunk_size.map(|s| s.0);
     request.ack = create.changeable.ack;
     request.on_lost_cache = create.changeable.on_lost_cache;
+    request.durability = create.changeable.durability;
+    request.rpo_seconds = create.changeable.rpo_seconds;
+    request.rpo_bytes = create.changeable.rpo_bytes.map(|s| s.0);
+    request.commit_interval_seconds = create.changeable.commit_interval_seconds;
     request.settings().map_err(|e| {
         let what = format!("volume \"{}\" cannot be created: {e}", create.name);
         Failure::new(Exit::Usage, what)
@@ -58,6 +70,10 @@ pub(crate) fn request(name: VolumeName, size_bytes: u64) -> CreateVolume {
         chunk_size_bytes: None,
         ack: None,
         on_lost_cache: None,
+        durability: None,
+        rpo_seconds: None,
+        rpo_bytes: None,
+        commit_interval_seconds: None,
     }
 }
 
@@ -65,9 +81,14 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
     let patch = VolumePatch {
         ack: set.changeable.ack,
         on_lost_cache: set.changeable.on_lost_cache,
+        durability: set.changeable.durability,
+        rpo_seconds: set.changeable.rpo_seconds,
+        rpo_bytes: set.changeable.rpo_bytes.map(|s| s.0),
+        commit_interval_seconds: set.changeable.commit_interval_seconds,
     };
     if patch.is_empty() {
-        let what = "nothing to change: give --ack or --on-lost-cache";
+        let what = "nothing to change: give --ack, --on-lost-cache, --durability, --rpo-seconds, \
+                    --rpo-bytes or --commit-interval-seconds";
         return Err(Failure::new(Exit::Usage, what));
     }
     Ok(patch)
@@ -101,6 +122,67 @@ fn created(volume: &VolumeInfo) -> String {
         "volume \"{name}\" of {size} is created (id {})\n",
         volume.id
     )
+}
+
+/// Commits the volume and shows meanwhile how far that is.
+fn commit(
+    target: &Target,
+    control: &Control,
+    name: &VolumeName,
+    quiet: bool,
+) -> Outcome<VolumeInfo> {
+    let watch = Control::new(target.control_socket())?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let shown = !quiet && io::stderr().is_terminal();
+        let watcher = shown.then(|| scope.spawn(|| show_progress(&watch, name, &done)));
+        let outcome = control.commit(name);
+        done.store(true, Ordering::Release);
+        if let Some(watcher) = watcher {
+            watcher.thread().unpark();
+        }
+        outcome
+    })
+}
+
+/// Shows once a second what the backend lacks, until `done`.
+fn show_progress(control: &Control, name: &VolumeName, done: &AtomicBool) {
+    loop {
+        std::thread::park_timeout(Duration::from_secs(1));
+        if done.load(Ordering::Acquire) {
+            return;
+        }
+        // Progress is a courtesy: what is wrong the commit itself tells.
+        if let Ok(volume) = control.volume(name) {
+            let _ = writeln!(io::stderr(), "{}", progress(&volume));
+        }
+    }
+}
+
+fn progress(volume: &VolumeInfo) -> String {
+    let upload = &volume.upload;
+    let mut text = format!("{} to go", human(upload.risk_bytes));
+    if upload.chunks > 0 {
+        let (stored, all) = (upload.chunks_stored, upload.chunks);
+        text.push_str(&format!(", {stored} of {all} chunks stored"));
+    }
+    if let Some(failure) = &upload.last_failure {
+        let failures = upload.failures;
+        text.push_str(&format!(
+            ", failed {failures} times, tried again: {failure}"
+        ));
+    }
+    text
+}
+
+fn committed(volume: &VolumeInfo) -> String {
+    let (name, manifest) = (&volume.name, volume.manifest);
+    format!("volume \"{name}\" is committed (manifest {manifest})\n")
+}
+
+fn taken_over(volume: &VolumeInfo) -> String {
+    let (name, generation) = (&volume.name, volume.generation);
+    format!("volume \"{name}\" is served here now (generation {generation})\n")
 }
 
 fn resized(volume: &VolumeInfo) -> String {
@@ -182,13 +264,19 @@ fn show(volume: &VolumeInfo) -> String {
         .add("state", word(volume.state))
         .add_some("cause", volume.cause.as_deref())
         .add("lineage", lineage)
+        .add_some("quarantine", volume.quarantine.map(quarantined))
         .add("clients", volume.connections.to_string())
         .add("block size", exact(u64::from(settings.block_size_bytes)))
         .add("chunk size", exact(u64::from(settings.chunk_size_bytes)))
         .add("ack", ack)
         .add("on lost cache", lost)
+        .add("durability", durability(settings))
+        .add("commit interval", interval(settings))
+        .add("loss limits", limits(settings))
         .add("committed data", format!("{} ({share})", human(data)))
         .add("in WAL only", human(volume.dirty_bytes))
+        .add("at risk", at_risk(volume))
+        .add("commit", commit_phase(volume))
         .add("chunks", volume.chunks.to_string())
         .add("index memory", human(volume.index_bytes))
         .add("manifest", volume.manifest.to_string())
@@ -201,6 +289,62 @@ fn show(volume: &VolumeInfo) -> String {
                 .map(|s| format!("{} ago", human_seconds(s))),
         );
     fields.render()
+}
+
+fn durability(settings: &VolumeSettings) -> &'static str {
+    match settings.durability {
+        Durability::Local => "local (FLUSH waits for the local disk)",
+        Durability::Remote => "remote (FLUSH waits for the bucket)",
+    }
+}
+
+fn interval(settings: &VolumeSettings) -> String {
+    match settings.commit_interval_seconds {
+        0 => "as the daemon is configured".to_owned(),
+        seconds => format!("{seconds} s"),
+    }
+}
+
+/// What would be lost with the local disk.
+fn at_risk(volume: &VolumeInfo) -> String {
+    let bytes = human(volume.upload.risk_bytes);
+    match volume.upload.risk_seconds {
+        None => bytes,
+        Some(seconds) => format!("{bytes}, {} old", human_seconds(seconds)),
+    }
+}
+
+fn commit_phase(volume: &VolumeInfo) -> String {
+    let upload = &volume.upload;
+    let phase = match upload.phase.as_str() {
+        "" => "not open",
+        phase => phase,
+    };
+    match &upload.last_failure {
+        None => phase.to_owned(),
+        Some(failure) => format!("{phase}, failed {} times: {failure}", upload.failures),
+    }
+}
+
+/// What the bucket may lack before new writes wait.
+fn limits(settings: &VolumeSettings) -> String {
+    let seconds = (settings.rpo_seconds > 0).then(|| format!("{} s", settings.rpo_seconds));
+    let bytes = (settings.rpo_bytes > 0).then(|| exact(settings.rpo_bytes));
+    let both: Vec<String> = seconds.into_iter().chain(bytes).collect();
+    match both.is_empty() {
+        true => "none".to_owned(),
+        false => format!("{}; then writes wait", both.join(", ")),
+    }
+}
+
+/// What a takeover by another appliance kept out of the image.
+fn quarantined(held: QuarantineInfo) -> String {
+    format!(
+        "{} of answered writes within {} are held in {} files, not in the image",
+        human(held.bytes),
+        human_seconds(held.seconds),
+        held.files
+    )
 }
 
 /// `10GiB (10737418240 bytes)`.

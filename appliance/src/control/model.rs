@@ -28,8 +28,15 @@ pub trait Appliance: Send + Sync {
     /// Changes settings of a volume, durably before it returns.
     fn configure(&self, name: &VolumeName, patch: VolumePatch) -> Result<VolumeInfo>;
 
+    /// Opens a volume of another appliance for writing, which fences that one, and serves it; `Busy`
+    /// if it is served here already.
+    fn take_over(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
     /// Deletes a volume; `Busy` while clients are connected.
     fn delete(&self, name: &VolumeName) -> Result<()>;
+
+    /// Packs and commits everything of the volume answered before the call, then returns.
+    fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;
 
     /// Packs and commits everything answered before the call, then returns.
     fn drain(&self) -> Result<()>;

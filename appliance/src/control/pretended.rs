@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use taipan_engine::api::{Lineage, RunState, Status, VolumeInfo, VolumePatch, VolumeState};
+use taipan_engine::api::{
+    Lineage, RunState, Status, UploadInfo, VolumeInfo, VolumePatch, VolumeState,
+};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
@@ -80,6 +82,8 @@ impl Appliance for Pretended {
             chunks: 0,
             index_bytes: 0,
             last_commit_age_seconds: None,
+            quarantine: None,
+            upload: UploadInfo::default(),
         };
         volumes.insert(name, info.clone());
         Ok(info)
@@ -102,12 +106,20 @@ impl Appliance for Pretended {
         })
     }
 
+    fn take_over(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.show(name)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<()> {
         if name.as_str() == "busy" {
             return Err(Error::new(ErrorKind::Busy, "2 clients are connected"));
         }
         let removed = self.volumes.lock().unwrap().remove(name);
         removed.map(drop).ok_or_else(|| not_found(name))
+    }
+
+    fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.show(name)
     }
 
     fn drain(&self) -> Result<()> {

@@ -34,6 +34,11 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             get(show).patch(configure).delete(delete),
         )
         .route(&format!("{VOLUMES_PATH}/{{name}}/resize"), post(resize))
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/takeover"),
+            post(take_over),
+        )
+        .route(&format!("{VOLUMES_PATH}/{{name}}/commit"), post(commit))
         .route(DRAIN_PATH, post(drain))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -157,12 +162,24 @@ async fn resize(daemon: Daemon, name: Name, body: Body) -> Result<Response, Fail
     Ok(found(info))
 }
 
+async fn take_over(daemon: Daemon, name: Name) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    let info = call(daemon, move |a| a.take_over(&name)).await??;
+    tracing::warn!(volume = %info.name, generation = info.generation, "volume taken over");
+    Ok(found(info))
+}
+
 async fn delete(daemon: Daemon, name: Name) -> Result<StatusCode, Failure> {
     let name = parse_name(name)?;
     let named = name.clone();
     call(daemon, move |a| a.delete(&named)).await??;
     tracing::info!(volume = %name, "volume deleted");
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn commit(daemon: Daemon, name: Name) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    Ok(found(call(daemon, move |a| a.commit(&name)).await??))
 }
 
 async fn drain(daemon: Daemon) -> Result<StatusCode, Failure> {

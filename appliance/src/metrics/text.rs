@@ -6,8 +6,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::Registry;
 use taipan_engine::api::{
-    BackendState, Lineage, RunState, ShardStatus, Status, VolumeInfo, VolumeState,
+    BackendState, Lineage, RunState, ShardStatus, Status, UploadStatus, VolumeInfo, VolumeState,
 };
+use taipan_engine::volume::Durability;
 
 use super::counters::{BackendOp, CoreTotals, MetricsSnapshot, RequestKind, VolumeTotals};
 use super::families::{Families, NANOS_PER_SECOND};
@@ -102,7 +103,7 @@ fn is(true_or_not: bool) -> f64 {
 /// A gauge of a volume: name, help and value.
 type VolumeGauge = (&'static str, &'static str, fn(&VolumeInfo) -> f64);
 
-const VOLUME_GAUGES: [VolumeGauge; 10] = [
+const VOLUME_GAUGES: [VolumeGauge; 15] = [
     ("volume_size_bytes", "Size", |v| {
         v.settings.size_bytes as f64
     }),
@@ -140,6 +141,31 @@ const VOLUME_GAUGES: [VolumeGauge; 10] = [
     ("volume_index_bytes", "Memory of the extent index", |v| {
         v.index_bytes as f64
     }),
+    (
+        "volume_risk_bytes",
+        "Bytes written that the backend lacks",
+        |v| v.upload.risk_bytes as f64,
+    ),
+    (
+        "volume_risk_seconds",
+        "Seconds since the oldest write that the backend lacks",
+        |v| v.upload.risk_seconds.unwrap_or(0.0),
+    ),
+    (
+        "volume_commit_chunks_pending",
+        "Chunks of the commit under way that are not stored",
+        |v| (v.upload.chunks - v.upload.chunks_stored.min(v.upload.chunks)) as f64,
+    ),
+    (
+        "volume_commit_failures_in_a_row",
+        "Failures of the commit under way since its last success",
+        |v| f64::from(v.upload.failures),
+    ),
+    (
+        "volume_durability_remote",
+        "1 if FLUSH waits for the backend",
+        |v| is(v.settings.durability == Durability::Remote),
+    ),
     (
         "volume_lineage_broken",
         "1 if answered writes may have been lost",
@@ -400,6 +426,7 @@ fn encode_backend(
         failing,
     )?;
 
+    encode_backlog(out, &status.upload)?;
     let totals = &snapshot.backend;
     let families: [(&str, &str, &[u64], f64); 4] = [
         (
@@ -433,6 +460,27 @@ fn encode_backend(
         out.counters(name, help, rows)?;
     }
     Ok(())
+}
+
+fn encode_backlog(out: &mut Families<'_>, upload: &UploadStatus) -> fmt::Result {
+    let backlog = upload.backlog_bytes as f64;
+    out.gauge(
+        "upload_backlog_bytes",
+        "Bytes written that the backend lacks",
+        backlog,
+    )?;
+    let oldest = upload.oldest_seconds.unwrap_or(0.0);
+    let help = "Seconds since the oldest write that the backend lacks";
+    out.gauge("upload_oldest_seconds", help, oldest)?;
+    let rate = upload.wal_bytes_per_second as f64;
+    out.gauge(
+        "wal_bytes_per_second",
+        "Bytes written to the WAL lately",
+        rate,
+    )?;
+    let help = "Seconds until the WAL is full at this rate if nothing is released";
+    let runway = upload.runway_seconds.unwrap_or(f64::INFINITY);
+    out.gauge("wal_runway_seconds", help, runway)
 }
 
 fn encode_uploader(out: &mut Families<'_>, snapshot: &MetricsSnapshot) -> fmt::Result {

@@ -26,6 +26,8 @@ fn volume(name: &str) -> VolumeInfo {
         chunks: 8,
         index_bytes: 9,
         last_commit_age_seconds: Some(1.5),
+        quarantine: None,
+        upload: Default::default(),
     }
 }
 
