@@ -6,6 +6,8 @@ mod checkpoint;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use hashbrown::HashMap;
+
 use super::base::{LeafChanges, ShardBase};
 use super::leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId, Span};
@@ -58,6 +60,8 @@ pub struct VolumeBase {
     /// Leaves and chunks changed since the last checkpoint.
     dirty_leaves: BTreeSet<(ShardId, LeafKey)>,
     dirty_chunks: BTreeSet<ChunkOrdinal>,
+    /// Chunks of a checkpoint that is being loaded.
+    loading: HashMap<ChunkOrdinal, ChunkRef>,
 }
 
 /// Edits of one shard, ascending by block.

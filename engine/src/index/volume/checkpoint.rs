@@ -10,8 +10,14 @@ use crate::index::part::{IndexPart, RootPart};
 use crate::index::volume::ChunkEntry;
 use crate::object::IndexKey;
 
-/// Ordinals that a checkpoint may name: bounds what a bad part makes us allocate.
+/// Ordinals that a checkpoint may name.
 const ORDINALS_MAX: u32 = 1 << 26;
+/// A table of up to so many ordinals (256 MiB) is made however few of them are used. Beyond, a bad
+/// part must be about as large as what it makes us allocate: see [`ORDINALS_PER_CHUNK_MAX`].
+const ORDINALS_UNCHECKED: usize = 1 << 22;
+/// Ordinals to one chunk, on average, of a larger table. Ordinals are used again once an object is
+/// deleted, so only a volume that shrank to a fraction comes near.
+const ORDINALS_PER_CHUNK_MAX: usize = 256;
 
 /// Contents of one part of a checkpoint, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,11 +90,29 @@ impl VolumeBase {
                     ordinal.0
                 )));
             }
-            let index = ordinal.0 as usize;
-            if self.chunks.len() <= index {
-                self.chunks.resize(index + 1, None);
-            }
-            self.chunks[index] = reference.map(|reference| ChunkEntry {
+            match reference {
+                Some(reference) => self.loading.insert(ordinal, reference),
+                None => self.loading.remove(&ordinal),
+            };
+        }
+        Ok(())
+    }
+
+    /// Makes the table of the chunks that were loaded.
+    fn fill_table(&mut self) -> Result<()> {
+        let loaded = std::mem::take(&mut self.loading);
+        let end = loaded.keys().map(|ordinal| ordinal.0 as usize + 1).max();
+        let len = end.unwrap_or(0);
+        if len > ORDINALS_UNCHECKED && len / ORDINALS_PER_CHUNK_MAX > loaded.len() {
+            return Err(Error::corrupt(format!(
+                "an index of {} chunks names ordinal {}",
+                loaded.len(),
+                len - 1
+            )));
+        }
+        self.chunks = vec![None; len];
+        for (ordinal, reference) in loaded {
+            self.chunks[ordinal.0 as usize] = Some(ChunkEntry {
                 reference,
                 live: 0,
                 checkpointed: true,
@@ -99,6 +123,7 @@ impl VolumeBase {
 
     /// Checks the loaded parts against each other and counts the live blocks of each chunk.
     pub fn finish_load(&mut self) -> Result<()> {
+        self.fill_table()?;
         let Self { shards, chunks, .. } = self;
         let mut bad = None;
         for (_, leaf) in shards.iter().flat_map(|shard| shard.leaves()) {
