@@ -107,6 +107,7 @@ impl Assembly {
             uploader,
             state,
             backend: self.backend.describe(),
+            fetcher,
             sync: self.sync,
             listening,
             started: self.started,

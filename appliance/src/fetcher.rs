@@ -11,13 +11,20 @@ mod runs;
 mod settings;
 mod tables;
 mod waiting;
+mod warm;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use taipan_engine::api::{WarmState, WarmStatus, WarmVolume};
 use taipan_engine::backend::Backend;
+use taipan_engine::block::BlockSize;
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::core::{Failure, Fetch};
-use taipan_engine::error::{Error, Result};
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::VolumeId;
+use taipan_engine::volume::VolumeSettings;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::inbox::{CoreAddress, CoreMessage};
@@ -28,6 +35,7 @@ pub use settings::ReadSettings;
 pub use tables::ChunkTables;
 
 use reads::Reads;
+use warm::{Progress, WarmJob};
 
 /// Threads for the cache file.
 const FILE_THREADS: usize = 8;
@@ -58,6 +66,7 @@ struct Job {
 /// What is asked of the thread of the reads.
 enum Message {
     Read(Job),
+    Warm(WarmJob),
 }
 
 /// Handle of the thread. Its queue is bounded by the requests in flight of all connections. It ends
@@ -66,6 +75,10 @@ enum Message {
 pub struct Fetcher {
     messages: UnboundedSender<Message>,
     tables: Arc<ChunkTables>,
+    /// How the last warm-up of each volume is getting on.
+    warms: Arc<Mutex<HashMap<VolumeId, Progress>>>,
+    /// Whether there is a cache to warm.
+    caches: bool,
 }
 
 impl Fetcher {
@@ -74,6 +87,7 @@ impl Fetcher {
         let (messages, inbox) = unbounded_channel();
         let tables = Arc::clone(&parts.tables);
         let cpu = parts.settings.cpu;
+        let caches = parts.settings.ram_bytes > 0 || parts.settings.file.is_some();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(FILE_THREADS)
@@ -93,7 +107,12 @@ impl Fetcher {
             .name("reads".to_owned())
             .spawn(run)
             .map_err(|e| Error::io("starting the thread of the reads", e))?;
-        Ok(Self { messages, tables })
+        Ok(Self {
+            messages,
+            tables,
+            warms: Arc::default(),
+            caches,
+        })
     }
 
     /// Queues a read; the answer goes to `reply`.
@@ -104,14 +123,72 @@ impl Fetcher {
             chunk,
             reply,
         };
-        if let Err(refused) = self.messages.send(Message::Read(job)) {
-            let Message::Read(job) = refused.0;
+        if let Err(refused) = self.messages.send(Message::Read(job))
+            && let Message::Read(job) = refused.0
+        {
             job.reply.send(CoreMessage::Fetched {
                 op: job.fetch.op,
                 blocks: Err(Failure::Io),
                 mismatches: 0,
             });
         }
+    }
+}
+
+impl Fetcher {
+    /// Starts to read what `request` names of a volume into the caches, in the background.
+    pub fn warm_volume(
+        &self,
+        volume: VolumeId,
+        settings: &VolumeSettings,
+        request: &WarmVolume,
+    ) -> Result<WarmStatus> {
+        let blocks = warm::blocks_of(request, settings)?;
+        self.warm(volume, settings.block_size(), blocks)
+    }
+
+    /// Starts to read a volume's objects into the caches; `blocks` by number, `None` is all.
+    /// `Busy` while an earlier warm-up of the volume is under way.
+    pub fn warm(
+        &self,
+        volume: VolumeId,
+        block_size: BlockSize,
+        blocks: Option<Range<u64>>,
+    ) -> Result<WarmStatus> {
+        if !self.caches {
+            let text = "there is no cache to warm: ram_cache and chunk_cache are off";
+            return Err(Error::invalid(text));
+        }
+        let mut warms = self.warms.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = warms.entry(volume).or_default().clone();
+        if progress.get().state == WarmState::Running {
+            let text = "a warm-up of this volume is under way";
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        progress.change(|status| {
+            *status = WarmStatus {
+                state: WarmState::Running,
+                ..WarmStatus::default()
+            };
+        });
+        let job = WarmJob {
+            volume,
+            block_size,
+            blocks,
+            progress: progress.clone(),
+        };
+        if self.messages.send(Message::Warm(job)).is_err() {
+            return Err(Error::new(ErrorKind::Busy, "the daemon is stopping"));
+        }
+        Ok(progress.get())
+    }
+
+    /// How the last warm-up of a volume is getting on.
+    pub fn warm_status(&self, volume: VolumeId) -> WarmStatus {
+        let warms = self.warms.lock().unwrap_or_else(PoisonError::into_inner);
+        warms
+            .get(&volume)
+            .map_or_else(WarmStatus::default, Progress::get)
     }
 }
 

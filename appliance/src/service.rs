@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use taipan_engine::api::{
     BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, ShardStatus, Status,
-    UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus,
+    UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus,
+    WarmVolume,
 };
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::control::Appliance;
 use crate::daemon::Running;
 use crate::directory::{Directory, Volume};
+use crate::fetcher::Fetcher;
 use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::quarantine::Quarantine;
@@ -61,6 +63,8 @@ pub struct ServiceParts {
     pub state: Arc<UploaderState>,
     /// What the backend is.
     pub backend: String,
+    /// Reads of committed blocks.
+    pub fetcher: Fetcher,
     /// How WAL writes become durable.
     pub sync: SyncChoice,
     /// Where NBD is served.
@@ -546,6 +550,19 @@ impl Appliance for Shared {
             reply,
         })?;
         self.show(name)
+    }
+
+    fn warm(&self, name: &VolumeName, request: WarmVolume) -> Result<WarmStatus> {
+        let volume = self.parts.directory.get(name);
+        let volume = volume.ok_or_else(|| no_volume(name))?;
+        let (settings, fetcher) = (volume.settings(), &self.parts.fetcher);
+        fetcher.warm_volume(volume.id, &settings, &request)
+    }
+
+    fn warm_status(&self, name: &VolumeName) -> Result<WarmStatus> {
+        let volume = self.parts.directory.get(name);
+        let volume = volume.ok_or_else(|| no_volume(name))?;
+        Ok(self.parts.fetcher.warm_status(volume.id))
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {

@@ -8,6 +8,7 @@ use taipan_engine::size::ByteSize;
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::output::Form;
+use crate::warm::Warm;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
 4 refused in the present state (exists, in use, read-only, fenced), 5 no daemon answers, \
@@ -114,6 +115,8 @@ pub(crate) enum VolumeCommand {
         #[arg(long, short)]
         quiet: bool,
     },
+    /// Read a volume's blocks into the appliance's caches, in the background.
+    Warm(Warm),
     /// Take a volume over from another appliance, which is fenced by that: what it answered and did
     /// not commit to the backend before stays behind there, in quarantine.
     Takeover {
@@ -275,7 +278,7 @@ pub(crate) struct Inspect {
 }
 
 /// Reads a volume name; the refusal says which rule it breaks.
-fn volume_name(text: &str) -> Result<VolumeName, taipan_engine::error::Error> {
+pub(crate) fn volume_name(text: &str) -> Result<VolumeName, taipan_engine::error::Error> {
     VolumeName::parse(text)
 }
 

@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CreateVolume, DRAIN_PATH, ErrorBody, ResizeVolume, STATUS_PATH, Status, VOLUMES_PATH,
-    VolumeInfo, VolumeList, VolumePatch, commit_path, resize_path, takeover_path, volume_path,
+    VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume, commit_path, resize_path,
+    takeover_path, volume_path, warm_path,
 };
 use taipan_engine::volume::VolumeName;
 use tokio::net::UnixStream;
@@ -88,6 +89,18 @@ impl Control {
     pub(crate) fn take_over(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
         let what = format!("take volume \"{name}\" over");
         self.call(&what, Method::POST, &takeover_path(name), None::<&()>)
+    }
+
+    /// Starts to fill the caches with a volume's blocks.
+    pub(crate) fn warm(&self, name: &VolumeName, warm: &WarmVolume) -> Outcome<WarmStatus> {
+        let what = format!("warm volume \"{name}\"");
+        self.call(&what, Method::POST, &warm_path(name), Some(warm))
+    }
+
+    /// How the last warm-up of a volume is getting on.
+    pub(crate) fn warm_status(&self, name: &VolumeName) -> Outcome<WarmStatus> {
+        let what = format!("show the warm-up of volume \"{name}\"");
+        self.call(&what, Method::GET, &warm_path(name), None::<&()>)
     }
 
     /// Deletes a volume.

@@ -9,6 +9,7 @@ mod status;
 mod table;
 mod transfer;
 mod volume;
+mod warm;
 
 use std::process::ExitCode;
 

@@ -15,6 +15,7 @@ use crate::control::Control;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{human_seconds, percent};
 use crate::table::{Align, Fields, Table};
+use crate::warm;
 
 /// Runs one subcommand.
 pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
@@ -31,6 +32,7 @@ pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
         VolumeCommand::Commit { name, quiet, .. } => {
             form.print(&commit(target, &control, name, *quiet)?, committed)
         }
+        VolumeCommand::Warm(arguments) => warm::run(&control, form, arguments),
         VolumeCommand::Takeover { name } => form.print(&control.take_over(name)?, taken_over),
         VolumeCommand::Delete { name, yes } => {
             if !yes {

@@ -1,6 +1,6 @@
 //! The one seam between the control plane and the rest of the daemon.
 
-use taipan_engine::api::{Status, VolumeInfo, VolumePatch};
+use taipan_engine::api::{Status, VolumeInfo, VolumePatch, WarmStatus, WarmVolume};
 use taipan_engine::error::Result;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
@@ -31,6 +31,13 @@ pub trait Appliance: Send + Sync {
     /// Opens a volume of another appliance for writing, which fences that one, and serves it; `Busy`
     /// if it is served here already.
     fn take_over(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Starts to read the volume's blocks into the caches in the background; `Busy` while that is
+    /// under way already.
+    fn warm(&self, name: &VolumeName, request: WarmVolume) -> Result<WarmStatus>;
+
+    /// How the volume's last warm-up is getting on.
+    fn warm_status(&self, name: &VolumeName) -> Result<WarmStatus>;
 
     /// Deletes a volume; `Busy` while clients are connected.
     fn delete(&self, name: &VolumeName) -> Result<()>;

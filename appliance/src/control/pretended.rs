@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use taipan_engine::api::{
-    Lineage, RunState, Status, UploadInfo, VolumeInfo, VolumePatch, VolumeState,
+    Lineage, RunState, Status, UploadInfo, VolumeInfo, VolumePatch, VolumeState, WarmStatus,
+    WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
@@ -108,6 +109,14 @@ impl Appliance for Pretended {
 
     fn take_over(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.show(name)
+    }
+
+    fn warm(&self, name: &VolumeName, _request: WarmVolume) -> Result<WarmStatus> {
+        self.warm_status(name)
+    }
+
+    fn warm_status(&self, name: &VolumeName) -> Result<WarmStatus> {
+        self.show(name).map(|_| WarmStatus::default())
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CreateVolume, DRAIN_PATH, ErrorBody, ErrorCode, ErrorDetail, REQUEST_BYTES_MAX, ResizeVolume,
-    STATUS_PATH, VOLUMES_PATH, VolumeList, VolumePatch, volume_path,
+    STATUS_PATH, VOLUMES_PATH, VolumeList, VolumePatch, WarmVolume, volume_path,
 };
 use taipan_engine::error::Error;
 use taipan_engine::volume::VolumeName;
@@ -39,6 +39,10 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             post(take_over),
         )
         .route(&format!("{VOLUMES_PATH}/{{name}}/commit"), post(commit))
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/warm"),
+            post(warm).get(warm_status),
+        )
         .route(DRAIN_PATH, post(drain))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -180,6 +184,18 @@ async fn delete(daemon: Daemon, name: Name) -> Result<StatusCode, Failure> {
 async fn commit(daemon: Daemon, name: Name) -> Result<Response, Failure> {
     let name = parse_name(name)?;
     Ok(found(call(daemon, move |a| a.commit(&name)).await??))
+}
+
+async fn warm(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    let request: WarmVolume = parse_body(body)?;
+    let status = call(daemon, move |a| a.warm(&name, request)).await??;
+    Ok((StatusCode::ACCEPTED, Json(status)).into_response())
+}
+
+async fn warm_status(daemon: Daemon, name: Name) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    Ok(found(call(daemon, move |a| a.warm_status(&name)).await??))
 }
 
 async fn drain(daemon: Daemon) -> Result<StatusCode, Failure> {

@@ -38,6 +38,7 @@ pub struct CacheFileSpec {
 pub(super) struct CacheFile {
     file: Arc<File>,
     pub(super) map: DiskMap,
+    capacity_bytes: u64,
     pending_bytes: usize,
     batch: Batch,
     /// Something failed: nothing more is written or read.
@@ -79,10 +80,26 @@ impl CacheFile {
         Ok(Self {
             file: Arc::new(file),
             map: DiskMap::new(spec.bytes),
+            capacity_bytes: spec.bytes,
             pending_bytes: 0,
             batch: Batch::default(),
             off: false,
         })
+    }
+
+    /// Bytes of the file.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    /// Whether nothing has failed so far.
+    pub(super) fn is_on(&self) -> bool {
+        !self.off
+    }
+
+    /// Whether so much is on its way into the file that work which can wait should.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.off && self.pending_bytes > PENDING_BYTES_MAX / 2
     }
 
     /// Where a slot's block is, if the file may be read.

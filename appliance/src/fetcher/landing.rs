@@ -16,6 +16,8 @@ use super::waiting::Waiter;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A GET of a warm-up is given up after so many failures, about half an hour of outage.
+const WARM_FAILURES_MAX: u32 = 900;
 
 /// Waiters whose slot brought wrong bytes.
 type Unlucky = Vec<(u32, Waiter)>;
@@ -25,8 +27,9 @@ impl Reads {
         match landing {
             Landing::Got(id, Ok(bytes)) => self.got(id, &bytes),
             Landing::Got(id, Err(error)) => self.failed(id, &error),
-            Landing::FromFile(id, Ok(buffer)) => self.from_file(id, &buffer),
+            Landing::FromFile(id, Ok(buffer)) => self.file_gave(id, &buffer),
             Landing::FromFile(id, Err(error)) => self.file_failed(id, &error),
+            Landing::Head(volume, chunk, head) => self.head_landed(volume, chunk, head),
             Landing::Written(written) => {
                 if self.file.as_mut().is_some_and(|file| file.written(written)) {
                     self.counters.file_failures.add(1);
@@ -79,6 +82,9 @@ impl Reads {
         let wrong = stamps.iter().filter(|stamp| stamp.is_none()).count();
         self.counters.backend_mismatches.add(wrong as u64);
         self.keep(&flight, &stamps, &awaited, block_of);
+        if let Some(volume) = work.warm {
+            self.warmed(volume, (stamps.len() - wrong) as u64, wrong as u64);
+        }
         if wrong > 0 {
             tracing::warn!(object = %flight.chunk, blocks = wrong, "the backend sent wrong bytes");
         }
@@ -139,8 +145,12 @@ impl Reads {
                 Some(_) if !awaited[index] => Origin::Ahead,
                 _ => Origin::Demand,
             };
-            self.ram.insert(key, stamp, block, origin);
-            let Some(file) = &mut self.file else { continue };
+            let file = self.file.as_mut().filter(|file| file.is_on());
+            // A warm-up must not push out what is in use.
+            if flight.work.warm.is_none() || awaited[index] || file.is_none() {
+                self.ram.insert(key, stamp, block, origin);
+            }
+            let Some(file) = file else { continue };
             if file.put(&key, flight.work.block_size, stamp, block, &mut writes) {
                 self.counters.file_writes.add(1);
             } else if !file.contains(&key) {
@@ -177,6 +187,7 @@ impl Reads {
                 failures: 0,
                 again: true,
                 stream: None,
+                warm: None,
                 ..flight.work
             };
             self.start_get(slots, work);
@@ -198,6 +209,8 @@ impl Reads {
             .waiters
             .iter()
             .any(|(_, waiter)| self.waiting.contains_key(&waiter.read));
+        // A warm-up waits as well, but not for ever.
+        let patient = flight.work.warm.is_some() && flight.work.failures < WARM_FAILURES_MAX;
         let hopeful = match error.kind() {
             ErrorKind::Transient | ErrorKind::Io => true,
             // The object is shorter than it must be: as wrong as wrong bytes.
@@ -207,7 +220,7 @@ impl Reads {
         if error.kind() == ErrorKind::NotFound {
             self.counters.missing_objects.add(1);
         }
-        if awaited && hopeful {
+        if (awaited || patient) && hopeful {
             let doublings = flight.work.failures.min(10);
             flight.work.failures += 1;
             let backoff = (BACKOFF_FIRST * (1 << doublings)).min(BACKOFF_MAX);
@@ -219,6 +232,9 @@ impl Reads {
             tracing::error!(%error, "read failed");
         }
         if let Some(flight) = self.end(id) {
+            if let Some(volume) = flight.work.warm {
+                self.warmed(volume, 0, flight.slots.len() as u64);
+            }
             for (_, waiter) in flight.waiters {
                 self.fail_waiter(waiter);
             }
@@ -226,7 +242,7 @@ impl Reads {
     }
 
     /// The cache file gave bytes: checked like any others.
-    fn from_file(&mut self, id: FlightId, buffer: &AlignedBuf) {
+    fn file_gave(&mut self, id: FlightId, buffer: &AlignedBuf) {
         let Some(flight) = self.end(id) else {
             return;
         };

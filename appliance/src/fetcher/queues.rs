@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use taipan_engine::block::BlockSize;
 use taipan_engine::cache::{FlightId, Flights, OnDisk, StreamId};
 use taipan_engine::chunk::ChunkRef;
+use taipan_engine::identity::VolumeId;
 
 use super::waiting::Waiter;
 
@@ -16,10 +17,12 @@ pub(super) enum Class {
     Foreground,
     /// A client is expected to ask.
     Ahead,
+    /// An operator wants it cached.
+    Warm,
 }
 
 /// GETs under way at once, by class.
-const RUNNING_MAX: [usize; 2] = [64, 8];
+const RUNNING_MAX: [usize; 3] = [64, 8, 4];
 
 /// Where a read gets its blocks.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(super) struct Work {
     pub(super) again: bool,
     /// The reader for whom it was read ahead.
     pub(super) stream: Option<StreamId>,
+    /// The volume whose warm-up wants it.
+    pub(super) warm: Option<VolumeId>,
 }
 
 /// All reads under way.
@@ -53,8 +58,8 @@ pub(super) type AllFlights = Flights<Work, Waiter>;
 /// The queues.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    queued: [VecDeque<FlightId>; 2],
-    running: [usize; 2],
+    queued: [VecDeque<FlightId>; 3],
+    running: [usize; 3],
 }
 
 impl Queues {
@@ -65,7 +70,7 @@ impl Queues {
 
     /// The next read that may run now; it counts as running from here on.
     pub(super) fn next(&mut self, flights: &mut AllFlights) -> Option<FlightId> {
-        for class in [Class::Foreground, Class::Ahead] {
+        for class in [Class::Foreground, Class::Ahead, Class::Warm] {
             let index = class as usize;
             while self.running[index] < RUNNING_MAX[index] {
                 let Some(id) = self.queued[index].pop_front() else {

@@ -9,7 +9,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use taipan_engine::backend::BoxFuture;
 use taipan_engine::block::BlockSize;
 use taipan_engine::cache::{Ahead, FlightId, RamCache, ReadSeen, SlotKey, Streams};
-use taipan_engine::chunk::ChunkRef;
+use taipan_engine::chunk::{ChunkRef, ChunkView};
 use taipan_engine::core::{Failure, Fetch};
 use taipan_engine::error::Result;
 use taipan_engine::identity::VolumeId;
@@ -23,6 +23,7 @@ use super::queues::{AllFlights, Class, Queues, Source, Work};
 use super::runs::{file_runs, runs};
 use super::tables::ChunkTables;
 use super::waiting::{Waiter, Waiting};
+use super::warm::Warm;
 use super::{FetcherParts, Job, Message};
 use crate::inbox::CoreMessage;
 use crate::metrics::ColdReadCounters;
@@ -48,13 +49,15 @@ pub(super) enum Landing {
     FromFile(FlightId, std::io::Result<AlignedBuf>),
     /// A write to the cache file.
     Written(Written),
+    /// Header and table of an object that a warm-up looks at.
+    Head(VolumeId, ChunkRef, Result<ChunkView>),
 }
 
 /// State of the thread.
 pub(super) struct Reads {
     pub(super) gets: Gets,
     pub(super) counters: Arc<ColdReadCounters>,
-    tables: Arc<ChunkTables>,
+    pub(super) tables: Arc<ChunkTables>,
     pub(super) ram: RamCache,
     pub(super) file: Option<CacheFile>,
     pub(super) streams: Streams,
@@ -66,6 +69,7 @@ pub(super) struct Reads {
     pub(super) ahead_flying: u64,
     ahead_wasted: u64,
     ahead: Vec<Ahead>,
+    pub(super) warms: Vec<Warm>,
     pub(super) flying: FuturesUnordered<BoxFuture<'static, Landing>>,
 }
 
@@ -102,6 +106,7 @@ impl Reads {
             ahead_flying: 0,
             ahead_wasted: 0,
             ahead: Vec::new(),
+            warms: Vec::new(),
             flying: FuturesUnordered::new(),
         }
     }
@@ -125,6 +130,7 @@ impl Reads {
                 }
                 _ = sweep.tick(), if !self.waiting.is_empty() => self.expire(Instant::now()),
             }
+            self.go_on_warming();
             self.launch_queued();
             self.publish();
         }
@@ -133,6 +139,7 @@ impl Reads {
     fn take(&mut self, message: Message) {
         match message {
             Message::Read(job) => self.take_read(job),
+            Message::Warm(job) => self.begin_warming(job),
         }
     }
 
@@ -240,6 +247,7 @@ impl Reads {
                 failures: 0,
                 again: false,
                 stream: None,
+                warm: None,
             };
             self.start_get(slots, work);
         }
@@ -303,6 +311,7 @@ impl Reads {
             failures: 0,
             again: false,
             stream: None,
+            warm: None,
         };
         let slots = first..first + count as u32;
         let id = self.flights.start(chunk.key, slots, work);
@@ -326,8 +335,10 @@ impl Reads {
         if let Some(flight) = self.flights.get_mut(id)
             && flight.work.class != Class::Foreground
         {
-            let bytes = flight.slots.len() * flight.work.block_size.bytes();
-            self.ahead_flying -= bytes as u64;
+            if flight.work.class == Class::Ahead {
+                let bytes = flight.slots.len() * flight.work.block_size.bytes();
+                self.ahead_flying -= bytes as u64;
+            }
             flight.work.class = Class::Foreground;
             if flight.work.running.is_none() {
                 self.queues.push(Class::Foreground, id);
@@ -388,6 +399,7 @@ impl Reads {
                     failures: 0,
                     again: false,
                     stream: Some(stream),
+                    warm: None,
                 };
                 self.start_get(slots, work);
             }
@@ -403,6 +415,18 @@ impl Reads {
         !self.ram.contains(&key)
             && self.flights.find(&chunk.key, slot).is_none()
             && !self.file.as_ref().is_some_and(|file| file.contains(&key))
+    }
+
+    /// As for read-ahead, but what is in memory alone is lacking: the file keeps it longer.
+    pub(super) fn lacks_warm(&self, chunk: &ChunkRef, slot: u32) -> bool {
+        let Some(file) = self.file.as_ref().filter(|file| file.is_on()) else {
+            return self.lacks(chunk, slot);
+        };
+        let key = SlotKey {
+            chunk: chunk.key,
+            slot,
+        };
+        self.flights.find(&chunk.key, slot).is_none() && !file.contains(&key)
     }
 
     /// Fails what waited for too long.

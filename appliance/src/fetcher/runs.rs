@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn near_slots_are_read_at_once_and_far_ones_are_not() {
-        assert_eq!(runs(&[5], 4, 100), [5..6]);
+        assert_eq!(runs(&[5, 90], 4, 100), [5..6, 90..91]);
         assert_eq!(runs(&[1, 2, 2, 6, 12], 4, 100), [1..7, 12..13]);
         assert_eq!(runs(&[0, 1, 2, 3], 4, 2), [0..2, 2..4]);
         assert!(runs(&[], 4, 100).is_empty());

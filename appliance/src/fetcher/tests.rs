@@ -362,3 +362,70 @@ fn a_cache_file_that_fails_is_done_without() {
     rig.read(0..8);
     assert_eq!(rig.gets(), 3);
 }
+
+fn warmed(rig: &Rig, blocks: Option<Range<u64>>) -> WarmStatus {
+    rig.fetcher.warm(VOLUME, block_size(), blocks).unwrap();
+    for _ in 0..2000 {
+        let status = rig.fetcher.warm_status(VOLUME);
+        if status.state != WarmState::Running {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("never done: {:?}", rig.fetcher.warm_status(VOLUME));
+}
+
+#[test]
+fn a_warmed_volume_is_read_without_the_backend() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::new(3, 256, with_file(&dir));
+    let status = warmed(&rig, None);
+    assert_eq!(
+        (status.state, status.objects, status.objects_done),
+        (WarmState::Done, 3, 3)
+    );
+    assert_eq!((status.blocks, status.failed_blocks), (768, 0));
+    rig.until(|totals| totals.file_blocks_held == 768);
+    let gets = rig.gets();
+    (0..768).step_by(32).for_each(|at| rig.read(at..at + 32));
+    assert_eq!((rig.gets(), rig.totals().file_blocks), (gets, 768));
+    assert_eq!(warmed(&rig, None).blocks, 0, "nothing is lacking");
+}
+
+#[test]
+fn a_warmed_range_is_read_and_nothing_else() {
+    let rig = Rig::new(3, 256, settings());
+    let status = warmed(&rig, Some(250..300));
+    assert_eq!((status.state, status.blocks), (WarmState::Done, 50));
+    let gets = rig.gets();
+    rig.read(250..256);
+    rig.read(256..300);
+    assert_eq!(rig.gets(), gets);
+}
+
+#[test]
+fn a_warm_up_stops_when_the_cache_is_full_and_waits_for_a_backend_that_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_file(&dir);
+    settings.file.as_mut().unwrap().bytes = 1 << 20;
+    let rig = Rig::new(4, 256, settings);
+    rig.fault(Fault::FailBefore(ErrorKind::Transient), 0, 2);
+    let status = warmed(&rig, None);
+    assert_eq!((status.state, status.blocks), (WarmState::Full, 256));
+    rig.until(|totals| totals.file_blocks_held == 256);
+    let gets = rig.gets();
+    rig.read(3 * 256..3 * 256 + 8);
+    assert_eq!(rig.gets(), gets, "the newest object was read first");
+}
+
+#[test]
+fn without_caches_there_is_nothing_to_warm() {
+    let none = ReadSettings {
+        ram_bytes: 0,
+        ..settings()
+    };
+    let rig = Rig::new(1, 64, none);
+    let refused = rig.fetcher.warm(VOLUME, block_size(), None).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert_eq!(rig.fetcher.warm_status(VOLUME).state, WarmState::None);
+}

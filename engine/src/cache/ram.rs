@@ -122,6 +122,11 @@ impl RamCache {
         }
     }
 
+    /// Most bytes that are kept.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
     /// Most bytes of blocks that were read ahead and may wait for their use.
     pub fn ahead_bytes_max(&self) -> u64 {
         self.small_max() / 2
