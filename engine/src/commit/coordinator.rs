@@ -20,8 +20,11 @@ use pace::Pace;
 pub struct CutPolicy {
     /// Longest time that a dirty block waits for a cut, unless its volume says otherwise.
     pub commit_interval_ms: u64,
-    /// Uncommitted bytes of a volume that make a cut of it due at once.
+    /// Uncommitted bytes of a volume that make a cut of it due.
     pub pending_bytes: u64,
+    /// But a burst is left alone for so long, unless it grows to [`BURSTS`] times as many bytes:
+    /// packing in the midst of it costs it half of its speed on a machine of two CPUs.
+    pub burst_ms: u64,
     /// Share of the fullest shard's WAL, in percent, that makes a cut due at once.
     pub wal_percent: u8,
     /// Shortest time between two cuts that bytes or WAL make due, so that a WAL kept full by a
@@ -34,6 +37,7 @@ impl Default for CutPolicy {
         Self {
             commit_interval_ms: 30_000,
             pending_bytes: 64 << 20,
+            burst_ms: 1000,
             wal_percent: 50,
             spacing_ms: 20,
         }
@@ -75,8 +79,9 @@ pub struct Cut {
     pub scope: CutScope,
 }
 
-/// Many volumes with little each: at so many times the bytes that make one volume due, all are.
-const VOLUMES_TOGETHER: u64 = 4;
+/// At so many times the bytes that make one volume due, a burst is long enough; and many volumes
+/// with little each are all due.
+const BURSTS: u64 = 8;
 
 /// Decides on cuts of volumes.
 ///
@@ -258,9 +263,11 @@ impl Coordinator {
             .iter()
             .filter(|(volume, _)| self.is_free(**volume));
         free.filter_map(|(_, pace)| {
-            let by_bytes = pace.is_heavy(&self.policy).then_some(self.last_cut_ms);
-            let spaced = by_bytes.flatten().map(|last| last + self.policy.spacing_ms);
-            pace.due_ms(&self.policy).into_iter().chain(spaced).min()
+            let spaced = self
+                .last_cut_ms
+                .map_or(0, |last| last + self.policy.spacing_ms);
+            let by_bytes = pace.heavy_ms(&self.policy).map(|due| due.max(spaced));
+            pace.due_ms(&self.policy).into_iter().chain(by_bytes).min()
         })
         .min()
     }
@@ -413,7 +420,7 @@ impl Coordinator {
         let together = match () {
             () if !spaced => None,
             () if load.wal_percent >= self.policy.wal_percent => Some(CutReason::Wal),
-            () if bytes / VOLUMES_TOGETHER >= self.policy.pending_bytes => Some(CutReason::Bytes),
+            () if bytes / BURSTS >= self.policy.pending_bytes => Some(CutReason::Bytes),
             () => None,
         };
         let due = |pace: &Pace| {

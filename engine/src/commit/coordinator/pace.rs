@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CutPolicy, CutReason};
+use super::{BURSTS, CutPolicy, CutReason};
 use crate::core::CoreLoad;
 use crate::identity::{Epoch, VolumeId};
 use crate::volume::VolumeSettings;
@@ -92,13 +92,14 @@ impl Pace {
             .map(|since| since.saturating_add(interval))
     }
 
-    /// Whether its bytes alone make a cut due.
-    pub(super) fn is_heavy(&self, policy: &CutPolicy) -> bool {
-        let limit = match self.limits.rpo_bytes {
-            0 => policy.pending_bytes,
-            rpo => policy.pending_bytes.min(rpo / 2),
-        };
-        self.bytes > 0 && self.bytes >= limit
+    /// When its bytes alone make a cut due, if they do.
+    pub(super) fn heavy_ms(&self, policy: &CutPolicy) -> Option<u64> {
+        let since = self.dirty_since_ms?;
+        let risky = self.limits.rpo_bytes > 0 && self.bytes >= self.limits.rpo_bytes / 2;
+        if risky || self.bytes / BURSTS >= policy.pending_bytes {
+            return Some(since);
+        }
+        (self.bytes >= policy.pending_bytes).then(|| since.saturating_add(policy.burst_ms))
     }
 
     /// Why the volume is to be cut now. `spaced`: the last cut is long enough ago for one by bytes.
@@ -111,7 +112,7 @@ impl Pace {
         if self.want > self.cut {
             return Some(CutReason::Demand);
         }
-        if spaced && self.is_heavy(policy) {
+        if spaced && self.heavy_ms(policy).is_some_and(|due| now_ms >= due) {
             return Some(CutReason::Bytes);
         }
         let late = self.due_ms(policy).is_some_and(|due| now_ms >= due);

@@ -59,7 +59,10 @@ fn a_cut_is_made_for_each_reason_and_not_without_one() {
         (1, 0, false, 29_999, None),
         (1, 0, false, 30_000, Some(CutReason::Interval)),
         ((64 << 20) - 1, 49, false, 0, None),
-        (64 << 20, 0, false, 0, Some(CutReason::Bytes)),
+        (64 << 20, 0, false, 999, None),
+        (64 << 20, 0, false, 1000, Some(CutReason::Bytes)),
+        ((512 << 20) - 1, 0, false, 0, None),
+        (512 << 20, 0, false, 0, Some(CutReason::Bytes)),
         (4096, 50, false, 0, Some(CutReason::Wal)),
         (0, 0, true, 0, Some(CutReason::Demand)),
     ];
@@ -199,4 +202,140 @@ fn a_shard_seals_a_cut_once() {
     let cut = demand(&mut coordinator, 0).unwrap();
     coordinator.sealed(cut.epoch, shard(0), []);
     coordinator.sealed(cut.epoch, shard(0), []);
+}
+
+/// Bytes of several volumes.
+fn loads(volumes: &[(VolumeId, u64)]) -> Load {
+    Load {
+        volumes: volumes.to_vec(),
+        wal_percent: 0,
+    }
+}
+
+fn only(volumes: &[VolumeId]) -> CutScope {
+    CutScope::Only(Arc::new(volumes.iter().copied().collect()))
+}
+
+fn pace(seconds: u64) -> VolumePace {
+    VolumePace {
+        commit_interval_ms: seconds * 1000,
+        ..VolumePace::default()
+    }
+}
+
+#[test]
+fn each_volume_has_its_own_interval() {
+    let mut coordinator = coordinator();
+    coordinator.set_pace(A, pace(5));
+    let both = loads(&[(A, 1), (B, 1)]);
+    assert_eq!(coordinator.tick(0, &both), None);
+    assert_eq!(coordinator.next_wake_ms(), Some(5000));
+    let cut = coordinator.tick(5000, &both).unwrap();
+    assert_eq!(cut.scope, only(&[A]));
+    seal(&mut coordinator, cut, &[(A, 1)]);
+    coordinator.next_volume().unwrap();
+    // B is due while A commits.
+    assert_eq!(coordinator.next_wake_ms(), Some(30_000));
+    let cut = coordinator.tick(30_000, &loads(&[(A, 1), (B, 1)])).unwrap();
+    assert_eq!((cut.scope.clone(), cut.epoch), (only(&[B]), Epoch(6)));
+    seal(&mut coordinator, cut, &[(B, 2)]);
+    assert_eq!(coordinator.next_volume().unwrap().volume, B);
+    coordinator.volume_done(B);
+    // A would be due again, but its commit does not end: an outage is no reason to spin.
+    assert_eq!(coordinator.tick(90_000, &loads(&[(A, 9)])), None);
+    assert_eq!(coordinator.next_wake_ms(), None);
+    coordinator.volume_done(A);
+    let cut = coordinator.tick(90_001, &loads(&[(A, 9)])).unwrap();
+    assert_eq!(cut.scope, only(&[A]));
+}
+
+#[test]
+fn all_that_want_a_volume_committed_share_a_cut_and_late_ones_the_next() {
+    let mut coordinator = coordinator();
+    coordinator.want(A, Epoch(5));
+    coordinator.want(A, Epoch(5));
+    let cut = coordinator.tick(0, &loads(&[(A, 1), (B, 1)])).unwrap();
+    assert_eq!(
+        (cut.scope.clone(), cut.reason),
+        (only(&[A]), CutReason::Demand)
+    );
+    coordinator.want(A, Epoch(6));
+    seal(&mut coordinator, cut, &[(A, 1)]);
+    assert_eq!(coordinator.fulfilled(), []);
+    coordinator.next_volume().unwrap();
+    assert_eq!(coordinator.tick(1, &loads(&[(B, 1)])), None, "A commits");
+    coordinator.volume_done(A);
+    assert_eq!(coordinator.covered(A), Epoch(5));
+    assert_eq!(coordinator.fulfilled(), [], "more is wanted");
+    let cut = coordinator.tick(2, &loads(&[(B, 1)])).unwrap();
+    assert_eq!((cut.scope.clone(), cut.epoch), (only(&[A]), Epoch(6)));
+    // Nothing of it has changed: it is covered without a commit.
+    seal(&mut coordinator, cut, &[]);
+    assert_eq!(coordinator.fulfilled(), [(A, Epoch(6))]);
+    assert_eq!(coordinator.fulfilled(), [], "told once");
+    assert_eq!(coordinator.tick(3, &loads(&[(B, 1)])), None);
+}
+
+#[test]
+fn a_cut_of_others_covers_nothing() {
+    let mut coordinator = coordinator();
+    coordinator.want(A, Epoch(5));
+    let cut = coordinator.tick(0, &loads(&[(B, 1)])).unwrap();
+    seal(&mut coordinator, cut, &[]);
+    assert_eq!(
+        (coordinator.covered(A), coordinator.covered(B)),
+        (Epoch(5), Epoch(0))
+    );
+}
+
+#[test]
+fn limits_of_loss_make_cuts_early() {
+    let mut coordinator = coordinator();
+    let limits = VolumePace {
+        commit_interval_ms: 0,
+        rpo_ms: 10_000,
+        rpo_bytes: 1 << 20,
+    };
+    coordinator.set_pace(A, limits);
+    assert_eq!(coordinator.tick(0, &loads(&[(A, 1)])), None);
+    assert_eq!(coordinator.next_wake_ms(), Some(5000));
+    let cut = coordinator.tick(100, &loads(&[(A, 512 << 10)])).unwrap();
+    assert_eq!(cut.reason, CutReason::Bytes);
+    seal(&mut coordinator, cut, &[]);
+    assert_eq!(coordinator.tick(200, &loads(&[(A, 1)])), None);
+    let cut = coordinator.tick(5200, &loads(&[(A, 1)])).unwrap();
+    assert_eq!(cut.reason, CutReason::Interval);
+}
+
+#[test]
+fn a_held_volume_is_neither_cut_nor_committed_and_the_others_are() {
+    let mut coordinator = coordinator();
+    coordinator.hold(A);
+    coordinator.want(A, Epoch(5));
+    coordinator.want(B, Epoch(5));
+    let cut = coordinator.tick(0, &loads(&[(A, 1), (B, 1)])).unwrap();
+    assert_eq!(cut.scope, only(&[B]));
+    seal(&mut coordinator, cut, &[(B, 1)]);
+    coordinator.next_volume().unwrap();
+    coordinator.volume_done(B);
+    coordinator.demand_cut();
+    assert_eq!(
+        coordinator.tick(1, &loads(&[(A, 1)])),
+        None,
+        "a drain waits for it"
+    );
+    coordinator.unhold(A);
+    let cut = coordinator.tick(2, &loads(&[(A, 1)])).unwrap();
+    assert_eq!((cut.scope.clone(), cut.epoch), (CutScope::All, Epoch(6)));
+    seal(&mut coordinator, cut, &[(A, 2)]);
+    assert!(!coordinator.is_drained(Epoch(6)));
+    coordinator.hold(A);
+    assert!(
+        coordinator.next_volume().is_none(),
+        "cut before it was held"
+    );
+    coordinator.unhold(A);
+    coordinator.next_volume().unwrap();
+    coordinator.volume_done(A);
+    assert!(coordinator.is_drained(Epoch(6)));
 }

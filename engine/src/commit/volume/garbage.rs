@@ -22,6 +22,8 @@ pub(super) struct Garbage {
     /// Deleted; the next manifest says so.
     dropped: Vec<SealedRef>,
     deleting: Option<Vec<SealedRef>>,
+    /// The last commit stored index parts: its request more is enough, deletes have time.
+    resting: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -41,6 +43,7 @@ impl Garbage {
             condemned: condemned.into_iter().map(entry).collect(),
             dropped: Vec::new(),
             deleting: None,
+            resting: false,
         }
     }
 
@@ -71,6 +74,8 @@ impl Garbage {
     pub(super) fn committed(&mut self, manifest: &Manifest, chunks: Condemnation) {
         // Deletes that ended since the draft were appended behind those that it notes.
         self.dropped.drain(..manifest.dropped.len());
+        // Not twice in a row: a volume so busy that every commit is a checkpoint deletes, too.
+        self.resting = manifest.checkpoint.is_some() && !self.resting;
         let ordinals: BTreeMap<_, _> = chunks.into_iter().collect();
         for object in &manifest.condemned {
             let condemned = Condemned {
@@ -84,7 +89,7 @@ impl Garbage {
     /// Deletes what an earlier manifest than `head` condemned: readers that still held its places
     /// have had a commit's time, and find newer ones when they look again.
     pub(super) fn next_delete(&mut self, head: ManifestNum) -> Option<Effect> {
-        if self.deleting.is_some() {
+        if self.deleting.is_some() || self.resting {
             return None;
         }
         let ripe = self.condemned.iter().filter(|(_, c)| c.by < head);

@@ -356,3 +356,26 @@ fn an_answer_to_nothing_is_a_bug_of_the_driver() {
     rig.commit.handle(event, 0);
     rig.commit.handle(Event::HeadSaved(Ok(())), 0);
 }
+
+/// A volume that is written a little makes a chunk, a manifest and at most one request more with
+/// each commit, checkpoints and deletes included.
+#[test]
+fn a_trickle_makes_at_most_three_requests_a_commit() {
+    let mut world = World::new();
+    let mut rig = world.open(CommitConfig::default());
+    let (mut indexes, mut deletes) = (0, 0);
+    for round in 0..200u64 {
+        world.write((0..10).map(|i| (round * 7 + i * 31) % 120));
+        rig.trace.clear();
+        rig.commit_and_verify(&mut world);
+        let requests = |name: &&&str| !["head", "publish"].contains(*name);
+        let made = rig.trace.iter().filter(requests).count();
+        assert!(made <= 3, "commit {round}: {:?}", rig.trace);
+        indexes += usize::from(rig.trace.contains(&"index"));
+        deletes += usize::from(rig.trace.contains(&"delete"));
+    }
+    assert!(
+        indexes > 2 && deletes > 2,
+        "{indexes} checkpoints, {deletes} deletes"
+    );
+}
