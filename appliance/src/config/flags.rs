@@ -59,7 +59,7 @@ pub struct Flags {
     /// CPUs of the data cores, such as 0-2,5 [default: all but one]
     #[arg(long, value_name = "LIST")]
     pub cores: Option<String>,
-    /// Where chunks are stored: s3://bucket/prefix?…, dir:/path or mem: [default: dir:<data>/objects]
+    /// Where chunks are stored: s3://bucket/…, dir:/path or mem: [default: dir:<data>/objects]
     #[arg(long, value_name = "URL")]
     pub backend: Option<String>,
     /// Configuration file (TOML)

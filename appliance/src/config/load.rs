@@ -14,8 +14,8 @@ use super::document::Document;
 use super::flags::Flags;
 use super::places;
 use super::settings::{
-    Cache, Commit, Config, Cores, DATA_CORES_MAX, Limits, LogFormat, Logging, MEMORY_BYTES_MIN,
-    VolumeConfig, VolumesOpen, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
+    Cache, Commit, Config, Cores, DATA_CORES_MAX, Fencing, Limits, LogFormat, Logging,
+    MEMORY_BYTES_MIN, VolumeConfig, VolumesOpen, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
 };
 
 /// What of the machine decides defaults.
@@ -105,6 +105,12 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
             .unwrap_or_else(|| data_dir.join("control.sock")),
         metrics: read_metrics(doc),
         backend,
+        fencing: doc
+            .choice(
+                "fencing",
+                &[("required", Fencing::Required), ("none", Fencing::None)],
+            )
+            .unwrap_or_default(),
         drain_on_stop: doc.boolean("drain_on_stop").unwrap_or(false),
         cores: read_cores(doc, machine),
         wal: read_wal(doc),

@@ -68,7 +68,7 @@ fn check_backend(doc: &mut Document, config: &Config) {
         None => doc.refuse(
             "backend",
             format!(
-                "{:?} is not a backend; write s3://bucket/prefix?…, dir:/path, or mem: to keep nothing",
+                "{:?} is not a backend; write s3://bucket/…, dir:/path, or mem: to keep nothing",
                 config.backend
             ),
         ),

@@ -8,7 +8,7 @@ use taipan_engine::size;
 use taipan_engine::volume::{Ack, OnLostCache};
 
 use super::cpus;
-use super::settings::{Config, LogFormat, VolumeConfig, VolumesOpen, WalSync};
+use super::settings::{Config, Fencing, LogFormat, VolumeConfig, VolumesOpen, WalSync};
 
 impl Config {
     /// The configuration as TOML; reading it back gives the same.
@@ -26,6 +26,11 @@ impl Config {
             None => writeln!(out, "# runtime_dir: chosen at start, under /dev/shm")?,
         }
         writeln!(out, "backend = {}", text(&self.backend))?;
+        let fencing = match self.fencing {
+            Fencing::Required => "required",
+            Fencing::None => "none",
+        };
+        writeln!(out, "fencing = {}", text(fencing))?;
         writeln!(out, "drain_on_stop = {}", self.drain_on_stop)?;
         super::reads::print(out, &self.reads)?;
         let volumes_open = match self.volumes_open {

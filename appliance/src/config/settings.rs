@@ -37,8 +37,10 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// Address of `/metrics` and `/healthz`; `None` switches the server off.
     pub metrics: Option<SocketAddr>,
-    /// Backend URL (`mem:`, `dir:/path`).
+    /// Backend URL (`mem:`, `dir:/path`, `s3://…`).
     pub backend: String,
+    /// What the backend must be able to do.
+    pub fencing: Fencing,
     /// Pack and commit everything before the daemon ends.
     pub drain_on_stop: bool,
     /// CPUs.
@@ -67,6 +69,16 @@ pub enum VolumesOpen {
     All,
     /// Only those that this appliance owns.
     Own,
+}
+
+/// Whether two appliances on one backend must be kept apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fencing {
+    /// The backend must keep conditional writes.
+    #[default]
+    Required,
+    /// The operator sees to it that there is one appliance only.
+    None,
 }
 
 /// A volume that the configuration asks for. An existing volume keeps its own settings.

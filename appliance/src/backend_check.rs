@@ -1,0 +1,324 @@
+//! Whether the backend keeps conditional writes, on which the fencing of two writers rests: tried at
+//! start, and until it is known nothing is put or deleted.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::executor::block_on;
+use futures::lock::Mutex;
+use taipan_engine::backend::{
+    self, Backend, BoxFuture, ConditionalWrites, Listed, OpenOptions, Probe, Put, VerbCounts,
+};
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::object::ObjectKey;
+
+use crate::config::{Config, Fencing};
+
+/// How long a start waits for the result; a backend that is away is tried again later.
+const START_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A backend whose abilities are found out before anything in it is changed.
+pub(crate) struct CheckedBackend {
+    inner: Arc<dyn Backend>,
+    fencing: Fencing,
+    found: OnceLock<Probe>,
+    /// One probe at a time.
+    probing: Mutex<()>,
+}
+
+/// Opens the configured backend and checks it.
+pub(crate) fn open_checked(config: &Config, data_dir: &Path) -> Result<Arc<CheckedBackend>> {
+    let options = OpenOptions {
+        default_dir: &data_dir.join("objects"),
+        cpu: config.cores.pin.then_some(config.cores.uploader),
+    };
+    let backend = backend::open_with(&config.backend, &options)?;
+    backend_check(backend, config.fencing)
+}
+
+/// Probes `inner`. Refuses one that cannot keep two writers apart, unless `fencing` allows it. One
+/// that does not answer is no reason not to start: what was flushed is served without it.
+fn backend_check(inner: Arc<dyn Backend>, fencing: Fencing) -> Result<Arc<CheckedBackend>> {
+    let checked = Arc::new(CheckedBackend {
+        inner,
+        fencing,
+        found: OnceLock::new(),
+        probing: Mutex::new(()),
+    });
+    let probed = Arc::clone(&checked);
+    let (sender, result) = crossbeam_channel::bounded(1);
+    std::thread::Builder::new()
+        .name("backend-check".to_owned())
+        .spawn(move || {
+            // Nobody may wait any more.
+            let _late = sender.send(block_on(probed.ready()));
+        })
+        .map_err(|e| Error::io("starting the check of the backend", e))?;
+    match result.recv_timeout(START_PATIENCE) {
+        Ok(Err(error)) if checked.is_refused() => return Err(error),
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the backend could not be checked; tried again before it is changed");
+        }
+        Err(_) => {
+            tracing::warn!("the backend does not answer; it is checked before it is changed");
+        }
+    }
+    Ok(checked)
+}
+
+impl CheckedBackend {
+    /// What was found, once it was.
+    pub(crate) fn found(&self) -> Option<&Probe> {
+        self.found.get()
+    }
+
+    fn is_refused(&self) -> bool {
+        let found = self.found().map(|probe| probe.conditional_writes);
+        self.fencing == Fencing::Required && found == Some(ConditionalWrites::None)
+    }
+
+    /// Waits until it is known what the backend can do; an error if that is not enough.
+    async fn ready(&self) -> Result<()> {
+        if self.found.get().is_none() {
+            let _one_at_a_time = self.probing.lock().await;
+            if self.found.get().is_none() {
+                let probe = self.inner.probe().await?;
+                self.announce(&probe);
+                // Nobody else sets it: the lock is held.
+                self.found.get_or_init(|| probe);
+            }
+        }
+        if !self.is_refused() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Io,
+            "the backend does not keep conditional writes, so two appliances could overwrite each \
+             other; use another one, or set fencing = \"none\" if there is only ever one appliance",
+        ))
+    }
+
+    fn announce(&self, probe: &Probe) {
+        let (backend, notes) = (self.inner.describe(), probe.notes.join("; "));
+        let writes = probe.conditional_writes;
+        if writes == ConditionalWrites::None {
+            tracing::error!(
+                backend,
+                notes,
+                "the backend does not keep conditional writes"
+            );
+        } else if notes.is_empty() {
+            tracing::info!(backend, conditional_writes = ?writes, "backend checked");
+        } else {
+            tracing::warn!(backend, conditional_writes = ?writes, notes, "backend checked");
+        }
+    }
+}
+
+impl Backend for CheckedBackend {
+    fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>> {
+        Box::pin(async move {
+            self.ready().await?;
+            self.inner.put_if_absent(key, body).await
+        })
+    }
+
+    fn put<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.ready().await?;
+            self.inner.put(key, body).await
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Bytes>> {
+        self.inner.get(key)
+    }
+
+    fn get_range<'a>(
+        &'a self,
+        key: &'a ObjectKey,
+        offset: u64,
+        len: u64,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        self.inner.get_range(key, offset, len)
+    }
+
+    fn head<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Option<u64>>> {
+        self.inner.head(key)
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        max: usize,
+    ) -> BoxFuture<'a, Result<Vec<Listed>>> {
+        self.inner.list(prefix, after, max)
+    }
+
+    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.ready().await?;
+            self.inner.delete(key).await
+        })
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [ObjectKey]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.ready().await?;
+            self.inner.delete_many(keys).await
+        })
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
+        self.inner.probe()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn counts(&self) -> Vec<VerbCounts> {
+        self.inner.counts()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taipan_engine::backend::{Fault, FaultRule, MemBackend, Operation};
+
+    use super::*;
+
+    /// Says of itself what it is told; fails to say anything so many times first.
+    struct Pretender {
+        inner: MemBackend,
+        writes: ConditionalWrites,
+        silent: std::sync::atomic::AtomicU32,
+    }
+
+    impl Pretender {
+        fn new(writes: ConditionalWrites, silent: u32) -> Arc<Self> {
+            Arc::new(Self {
+                inner: MemBackend::new(),
+                writes,
+                silent: silent.into(),
+            })
+        }
+    }
+
+    impl Backend for Pretender {
+        fn put_if_absent<'a>(
+            &'a self,
+            key: &'a ObjectKey,
+            body: Bytes,
+        ) -> BoxFuture<'a, Result<Put>> {
+            self.inner.put_if_absent(key, body)
+        }
+
+        fn put<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<()>> {
+            self.inner.put(key, body)
+        }
+
+        fn get<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Bytes>> {
+            self.inner.get(key)
+        }
+
+        fn get_range<'a>(
+            &'a self,
+            key: &'a ObjectKey,
+            offset: u64,
+            len: u64,
+        ) -> BoxFuture<'a, Result<Bytes>> {
+            self.inner.get_range(key, offset, len)
+        }
+
+        fn head<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Option<u64>>> {
+            self.inner.head(key)
+        }
+
+        fn list<'a>(
+            &'a self,
+            prefix: &'a str,
+            after: Option<&'a str>,
+            max: usize,
+        ) -> BoxFuture<'a, Result<Vec<Listed>>> {
+            self.inner.list(prefix, after, max)
+        }
+
+        fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>> {
+            self.inner.delete(key)
+        }
+
+        fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
+            use std::sync::atomic::Ordering::Relaxed;
+            let less = |n: u32| n.checked_sub(1);
+            let is_silent = self.silent.fetch_update(Relaxed, Relaxed, less).is_ok();
+            Box::pin(async move {
+                match is_silent {
+                    true => Err(Error::new(ErrorKind::Transient, "away")),
+                    false => Ok(Probe {
+                        conditional_writes: self.writes,
+                        notes: Vec::new(),
+                    }),
+                }
+            })
+        }
+
+        fn describe(&self) -> String {
+            "a pretender".to_owned()
+        }
+    }
+
+    fn key() -> ObjectKey {
+        ObjectKey::parse("v1/x").unwrap()
+    }
+
+    #[test]
+    fn a_backend_without_conditional_writes_needs_permission() {
+        let backend = || Pretender::new(ConditionalWrites::None, 0);
+        let error = backend_check(backend(), Fencing::Required).err().unwrap();
+        assert!(error.to_string().contains("fencing = \"none\""), "{error}");
+        let allowed = backend_check(backend(), Fencing::None).unwrap();
+        block_on(allowed.put(&key(), Bytes::new())).unwrap();
+    }
+
+    #[test]
+    fn a_backend_that_is_away_is_checked_before_the_first_change() {
+        let backend = Pretender::new(ConditionalWrites::None, 2);
+        let inner = backend.inner.clone();
+        let checked = backend_check(backend, Fencing::Required).unwrap();
+        assert_eq!(checked.found(), None);
+        // Reads do not ask.
+        assert!(block_on(checked.list("", None, 1)).unwrap().is_empty());
+        let put = || block_on(checked.put_if_absent(&key(), Bytes::new()));
+        assert_eq!(put().unwrap_err().kind(), ErrorKind::Transient);
+        // It answers now, and is found to be no good.
+        assert_eq!(put().unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(
+            block_on(checked.delete(&key())).unwrap_err().kind(),
+            ErrorKind::Io
+        );
+        assert_eq!(inner.count(Operation::PutIfAbsent), 0);
+        assert_eq!(inner.count(Operation::Delete), 0);
+    }
+
+    #[test]
+    fn a_good_backend_is_probed_once() {
+        let backend = Pretender::new(ConditionalWrites::CreateOnly, 0);
+        let inner = backend.inner.clone();
+        let checked = backend_check(backend, Fencing::Required).unwrap();
+        let writes = checked.found().map(|probe| probe.conditional_writes);
+        assert_eq!(writes, Some(ConditionalWrites::CreateOnly));
+        inner.script(FaultRule::once(
+            Operation::Put,
+            "",
+            Fault::FailBefore(ErrorKind::Full),
+        ));
+        let error = block_on(checked.put(&key(), Bytes::new())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full);
+        block_on(checked.put(&key(), Bytes::new())).unwrap();
+    }
+}
