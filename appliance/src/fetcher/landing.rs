@@ -172,8 +172,8 @@ impl Reads {
             return;
         }
         if flight.work.again {
-            let object = &flight.chunk;
-            tracing::error!(%object, blocks = unlucky.len(), "wrong bytes twice: reads fail");
+            let (object, slots) = (&flight.chunk, &flight.slots);
+            tracing::error!(%object, ?slots, "read failed: the backend sent wrong bytes twice");
             return unlucky.into_iter().for_each(|(_, w)| self.fail_waiter(w));
         }
         unlucky.sort_by_key(|(slot, _)| *slot);
