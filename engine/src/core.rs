@@ -8,6 +8,7 @@ mod bucket;
 mod cut;
 mod durability;
 mod exposure;
+mod nearfull;
 mod park;
 mod peer;
 mod read;
@@ -37,6 +38,7 @@ pub use request::{Done, Failure, Needs, Origin, Progress, RequestKey, Ticket};
 use bucket::Bucket;
 use durability::Durability;
 use exposure::{Limits, Risk};
+use nearfull::Nearfull;
 use park::Parked;
 use read::PendingRead;
 use request::{Request, Requests};
@@ -288,6 +290,7 @@ pub struct Core {
     /// What the last attempt to place a part lacked.
     shortage: Option<Shortage>,
     backend_full: bool,
+    nearfull: Nearfull,
     durability: Durability,
     bucket: Bucket,
     sealing: Option<cut::Sealing>,
@@ -336,6 +339,7 @@ impl Core {
             retry: 0,
             shortage: None,
             backend_full: false,
+            nearfull: Nearfull::default(),
             bucket: Bucket::default(),
             sealing: None,
             load_due: false,
@@ -454,7 +458,8 @@ impl Core {
         self.answer_awaiting();
     }
 
-    /// The backend has no room (or has again): decides between waiting and ENOSPC.
+    /// The backend has no room (or has again): decides between waiting and ENOSPC, to which writes
+    /// then come ever more slowly.
     pub fn set_backend_full(&mut self, full: bool) {
         self.backend_full = full;
         self.retry = u16::MAX;
@@ -515,6 +520,9 @@ impl Core {
     pub fn pump(&mut self) {
         self.observe_epoch();
         self.release_held();
+        if self.backend_full {
+            self.end_pauses();
+        }
         if self.retry != 0 {
             self.retry_parked();
         }

@@ -287,7 +287,7 @@ impl Core {
     pub fn deadline_ms(&self) -> Option<u64> {
         let durability = &self.durability;
         let policy = &durability.policy;
-        let mut next = None;
+        let mut next = self.next_pause_end_ms();
         for position in 0..self.shards.len() {
             let bit = 1 << position;
             let mut due = |at: u64| next = Some(next.map_or(at, |n: u64| n.min(at)));

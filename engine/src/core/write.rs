@@ -345,8 +345,8 @@ impl Core {
         whole_blocks(span, shard)
     }
 
-    /// Whether a part must wait for the bucket, behind parked ones or a locked block, so that parts on one block
-    /// land in the order in which they came.
+    /// Whether a part must wait for the bucket, behind parked ones or a locked block, so that parts
+    /// on one block land in the order in which they came.
     #[inline]
     fn must_queue(&self, writing: &Writing, position: usize, locals: Range<u64>) -> bool {
         writing.hold
@@ -371,6 +371,9 @@ impl Core {
         count: u32,
         bytes: impl Fn(u32) -> &'a [u8],
     ) -> Attempt {
+        if self.is_paused(position) {
+            return Attempt::NoRoom;
+        }
         writing.placing_bytes = u64::from(count) * bytes(0).len() as u64;
         let placed =
             self.shards[position].write_run(writing.slot, self.epoch, start, count, |i, block| {
@@ -536,6 +539,7 @@ impl Core {
                 }
                 self.note_unsealed(writing.slot, writing.placing_bytes);
                 self.note_append(position);
+                self.note_placed(position);
                 Attempt::Placed
             }
             Err(Shortage::Failed) => Attempt::Failed(Failure::Io),

@@ -88,6 +88,40 @@ fn a_full_backend_turns_waiting_into_enospc_until_it_has_room() {
 }
 
 #[test]
+fn a_full_backend_slows_writes_before_it_refuses_them_and_lets_trims_pass() {
+    let mut rig = Rig::new(1);
+    rig.cores[0].set_backend_full(true);
+    let (mut waited, mut longest_ms) = (0, 0);
+    for i in 0..2000 {
+        let ticket = rig.write(16 * i, 2);
+        let mut waited_ms = 0;
+        while rig.result(ticket).is_none() {
+            let pause_ms = rig.cores[0].deadline_ms().expect("something is due");
+            waited_ms += pause_ms.max(1);
+            assert!(waited_ms < 2000, "write {i} is stuck");
+            rig.pass_ms(pause_ms.max(1));
+            rig.settle();
+        }
+        waited += u32::from(waited_ms > 0);
+        longest_ms = longest_ms.max(waited_ms);
+        rig.flush_on(0);
+        rig.settle();
+        if rig.result(ticket) == Some(Err(Failure::NoSpace)) {
+            assert!(i > 20, "the first writes are not touched");
+            assert!(
+                waited >= 10 && longest_ms >= 20,
+                "{waited}, {longest_ms} ms"
+            );
+            let trim = rig.mark(0, BLOCK, MarkKind::Trim);
+            assert_eq!(rig.result(trim), Some(Ok(())));
+            return;
+        }
+        assert_eq!(rig.result(ticket), Some(Ok(())));
+    }
+    panic!("the log does not fill up");
+}
+
+#[test]
 fn a_cancelled_write_never_lands() {
     let mut rig = Rig::new(1);
     fill_log(&mut rig);
