@@ -1,7 +1,7 @@
 //! Puts the recovered parts together and starts the threads of the data plane.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -18,9 +18,12 @@ use taipan_engine::index::Overlay;
 use taipan_engine::registry::LocalHeads;
 use taipan_engine::shard::Shard;
 use taipan_engine::wal::LogConfig;
+use taipan_engine::wal::files::WalFiles;
+use taipan_engine::wal::region_files::boot_id;
 
-use crate::budget::{MemoryBudget, machine_memory_bytes};
 use crate::boot::{BootVolume, Recovered};
+use crate::budget::{MemoryBudget, machine_memory_bytes};
+use crate::caretaker::{Caretaker, Unlisted};
 use crate::config::Config;
 use crate::connection::{Allowance, ConnectionLimits};
 use crate::daemon::Parts;
@@ -30,6 +33,8 @@ use crate::fetcher::{ChunkTables, Fetcher, FetcherParts, ReadSettings};
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
+use crate::ownership::Ownership;
+use crate::quarantine::Quarantine;
 use crate::recovery::ReadyShard;
 use crate::service::{Service, ServiceParts, Threads};
 use crate::sync_mode::SyncChoice;
@@ -66,6 +71,7 @@ impl Assembly {
         parts: Parts<'_>,
         volumes: Vec<BootVolume>,
         recovered: Recovered,
+        ownership: Option<Ownership>,
     ) -> Result<Box<Service>> {
         let config = parts.config;
         let listeners = Listeners::bind(&config.listen, &config.socket, &config.limits)?;
@@ -95,6 +101,18 @@ impl Assembly {
         watchdog
             .start()
             .map_err(|e| Error::io("starting the watchdog", e))?;
+        let backend_asked = ownership.is_none();
+        let data_dir = parts.data.path();
+        self.caretaker(
+            config,
+            data_dir,
+            &addresses,
+            &uploader,
+            &recovered.files,
+            ownership,
+        )?
+        .start()
+        .map_err(|e| Error::io("starting the caretaker", e))?;
         let service = Service::new(ServiceParts {
             config: config.clone(),
             data_dir: parts.data.path().to_owned(),
@@ -113,7 +131,9 @@ impl Assembly {
             started: self.started,
             files: recovered.files,
         });
-        service.create_configured()?;
+        if backend_asked {
+            service.create_configured()?;
+        }
         let acceptor = start_acceptor(listeners, addresses, self.directory, self.metrics)?;
         service.adopt(Threads {
             data,
@@ -121,6 +141,38 @@ impl Assembly {
             acceptor: Some(acceptor),
         });
         Ok(Box::new(service))
+    }
+
+    /// `ownership`: the backend's volumes were not listed yet.
+    fn caretaker(
+        &self,
+        config: &Config,
+        data_dir: &Path,
+        cores: &[CoreAddress],
+        uploader: &UploaderAddress,
+        files: &WalFiles,
+        ownership: Option<Ownership>,
+    ) -> Result<Caretaker> {
+        let boot = boot_id()?;
+        let unlisted = ownership.map(|ownership| Unlisted {
+            ownership,
+            configured: config.volumes.clone(),
+        });
+        Ok(Caretaker {
+            backend: Arc::clone(&self.backend),
+            heads: self.heads.clone(),
+            heads_dir: data_dir.join("volumes"),
+            directory: Arc::clone(&self.directory),
+            clock: Arc::clone(&self.clock),
+            cores: cores.to_vec(),
+            uploader: uploader.clone(),
+            quarantine: Quarantine::of(data_dir),
+            logs: ShardId::all()
+                .map(|shard| files.identity(shard, boot))
+                .collect(),
+            wal_paths: self.paths.clone(),
+            unlisted,
+        })
     }
 
     /// Enters the volumes into the directory; those that are open go to the uploader.

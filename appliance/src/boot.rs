@@ -1,11 +1,12 @@
 //! Start: lock is held, now backend, log, volumes, then the threads.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use taipan_engine::api::{Lineage, RecoveryStatus};
-use taipan_engine::backend::{self, Backend};
+use taipan_engine::backend::{Backend, LocalMetadata};
 use taipan_engine::block::ShardId;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, Result};
@@ -16,6 +17,8 @@ use taipan_engine::registry::{self, LocalHeads, RecordFate};
 use taipan_engine::wal::LogConfig;
 
 use crate::assembly::Assembly;
+use crate::backend_check::open_checked;
+use crate::config::Config;
 use crate::connection::Allowance;
 use crate::daemon::{Parts, Running};
 use crate::directory::{Directory, Volume};
@@ -28,6 +31,10 @@ use crate::quarantine::Quarantine;
 use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
 use crate::search::{Search, is_deleted};
 use crate::sync_mode::SyncChoice;
+
+/// Epochs left out by a start without the backend: more than a process ever ends beyond those of
+/// its records that a crash leaves.
+const UNVERIFIED_GAP: u64 = 1 << 32;
 
 /// A volume found at start.
 pub(crate) struct BootVolume {
@@ -46,7 +53,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         tracing::warn!(armed, "FAILPOINTS ARE ARMED: this daemon fails on purpose");
     }
     let config = parts.config;
-    let backend = backend::open(&config.backend, &parts.data.path().join("objects"))?;
+    let backend = open_checked(config, parts.data.path())?;
     let wal_dir = parts.data.path().join("wal");
     let wal_bytes = config.wal.bytes_on(free_bytes(parts.data.path())?);
     let arena_bytes = parts.budget.batch_bytes_per_shard() as usize;
@@ -55,30 +62,16 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let sync = SyncChoice::decide(&wal_dir, config.wal.sync)?;
     tracing::info!(mode = sync.name(), barrier = ?sync.barrier, reason = sync.reason, "WAL sync");
 
-    let volumes_dir = parts.data.path().join("volumes");
-    let heads = LocalHeads::open(&volumes_dir)?;
-    let mut ownership = Ownership::decide(config.volumes_open, &volumes_dir, &heads)?;
-    let stamped = replayed.stamped_through();
-    let search = Search {
-        backend: &*backend,
-        heads: &heads,
-        replayed: &replayed,
-        stamped,
-        takes_all: ownership.takes_all,
-        quarantine: Quarantine::of(parts.data.path()),
-        heads_dir: &volumes_dir,
-    };
-    let mut volumes = search.open_all()?;
-    ownership.settle()?;
-    let heads_epoch = volumes
-        .iter()
-        .filter_map(|v| Some(v.opened.as_ref()?.commit.head().epoch));
-    let epoch = heads_epoch.max().unwrap_or_default().max(stamped).next();
-    let clock = Arc::new(EpochClock::new(epoch));
+    let (backend, copies) = with_copies(backend, config, parts.data.path());
+    let heads = LocalHeads::open(&parts.data.path().join("volumes"))?;
+    let (mut volumes, ownership) =
+        find_volumes(&parts, &*backend, copies.as_deref(), &heads, &replayed)?;
+    let clock = Arc::new(EpochClock::new(first_epoch(&volumes, &replayed)));
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
-    let recovered = recover(&*backend, replayed, &volumes)?;
+    let asked = ownership.is_none().then_some(&*backend);
+    let recovered = recover(asked, replayed, &volumes)?;
     // Only now is there memory that outlives this process. A crash before leaves what was closed in
     // order closed in order.
     for opened in volumes.iter_mut().filter_map(|boot| boot.opened.as_mut()) {
@@ -100,7 +93,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         sync,
         started,
     };
-    let running = assembly.start(parts, volumes, recovered)?;
+    let running = assembly.start(parts, volumes, recovered, ownership)?;
     let clean = running
         .directory()
         .all()
@@ -124,6 +117,72 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     Ok(running)
 }
 
+/// Keeps local copies of metadata of backends on other machines.
+fn with_copies(
+    backend: Arc<dyn Backend>,
+    config: &Config,
+    data: &Path,
+) -> (Arc<dyn Backend>, Option<Arc<LocalMetadata>>) {
+    let is_here = ["dir:", "mem:"]
+        .iter()
+        .any(|kind| config.backend.starts_with(kind));
+    if is_here {
+        return (backend, None);
+    }
+    let copies = Arc::new(LocalMetadata::new(backend, &data.join("metadata")));
+    (Arc::clone(&copies) as Arc<dyn Backend>, Some(copies))
+}
+
+/// The volumes, and the decision that is still to be carried out if the backend cannot be asked.
+fn find_volumes(
+    parts: &Parts<'_>,
+    backend: &dyn Backend,
+    copies: Option<&LocalMetadata>,
+    heads: &LocalHeads,
+    replayed: &Replayed,
+) -> Result<(Vec<BootVolume>, Option<Ownership>)> {
+    let heads_dir = parts.data.path().join("volumes");
+    let mut ownership = Ownership::decide(parts.config.volumes_open, &heads_dir, heads)?;
+    let offline = copies.map(LocalMetadata::offline);
+    let search = Search {
+        backend,
+        copies: offline.as_ref().map(|offline| offline as &dyn Backend),
+        deadline: Search::deadline(),
+        heads,
+        heads_dir: &heads_dir,
+        replayed,
+        stamped: replayed.stamped_through(),
+        takes_all: ownership.takes_all,
+        quarantine: Quarantine::of(parts.data.path()),
+    };
+    let found = search.open_all()?;
+    if found.backend_asked {
+        ownership.settle()?;
+        if let Some(copies) = copies {
+            let opened = found.volumes.iter().filter(|boot| boot.opened.is_some());
+            copies.retain(&opened.map(|boot| boot.volume.id).collect::<Vec<_>>());
+        }
+    }
+    Ok((found.volumes, (!found.backend_asked).then_some(ownership)))
+}
+
+/// The epoch that stamps the first new records: above all that was stamped here and above every
+/// head's.
+fn first_epoch(volumes: &[BootVolume], replayed: &Replayed) -> Epoch {
+    let opened = || volumes.iter().filter_map(|boot| boot.opened.as_ref());
+    let heads = opened().map(|opened| opened.commit.head().epoch).max();
+    let first = heads
+        .unwrap_or_default()
+        .max(replayed.stamped_through())
+        .next();
+    if opened().any(|opened| opened.unverified) {
+        // A commit of the process before may have been stored without our knowing, with records of
+        // later stamps than any that survived. New ones must not look as if they were in it.
+        return Epoch(first.0 + UNVERIFIED_GAP);
+    }
+    first
+}
+
 /// The shards and what they know of each volume.
 pub(crate) struct Recovered {
     pub(crate) shards: Vec<ReadyShard>,
@@ -135,7 +194,11 @@ pub(crate) struct Recovered {
     pub(crate) forgotten: Vec<VolumeId>,
 }
 
-fn recover(backend: &dyn Backend, replayed: Replayed, volumes: &[BootVolume]) -> Result<Recovered> {
+fn recover(
+    backend: Option<&dyn Backend>,
+    replayed: Replayed,
+    volumes: &[BootVolume],
+) -> Result<Recovered> {
     let mut overlays = HashMap::new();
     for boot in volumes {
         let Some(opened) = &boot.opened else { continue };
@@ -150,7 +213,8 @@ fn recover(backend: &dyn Backend, replayed: Replayed, volumes: &[BootVolume]) ->
         .into_iter()
         .filter(|id| match find(*id) {
             Some(boot) => boot.released,
-            None => is_deleted(backend, *id),
+            // Without an answer of the backend it is kept.
+            None => backend.is_some_and(|backend| is_deleted(backend, *id)),
         })
         .collect();
     let is_forgotten = |id: VolumeId| forgotten.contains(&id);

@@ -137,6 +137,14 @@ impl Volume {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = (state, cause);
     }
 
+    /// A commit was stored: the volume is still ours.
+    pub fn verified(&self) {
+        if self.state().0 == VolumeState::Unverified {
+            tracing::info!(volume = %self.name, "verified: a commit was stored");
+            self.set_state(VolumeState::Online, None);
+        }
+    }
+
     /// What a client is told about the volume.
     pub fn export(&self) -> Result<ExportInfo, LookupError> {
         let (state, cause) = self.state();

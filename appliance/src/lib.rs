@@ -4,13 +4,16 @@
 //! through [`control::Appliance`] and the counters of [`metrics`].
 
 mod assembly;
+mod backend_check;
 pub mod boot;
 pub mod budget;
+mod caretaker;
 pub mod config;
 pub mod connection;
 pub mod control;
 pub mod daemon;
 pub mod data_core;
+pub mod deadline;
 pub mod directory;
 pub mod doorbell;
 pub mod fetcher;

@@ -2,13 +2,13 @@
 
 use taipan_engine::backend::Backend;
 use taipan_engine::commit::{CommitConfig, Random, VolumeCommit};
-use taipan_engine::error::Result;
+use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Epoch, Generation, VolumeId};
 use taipan_engine::index::rebuild::rebuild;
-use taipan_engine::manifest::Manifest;
+use taipan_engine::manifest::{Manifest, ManifestKind};
 use taipan_engine::registry::{
     History, LocalHead, LocalHeads, OpenedVolume, Opening, begin_serving, open_for_writing,
-    open_own, random_u64, read_head,
+    open_own, random_u64, read_head, read_history,
 };
 
 /// A volume that this process may write.
@@ -69,6 +69,47 @@ pub async fn open_at_start(
         Opening::Opened(opened) => Ok(Found::Opened(Box::new(build(backend, *opened).await?))),
         Opening::Elsewhere(head) => Ok(Found::Elsewhere(head)),
     }
+}
+
+/// Opens a volume of ours from local copies, while the backend cannot be reached: under its old
+/// generation, to be verified by its first commit. Nothing is written but the local record, if the
+/// copies are further than it.
+pub async fn open_unverified(
+    copies: &dyn Backend,
+    heads: &LocalHeads,
+    mut local: LocalHead,
+) -> Result<Opened> {
+    let refuse = |why: &str| Err(Error::new(ErrorKind::Transient, why).with_volume(local.id));
+    if local.head.0 == 0 {
+        return refuse("this appliance does not own it, as far as its record says");
+    }
+    let history = match read_history(copies, local.id, Some(local.head)).await {
+        Ok(history) => history,
+        Err(error) => {
+            let text = "there are no whole local copies of its metadata";
+            let error = Error::new(ErrorKind::Transient, text).with_source(error);
+            return Err(error.with_volume(local.id));
+        }
+    };
+    let head = history.head();
+    if !local.is_own(head) || head.kind == ManifestKind::Tombstone {
+        return refuse("another appliance owned it when the backend was last asked");
+    }
+    let commit = commit_after(copies, &history).await?;
+    if head.number > local.head {
+        // Stored, and its copy durable, before the process ended. Takeovers without an answer stay
+        // remembered.
+        let intents = std::mem::take(&mut local.intents);
+        local.advance(head);
+        local.intents = intents;
+        heads.save(&local)?;
+    }
+    Ok(Opened {
+        commit,
+        was_clean: local.clean,
+        local,
+        unverified: true,
+    })
 }
 
 async fn build(backend: &dyn Backend, opened: OpenedVolume) -> Result<Opened> {

@@ -135,7 +135,8 @@ impl Replayed {
     }
 
     fn read(&self, shard: ShardId, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.files.file(shard).read_exact_at(out, offset)
+        let media = self.files.media(shard);
+        media.map_err(std::io::Error::other)?.read_at(offset, out)
     }
 
     /// The overlay of one volume in one shard: its records that no manifest holds.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::executor::block_on;
 use taipan_engine::api::VolumeState;
@@ -17,8 +17,9 @@ use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::{OnLostCache, VolumeSettings};
 
 use crate::boot::BootVolume;
+use crate::deadline::block_on_until;
 use crate::directory::Volume;
-use crate::opening::{Found, Opened, open_at_start};
+use crate::opening::{Found, Opened, open_at_start, open_unverified};
 use crate::quarantine::{Quarantine, unix_ms, written_ms};
 use crate::recovery::Replayed;
 
@@ -26,9 +27,20 @@ use crate::recovery::Replayed;
 const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH of their client \
                           may be missing; decide with `taipan volume set --on-lost-cache`";
 
+/// What is told of a volume that is served from local copies.
+const UNVERIFIED: &str = "the backend could not be reached at the start: served as this appliance \
+                          last knew it; the first commit tells whether another one took it over";
+/// How long a start waits for the backend before it serves what it knows without it.
+const BACKEND_WAIT: Duration = Duration::from_secs(10);
+const BACKEND_PAUSE: Duration = Duration::from_millis(250);
+
 /// Everything that decides what becomes of a volume at start.
 pub(crate) struct Search<'a> {
     pub(crate) backend: &'a dyn Backend,
+    /// What is known without it; `None`: a backend on this machine, without which nothing starts.
+    pub(crate) copies: Option<&'a dyn Backend>,
+    /// When the backend is taken for unreachable.
+    pub(crate) deadline: Instant,
     pub(crate) heads: &'a LocalHeads,
     /// Where they lie.
     pub(crate) heads_dir: &'a Path,
@@ -48,9 +60,24 @@ struct Before {
 }
 
 impl Search<'_> {
+    /// When a start that begins now takes the backend for unreachable.
+    pub(crate) fn deadline() -> Instant {
+        Instant::now() + BACKEND_WAIT
+    }
+
     /// Opens the backend's volumes; one that cannot be opened is refused, not forgotten.
-    pub(crate) fn open_all(&self) -> Result<Vec<BootVolume>> {
-        let listing = block_on(registry::list_volumes(self.backend))?;
+    pub(crate) fn open_all(&self) -> Result<FoundVolumes> {
+        let listing = match self.ask(|| registry::list_volumes(self.backend)) {
+            Ok(listing) => listing,
+            Err(error) if self.copies.is_some() && is_unreachable(&error) => {
+                tracing::error!(%error, "the backend cannot be reached; starting without it");
+                return Ok(FoundVolumes {
+                    volumes: self.open_known()?,
+                    backend_asked: false,
+                });
+            }
+            Err(error) => return Err(error),
+        };
         for problem in &listing.problems {
             tracing::error!(error = %problem, "a volume name cannot be read");
         }
@@ -59,29 +86,110 @@ impl Search<'_> {
             volumes.extend(self.open_one(VolumeSlot(index as u32), named)?);
         }
         self.refuse_missing(&mut volumes)?;
+        Ok(FoundVolumes {
+            volumes,
+            backend_asked: true,
+        })
+    }
+
+    /// Asks the backend; where a start without it is possible, only until the deadline.
+    fn ask<T, F: Future<Output = Result<T>>>(&self, question: impl Fn() -> F) -> Result<T> {
+        if self.copies.is_none() {
+            return block_on(question());
+        }
+        loop {
+            let answer = block_on_until(question(), self.deadline.max(Instant::now()));
+            let answer = answer.unwrap_or_else(|| {
+                let seconds = BACKEND_WAIT.as_secs();
+                let text = format!("the backend did not answer within {seconds} s");
+                Err(Error::new(ErrorKind::Transient, text))
+            });
+            match answer {
+                Err(error) if is_unreachable(&error) && Instant::now() < self.deadline => {
+                    std::thread::sleep(BACKEND_PAUSE);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The volumes of which there are local records, as they were last known.
+    fn open_known(&self) -> Result<Vec<BootVolume>> {
+        let mut volumes: Vec<BootVolume> = Vec::new();
+        for (id, local) in self.heads.load_all()? {
+            let local = match local {
+                Ok(local) if volumes.iter().all(|boot| boot.volume.name != local.name) => local,
+                Ok(local) => {
+                    tracing::error!(volume = %local.name, %id, "a second volume of that name");
+                    continue;
+                }
+                Err(unreadable) => {
+                    tracing::error!(volume = %id, %unreadable, "a volume's record is unreadable");
+                    continue;
+                }
+            };
+            let slot = next_slot(&volumes);
+            let text = "the backend cannot be reached";
+            let error = Error::new(ErrorKind::Transient, text).with_volume(id);
+            volumes.push(self.open_copy(slot, local, error)?);
+        }
         Ok(volumes)
+    }
+
+    /// Serves a volume as it was last known here, or refuses it.
+    fn open_copy(&self, slot: VolumeSlot, local: LocalHead, why: Error) -> Result<BootVolume> {
+        let named = NamedVolume {
+            name: local.name.clone(),
+            id: local.id,
+        };
+        let before = Before {
+            since_ms: self.since_ms(local.id),
+            local: Some(local.clone()),
+        };
+        let opened = match self.copies {
+            Some(copies) => block_on(open_unverified(copies, self.heads, local)),
+            None => Err(why),
+        };
+        match opened {
+            Ok(opened) => {
+                tracing::warn!(volume = %named.name, cause = UNVERIFIED, "volume unverified");
+                self.judge(slot, opened, &before)
+            }
+            Err(error) => {
+                self.keep_verdict(before.local)?;
+                Ok(self.refuse(slot, named, &error))
+            }
+        }
+    }
+
+    fn since_ms(&self, id: VolumeId) -> u64 {
+        written_ms(&self.heads_dir.join(format!("{id}.json")))
     }
 
     /// `None`: it was deleted meanwhile.
     fn open_one(&self, slot: VolumeSlot, named: NamedVolume) -> Result<Option<BootVolume>> {
         let before = Before {
             local: self.heads.load(named.id).ok().flatten(),
-            since_ms: written_ms(&self.heads_dir.join(format!("{}.json", named.id))),
+            since_ms: self.since_ms(named.id),
         };
-        let opening = open_at_start(
-            self.backend,
-            self.heads,
-            named.id,
-            self.stamped,
-            self.takes_all,
-        );
-        match block_on(opening) {
+        let opening = self.ask(|| {
+            let (stamped, takes_all) = (self.stamped, self.takes_all);
+            open_at_start(self.backend, self.heads, named.id, stamped, takes_all)
+        });
+        match opening {
             Ok(Found::Opened(opened)) => self.judge(slot, *opened, &before).map(Some),
             Ok(Found::Elsewhere(head)) => self.leave(slot, &head, &before).map(Some),
             Err(error)
                 if error.kind() == ErrorKind::NotFound && is_deleted(self.backend, named.id) =>
             {
                 Ok(None)
+            }
+            Err(error) if self.copies.is_some() && is_unreachable(&error) => {
+                // It may have noted a takeover that was tried.
+                match self.heads.load(named.id) {
+                    Ok(Some(local)) => self.open_copy(slot, local, error).map(Some),
+                    _ => Ok(Some(self.refuse(slot, named, &error))),
+                }
             }
             Err(error) => {
                 self.keep_verdict(before.local)?;
@@ -155,6 +263,9 @@ impl Search<'_> {
             };
             *volume.read_only.get_mut() = state != VolumeState::Online;
             volume.set_state(state, Some(LOST_CACHE.to_owned()));
+        }
+        if opened.unverified && volume.state().0 == VolumeState::Online {
+            volume.set_state(VolumeState::Unverified, Some(UNVERIFIED.to_owned()));
         }
         Ok(BootVolume {
             volume: Arc::new(volume),
@@ -243,6 +354,18 @@ impl Search<'_> {
             released: false,
         }
     }
+}
+
+/// What a start found.
+pub(crate) struct FoundVolumes {
+    pub(crate) volumes: Vec<BootVolume>,
+    /// The backend's volumes were listed.
+    pub(crate) backend_asked: bool,
+}
+
+/// Whether the backend said nothing, as opposed to no.
+fn is_unreachable(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Transient | ErrorKind::Io)
 }
 
 fn next_slot(volumes: &[BootVolume]) -> VolumeSlot {

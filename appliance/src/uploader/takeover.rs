@@ -66,7 +66,8 @@ impl Uploader {
         let refusal = present.as_ref().and_then(|volume| {
             let (state, cause) = volume.state();
             match state {
-                VolumeState::Elsewhere | VolumeState::Fenced => None,
+                VolumeState::Elsewhere => None,
+                VolumeState::Fenced => self.uncopied(volume.id),
                 VolumeState::Refused => Some(format!(
                     "volume {:?} is refused: {}",
                     name.as_str(),
@@ -85,6 +86,16 @@ impl Uploader {
         let known = present.map(|volume| volume.id);
         let (means, stamped) = (Rc::clone(&self.means), self.clock.now());
         self.spawn_change(take_over(means, name, known, stamped, answer));
+    }
+
+    /// Why a fenced volume cannot be taken back yet.
+    fn uncopied(&self, id: VolumeId) -> Option<String> {
+        let copied = match self.means.heads.load(id) {
+            Ok(local) => local.is_none_or(|l| l.quarantine.is_some_and(|range| range.copied)),
+            Err(error) => return Some(error.to_string()),
+        };
+        let text = "its tail is being copied out of the WAL; try again in a few seconds";
+        (!copied).then(|| text.to_owned())
     }
 
     /// The volume is ours; it is served once the clock is far enough.

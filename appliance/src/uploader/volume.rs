@@ -304,6 +304,7 @@ impl Uploader {
         volume.publishing = None;
         volume.commit.handle(Event::Published, now_ms);
         volume.publish_figures(now_ms.max(1));
+        volume.volume.verified();
         let counters = self.metrics.uploader();
         counters.commits.add(1);
         let took_ms = now_ms.saturating_sub(volume.cut_ms);
@@ -317,7 +318,10 @@ impl Uploader {
 
     /// Another writer owns the volume: nothing more is acknowledged.
     pub(super) fn fenced(&mut self, id: VolumeId, cause: &str) {
-        let volume = &self.volumes[&id];
+        // Its tail is copied out of the WAL, and its record kept, by the caretaker.
+        let Some(volume) = self.volumes.remove(&id) else {
+            return;
+        };
         tracing::error!(
             volume = %volume.volume.name, cause,
             "another appliance has taken the volume over; it is no longer served here"

@@ -156,6 +156,9 @@ impl LocalHead {
             Some(range) => range.after,
         };
         self.intents.clear();
+        // Nothing that another writer stores is ever ours by this record.
+        self.head = ManifestNum(0);
+        self.head_crc = 0;
         if self.quarantine.is_some() && after >= stamped_through {
             return;
         }
@@ -183,6 +186,21 @@ impl LocalHead {
     pub fn quarantine_done(&mut self) {
         if let Some(range) = &mut self.quarantine {
             range.copied = true;
+        }
+    }
+
+    /// The greatest epoch about whose records a verdict stands: new records must be stamped above
+    /// it, or replay would take them for old ones.
+    pub fn judged_through(&self) -> Epoch {
+        let judged = self.quarantine.map_or(Epoch(0), |range| range.through);
+        judged.max(self.committed_epoch)
+    }
+
+    /// No record stamped up to here is needed any more: its WAL space is free.
+    pub fn released_through(&self) -> Epoch {
+        match self.quarantine {
+            Some(range) if !range.copied => range.after,
+            _ => self.judged_through(),
         }
     }
 

@@ -342,6 +342,118 @@ fn a_takeover_fences_the_older_writer_and_quarantines_its_tail() {
     ));
 }
 
+fn opened(opening: Result<Opening>) -> OpenedVolume {
+    match opening.unwrap() {
+        Opening::Opened(opened) => *opened,
+        Opening::Elsewhere(head) => panic!("generation {} owns it", head.generation),
+    }
+}
+
+fn elsewhere(opening: Result<Opening>) -> Manifest {
+    match opening.unwrap() {
+        Opening::Opened(_) => panic!("it was taken"),
+        Opening::Elsewhere(head) => *head,
+    }
+}
+
+#[test]
+fn a_start_takes_back_its_own_and_never_another_writers_volume() {
+    let backend = MemBackend::new();
+    let (old, new) = (Machine::new(), Machine::new());
+    create(&backend, 1, "vol0").unwrap();
+    // Nobody opened it yet: anybody may.
+    let head = opened(old.open_own(&backend, 1, 0)).history.head().clone();
+    ours(old.commit(&backend, &head, 40));
+    let again = opened(old.open_own(&backend, 1, 50));
+    assert_eq!(again.history.head().generation, Generation(2));
+
+    // Without a record it is another's; asking changes nothing anywhere.
+    let before = block_on(read_head(&backend, VolumeId(1), None)).unwrap();
+    assert_eq!(elsewhere(new.open_own(&backend, 1, 7)), before);
+    assert_eq!(new.heads.load(VolumeId(1)).unwrap(), None);
+    let after = block_on(read_head(&backend, VolumeId(1), None)).unwrap();
+    assert_eq!(after, before);
+
+    // Taken over on purpose, it is not stolen back by a restart of the old one.
+    let taken = new.open(&backend, 1, 7).unwrap();
+    assert_eq!(taken.history.head().generation, Generation(3));
+    let record = old.heads.load(VolumeId(1)).unwrap();
+    for _ in 0..2 {
+        let head = elsewhere(old.open_own(&backend, 1, 60));
+        assert_eq!(head.generation, Generation(3));
+        assert_eq!(old.heads.load(VolumeId(1)).unwrap(), record);
+    }
+    assert!(matches!(
+        new.commit(&backend, taken.history.head(), 500),
+        Appended::Ours(_)
+    ));
+}
+
+#[test]
+fn a_takeover_without_an_answer_is_carried_on_by_the_next_start() {
+    for fault in FAULTS {
+        let backend = MemBackend::new();
+        let (old, new) = (Machine::new(), Machine::new());
+        create(&backend, 1, "vol0").unwrap();
+        old.open(&backend, 1, 0).unwrap();
+        backend.script(FaultRule::once(Operation::PutIfAbsent, "manifests", fault));
+        backend.script(FaultRule {
+            operation: Some(Operation::Get),
+            key_contains: "0000000000000003".to_owned(),
+            skip: 0,
+            times: 1,
+            fault: Fault::FailBefore(ErrorKind::Transient),
+        });
+        assert!(new.open(&backend, 1, 7).is_err());
+        backend.clear_script();
+        // Whether or not it was stored, it was meant.
+        let opened = opened(new.open_own(&backend, 1, 7));
+        assert!(opened.history.head().generation > Generation(1));
+        assert_eq!(opened.local.fate(Epoch(7)), RecordFate::Quarantine);
+    }
+}
+
+#[test]
+fn a_data_directory_restored_from_an_old_copy_merges_nothing() {
+    let backend = MemBackend::new();
+    let (machine, copy) = (Machine::new(), Machine::new());
+    create(&backend, 1, "vol0").unwrap();
+    let head = machine.open(&backend, 1, 0).unwrap().history.head().clone();
+    // The copy is made here: its log goes up to epoch 30, of which nothing is committed.
+    let record = machine.heads.load(VolumeId(1)).unwrap().unwrap();
+    copy.heads.save(&record).unwrap();
+    // The same run goes on and commits everything that the copy has.
+    ours(machine.commit(&backend, &head, 40));
+    let local = opened(copy.open_own(&backend, 1, 30)).local;
+    assert_eq!(local.fate(Epoch(30)), RecordFate::Skip);
+    assert_eq!(local.fate(Epoch(41)), RecordFate::Replay);
+
+    // The same copy, restored once more after that: the volume belongs to a later generation.
+    copy.heads.save(&record).unwrap();
+    assert_eq!(elsewhere(copy.open_own(&backend, 1, 30)).epoch, Epoch(40));
+    let mut local = copy.heads.load(VolumeId(1)).unwrap().unwrap();
+    local.disown(Epoch(30));
+    assert_eq!(local.fate(Epoch(30)), RecordFate::Quarantine);
+    copy.heads.save(&local).unwrap();
+    // Nor when it is taken over on purpose then.
+    let local = copy.open(&backend, 1, 30).unwrap().local;
+    assert_eq!(local.fate(Epoch(30)), RecordFate::Quarantine);
+}
+
+#[test]
+fn a_volume_counts_as_closed_in_order_until_it_is_served() {
+    let backend = MemBackend::new();
+    let machine = Machine::new();
+    create(&backend, 1, "vol0").unwrap();
+    // A crash between the opening and the first answer, as often as you like.
+    for _ in 0..3 {
+        assert!(opened(machine.open_own(&backend, 1, 0)).was_clean);
+    }
+    let mut local = opened(machine.open_own(&backend, 1, 0)).local;
+    begin_serving(&machine.heads, &mut local).unwrap();
+    assert!(!opened(machine.open_own(&backend, 1, 0)).was_clean);
+}
+
 #[test]
 fn a_commit_that_lands_late_is_ours_and_its_epoch_counts() {
     let backend = MemBackend::new();

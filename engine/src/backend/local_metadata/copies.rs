@@ -71,7 +71,12 @@ impl Copies {
             .flat_map(|dir| dir.ancestors().skip(1))
             .filter(|dir| dir.starts_with(&self.dir))
             .collect();
-        for path in files.iter().map(PathBuf::as_path).chain(dirs).chain(parents) {
+        for path in files
+            .iter()
+            .map(PathBuf::as_path)
+            .chain(dirs)
+            .chain(parents)
+        {
             let synced = match File::open(path) {
                 Ok(file) => file.sync_all(),
                 // Removed meanwhile.

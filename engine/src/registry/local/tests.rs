@@ -250,6 +250,25 @@ fn without_a_record_nothing_is_merged_into_a_volume_that_others_wrote() {
 }
 
 #[test]
+fn what_is_disowned_is_never_own_again() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    local.intend(&manifest(5, 1, 8, 30), WriterToken(9), Epoch(40));
+    local.disown(Epoch(50));
+    for head in [manifest(5, 1, 8, 30), manifest(6, 2, 9, 30)] {
+        assert!(!local.is_own(&head));
+    }
+    assert_eq!(local.fate(Epoch(30)), RecordFate::Skip);
+    assert_eq!(local.fate(Epoch(31)), RecordFate::Quarantine);
+    local.quarantine_done();
+    // Found foreign at every further start: nothing is copied twice.
+    let copied = local.clone();
+    local.disown(Epoch(50));
+    assert_eq!(local, copied);
+    assert_eq!(local.fate(Epoch(50)), RecordFate::Skip);
+}
+
+#[test]
 fn intents_are_bounded() {
     let head = manifest(5, 1, 8, 30);
     let mut local = LocalHead::unknown(&head);

@@ -1,0 +1,326 @@
+//! A thread that finishes what could not be done at once: copies the tail of a fenced volume out of
+//! the WAL, and looks for the backend's volumes after a start without the backend.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::bounded;
+use taipan_engine::api::{ShardStatus, VolumeState};
+use taipan_engine::backend::Backend;
+use taipan_engine::block::{SHARD_COUNT, ShardId};
+use taipan_engine::core::EpochClock;
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::{Epoch, Generation, Incarnation, VolumeId};
+use taipan_engine::registry::quarantine::{QuarantineHeader, QuarantineRecord, records_of};
+use taipan_engine::registry::{self, LocalHead, LocalHeads, NamedVolume, RecordFate};
+use taipan_engine::wal::files::FileMedia;
+use taipan_engine::wal::{LogIdentity, ReadMedia, Recovered, recover_shard};
+
+use crate::config::VolumeConfig;
+use crate::deadline::block_on_until;
+use crate::directory::{Directory, Volume};
+use crate::inbox::{CoreAddress, CoreMessage};
+use crate::ownership::Ownership;
+use crate::quarantine::{Quarantine, unix_ms, written_ms};
+use crate::uploader::{Request, UploaderAddress};
+
+/// How often it looks around.
+const TURN: Duration = Duration::from_secs(1);
+/// After a failure it waits so long.
+const PAUSE: Duration = Duration::from_secs(5);
+/// How long the backend may take for one question.
+const BACKEND_WAIT: Duration = Duration::from_secs(10);
+/// How long the cores may take to report.
+const REPORT_WAIT: Duration = Duration::from_secs(2);
+
+/// What the caretaker works with.
+pub(crate) struct Caretaker {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) heads: LocalHeads,
+    pub(crate) heads_dir: PathBuf,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) clock: Arc<EpochClock>,
+    pub(crate) cores: Vec<CoreAddress>,
+    pub(crate) uploader: UploaderAddress,
+    pub(crate) quarantine: Quarantine,
+    /// Whose log each shard's file is.
+    pub(crate) logs: Vec<LogIdentity>,
+    pub(crate) wal_paths: Vec<PathBuf>,
+    /// Set while the backend's volumes were not listed yet.
+    pub(crate) unlisted: Option<Unlisted>,
+}
+
+/// What is left to do once the backend can be asked.
+pub(crate) struct Unlisted {
+    pub(crate) ownership: Ownership,
+    /// Volumes to be created unless they exist.
+    pub(crate) configured: Vec<VolumeConfig>,
+}
+
+/// How far the copy of a fenced volume's tail is.
+enum Tail {
+    /// Everything up to these batches must be durable first.
+    Waits {
+        batches: [u64; SHARD_COUNT],
+        since: Instant,
+    },
+    /// The copy failed; tried again then.
+    Failed(Instant),
+    Done,
+}
+
+/// One shard's WAL file as it was found.
+struct ScannedLog {
+    shard: ShardId,
+    file: File,
+    found: Recovered,
+}
+
+impl ScannedLog {
+    fn records<'a>(
+        &'a self,
+        volume: VolumeId,
+        foreign: &'a dyn Fn(Epoch) -> bool,
+    ) -> impl Iterator<Item = Result<QuarantineRecord>> + 'a {
+        let read = |offset, out: &mut [u8]| {
+            let media = FileMedia::new(&self.file).map_err(io::Error::other)?;
+            media.read_at(offset, out)
+        };
+        let wanted = move |id, epoch| id == volume && foreign(epoch);
+        records_of(self.shard, &self.found, read, wanted)
+    }
+}
+
+impl Caretaker {
+    /// Starts the thread, which ends with the process.
+    pub(crate) fn start(self) -> io::Result<()> {
+        std::thread::Builder::new()
+            .name("caretaker".to_owned())
+            .spawn(move || self.run())
+            .map(drop)
+    }
+
+    fn run(mut self) {
+        let mut tails: HashMap<VolumeId, Tail> = HashMap::new();
+        let mut ask_at = Instant::now();
+        loop {
+            std::thread::sleep(TURN);
+            let volumes = self.directory.all();
+            let fenced = |volume: &&Arc<Volume>| volume.state().0 == VolumeState::Fenced;
+            tails.retain(|id, _| volumes.iter().filter(fenced).any(|v| v.id == *id));
+            for volume in volumes.iter().filter(fenced) {
+                let tail = tails.remove(&volume.id);
+                tails.insert(volume.id, self.care_for(volume, tail));
+            }
+            if self.unlisted.is_some() && Instant::now() >= ask_at {
+                if let Err(error) = self.list_again() {
+                    tracing::debug!(%error, "the backend cannot be asked yet");
+                }
+                ask_at = Instant::now() + PAUSE;
+            }
+        }
+    }
+
+    /// One step for a volume that was fenced while it was served.
+    fn care_for(&self, volume: &Volume, tail: Option<Tail>) -> Tail {
+        match tail {
+            Some(Tail::Done) => Tail::Done,
+            Some(Tail::Failed(at)) if Instant::now() < at => Tail::Failed(at),
+            Some(Tail::Waits { batches, since }) if since.elapsed() >= TURN => {
+                let durable = |shard: &ShardStatus| {
+                    shard.failure.is_some()
+                        || shard.durable_batch >= batches[usize::from(shard.shard)]
+                };
+                let shards = self.shards();
+                if shards.len() < SHARD_COUNT || !shards.iter().all(durable) {
+                    return Tail::Waits { batches, since };
+                }
+                match self.copy_tail(volume) {
+                    Ok(()) => Tail::Done,
+                    Err(error) => {
+                        tracing::error!(
+                            volume = %volume.name, %error,
+                            "the tail of a fenced volume is not copied out yet; the WAL keeps it"
+                        );
+                        Tail::Failed(Instant::now() + PAUSE)
+                    }
+                }
+            }
+            Some(waits @ Tail::Waits { .. }) => waits,
+            // Everything appended before the cores heard of it lies up to their last batches; what
+            // was on its way between cores then comes within a turn.
+            None | Some(Tail::Failed(_)) => {
+                let mut batches = [0; SHARD_COUNT];
+                for shard in self.shards() {
+                    batches[usize::from(shard.shard)] = shard.last_batch + 1;
+                }
+                for core in &self.cores {
+                    core.send(CoreMessage::Seal);
+                }
+                Tail::Waits {
+                    batches: batches.map(|batch: u64| batch.saturating_sub(1)),
+                    since: Instant::now(),
+                }
+            }
+        }
+    }
+
+    fn shards(&self) -> Vec<ShardStatus> {
+        let (reply, answers) = bounded(self.cores.len());
+        for core in &self.cores {
+            core.send(CoreMessage::Report(reply.clone()));
+        }
+        drop(reply);
+        let deadline = Instant::now() + REPORT_WAIT;
+        let mut shards = Vec::new();
+        while let Ok(report) = answers.recv_deadline(deadline) {
+            shards.extend(report.shards);
+        }
+        shards
+    }
+
+    /// Copies the records that no manifest of ours holds, then lets the WAL go.
+    fn copy_tail(&self, volume: &Volume) -> Result<()> {
+        let id = volume.id;
+        let Some(mut local) = self.heads.load(id)? else {
+            return Ok(());
+        };
+        let head = self.ask(registry::read_head(&*self.backend, id, None))?;
+        if local.is_own(&head) {
+            let cause = "a commit of this appliance was stored whose answer it never got; nothing \
+                         is lost: restart taipand, which goes on from there";
+            tracing::error!(volume = %volume.name, cause, "volume refused");
+            volume.set_state(VolumeState::Refused, Some(cause.to_owned()));
+            return Ok(());
+        }
+        let header_of = |local: &LocalHead| QuarantineHeader {
+            volume: id,
+            name: local.name.clone(),
+            block_size_bytes: local.settings.block_size_bytes,
+            generation: local.generation,
+            head: local.head,
+            after: local.committed_epoch,
+            through: self.clock.now(),
+            since_ms: written_ms(&self.heads_dir.join(format!("{id}.json"))),
+            until_ms: unix_ms(SystemTime::now()),
+        };
+        let mut header = header_of(&local);
+        local.disown(header.through);
+        if let Some(range) = local.quarantine {
+            (header.after, header.through) = (range.after, range.through);
+        }
+        self.heads.save(&local)?;
+        let logs = self.scan()?;
+        let foreign = |epoch| local.fate(epoch) == RecordFate::Quarantine;
+        let records = logs.iter().flat_map(|log| log.records(id, &foreign));
+        let sum = self.quarantine.copy(&header, records)?;
+        local.quarantine_done();
+        self.heads.save(&local)?;
+        for core in &self.cores {
+            core.send(CoreMessage::ForgetVolume { id });
+        }
+        let held = sum.unwrap_or_default();
+        let cause = format!(
+            "another appliance took it over (generation {}); {} bytes of answered writes are in \
+             quarantine; `taipan volume takeover` takes it back",
+            head.generation, held.payload_bytes
+        );
+        volume.set_state(VolumeState::Fenced, Some(cause));
+        Ok(())
+    }
+
+    /// The WAL files as they are now. Segments that hold a fenced volume's records are not recycled
+    /// before these are forgotten.
+    fn scan(&self) -> Result<Vec<ScannedLog>> {
+        let scan = |(identity, path): (&LogIdentity, &PathBuf)| {
+            let failed = |e| Error::io("opening the WAL to copy records out", e).with_path(path);
+            let file = File::open(path).map_err(failed)?;
+            // As its next writer sees it.
+            let next = LogIdentity {
+                incarnation: Incarnation(identity.incarnation.0 + 1),
+                ..*identity
+            };
+            let found = recover_shard(&next, &FileMedia::new(&file)?, &[])?;
+            Ok(ScannedLog {
+                shard: identity.shard,
+                file,
+                found,
+            })
+        };
+        self.logs.iter().zip(&self.wal_paths).map(scan).collect()
+    }
+
+    fn ask<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
+        block_on_until(question, Instant::now() + BACKEND_WAIT).unwrap_or_else(|| {
+            let text = "the backend does not answer";
+            Err(Error::new(ErrorKind::Transient, text))
+        })
+    }
+
+    /// Looks what the backend holds, after a start that could not.
+    fn list_again(&mut self) -> Result<()> {
+        let listing = self.ask(registry::list_volumes(&*self.backend))?;
+        let Some(mut unlisted) = self.unlisted.take() else {
+            return Ok(());
+        };
+        tracing::info!("the backend can be reached again");
+        for named in listing.volumes {
+            if let Err(error) = self.find(&named, unlisted.ownership.takes_all) {
+                tracing::error!(volume = %named.name, %error, "a volume cannot be opened");
+                self.unlisted = Some(unlisted);
+                return Err(error);
+            }
+        }
+        for wanted in std::mem::take(&mut unlisted.configured) {
+            if self.directory.get(&wanted.name).is_none() {
+                let (name, settings) = (wanted.name, wanted.settings);
+                self.request(|reply| Request::Create {
+                    name,
+                    settings,
+                    reply,
+                });
+            }
+        }
+        unlisted.ownership.settle()
+    }
+
+    /// One volume of the backend: new here, or refused because the backend could not be asked.
+    fn find(&self, named: &NamedVolume, takes_all: bool) -> Result<()> {
+        let known = self.directory.get(&named.name);
+        if known
+            .as_ref()
+            .is_some_and(|v| v.state().0 == VolumeState::Refused)
+        {
+            let text = "it could not be opened without the backend, which is back: restart taipand";
+            let state = VolumeState::Refused;
+            known.inspect(|volume| volume.set_state(state, Some(text.to_owned())));
+            return Ok(());
+        }
+        if known.is_some() {
+            return Ok(());
+        }
+        let head = self.ask(registry::read_head(&*self.backend, named.id, None))?;
+        if takes_all || head.generation == Generation(0) {
+            let name = named.name.clone();
+            self.request(|reply| Request::Takeover { name, reply });
+        } else {
+            let slot = self.directory.free_slot();
+            let volume = Arc::new(Volume::elsewhere(slot, &head));
+            self.directory.replace(volume);
+        }
+        Ok(())
+    }
+
+    /// Asks the uploader and waits; a failure is logged.
+    fn request(&self, request: impl FnOnce(crossbeam_channel::Sender<Result<()>>) -> Request) {
+        let (reply, answer) = bounded(1);
+        self.uploader.request(request(reply));
+        if let Ok(Err(error)) = answer.recv() {
+            tracing::error!(%error, "a volume cannot be opened or created");
+        }
+    }
+}
