@@ -79,10 +79,24 @@ pub(crate) enum Command {
     Export(Export),
     /// Decode a file of the appliance: WAL, chunk, manifest, index, head record, memory region.
     Inspect(Inspect),
+    /// Try what a backend can do; needs no daemon.
+    #[command(subcommand)]
+    Backend(BackendCommand),
     /// Show how the appliance is doing.
     Status,
     /// Pack everything that is in the WAL into the backend, and wait for it.
     Drain,
+}
+
+/// What to do with backends.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackendCommand {
+    /// Try conditional writes, checksums, ranges and lists on scratch objects, and remove them.
+    Probe {
+        /// The backend, such as s3://bucket/prefix?endpoint=https://host; the keys come from
+        /// credentials_file, the systemd credential s3 or the environment, never from here.
+        url: String,
+    },
 }
 
 /// What to do with volumes.

@@ -1,5 +1,6 @@
 //! `taipan`, the operator's command: volumes, copies in and out, decoding of files, status.
 
+mod backend;
 mod cli;
 mod control;
 mod failure;
@@ -40,6 +41,7 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
         Command::Inspect(inspect) => inspect::run(target, inspect),
+        Command::Backend(command) => backend::run(target, command),
         Command::Status => status::run(target),
         Command::Drain => status::drain(target),
     }
