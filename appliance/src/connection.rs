@@ -2,6 +2,7 @@
 //! buffers and the table of requests in flight.
 
 mod allowance;
+mod failure_log;
 pub(crate) mod half_open;
 mod input;
 mod requests;
@@ -24,6 +25,7 @@ use crate::metrics::{CoreCounters, VolumeCounters};
 
 pub use allowance::Allowance;
 use allowance::Share;
+use failure_log::FailureLog;
 pub use half_open::Pulse;
 use input::Input;
 use requests::{InFlight, Requests, WriteStream};
@@ -129,6 +131,7 @@ struct Session {
     stream: Option<WriteStream>,
     /// Payload bytes of refused requests still to be thrown away.
     discard: u64,
+    failures: FailureLog,
 }
 
 /// What a call did, and what the core has to do about the connection.
@@ -404,6 +407,7 @@ impl Connection {
             counters,
             stream: None,
             discard: 0,
+            failures: FailureLog::default(),
         };
         self.phase = Phase::Joining {
             session: Box::new(session),
@@ -429,7 +433,7 @@ impl Connection {
                 self.output.extend_from_slice(data);
             }
         }
-        let Phase::Transmission(session) = &self.phase else {
+        let Phase::Transmission(session) = &mut self.phase else {
             return;
         };
         session.book(finished, &self.peer, around);
@@ -547,6 +551,12 @@ impl Drop for Connection {
         if let Some(volume) = self.volume() {
             volume.connections.fetch_sub(1, Ordering::AcqRel);
             tracing::info!(peer = %self.peer, volume = %volume.name, "client disconnected");
+        }
+        if let Phase::Transmission(session) = &self.phase
+            && session.failures.unsaid() > 0
+        {
+            let more = session.failures.unsaid();
+            tracing::warn!(peer = %self.peer, more, "further requests of this client had failed");
         }
     }
 }

@@ -154,8 +154,8 @@ pub(super) fn errno_of(failure: Failure) -> Errno {
 }
 
 impl Session {
-    /// Counts an answered request and logs an error that is sent.
-    pub(super) fn book(&self, finished: &InFlight, peer: &str, around: &Surroundings<'_>) {
+    /// Counts an answered request and logs an error that is sent, once in a while.
+    pub(super) fn book(&mut self, finished: &InFlight, peer: &str, around: &Surroundings<'_>) {
         let took = around.now_ns.saturating_sub(finished.started_ns);
         around
             .counters
@@ -164,6 +164,9 @@ impl Session {
             None => self.counters.succeeded(finished.kind, finished.len),
             Some(failure) => {
                 self.counters.failed(finished.kind);
+                let Some(unsaid) = self.failures.note(around.now_ns) else {
+                    return;
+                };
                 tracing::warn!(
                     volume = %self.volume.name,
                     peer,
@@ -171,6 +174,7 @@ impl Session {
                     offset = finished.offset,
                     len = finished.len,
                     cause = ?failure,
+                    unsaid,
                     "request failed"
                 );
             }
@@ -371,7 +375,7 @@ impl Connection {
         len: u32,
         around: &mut Surroundings<'_>,
     ) {
-        let Phase::Transmission(session) = &self.phase else {
+        let Phase::Transmission(session) = &mut self.phase else {
             return;
         };
         let slot = session.volume.slot;
