@@ -9,6 +9,7 @@ use crate::index::part::{self, IndexPart};
 use crate::index::{AddedChunk, ChunkLoc, Leaf, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind, fuzz_manifest};
 use crate::object::ChunkKey;
+use crate::registry::quarantine::{QuarantineReader, QuarantineWriter};
 use crate::registry::{LocalHead, NameEntry, RecordFate};
 use crate::wal::state::{STATE_BYTES, WalState};
 
@@ -18,7 +19,7 @@ pub use crate::wal::fuzz::fuzz_replay as replay;
 pub type Entry = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus.
-pub const TARGETS: [(&str, Entry); 7] = [
+pub const TARGETS: [(&str, Entry); 8] = [
     ("replay", replay),
     ("chunk", chunk),
     ("manifest", manifest),
@@ -26,6 +27,7 @@ pub const TARGETS: [(&str, Entry); 7] = [
     ("local_head", local_head),
     ("name_entry", name_entry),
     ("wal_state", wal_state),
+    ("quarantine", quarantine),
 ];
 
 const CRC_BYTES: usize = 4;
@@ -54,6 +56,24 @@ pub fn part(data: &[u8]) {
     if let Some(sealed) = sealed_object(data) {
         check_part(&sealed);
     }
+}
+
+/// A quarantine file.
+pub fn quarantine(data: &[u8]) {
+    let Ok(mut reader) = QuarantineReader::new(data) else {
+        return;
+    };
+    let mut writer = QuarantineWriter::new(Vec::new(), reader.header()).expect("memory");
+    loop {
+        match reader.next_record() {
+            Ok(Some(record)) => writer.add(&record).expect("memory"),
+            Ok(None) => break,
+            Err(_) => return,
+        }
+    }
+    let (written, sum) = writer.finish().expect("memory");
+    assert_eq!(sum, reader.sum());
+    assert!(written.len() <= data.len(), "a whole file is written alike");
 }
 
 /// A local head record.

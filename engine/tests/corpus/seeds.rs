@@ -2,11 +2,16 @@
 
 use taipan_engine::block::{BlockNum, BlockSize, ShardId};
 use taipan_engine::chunk::{ChunkBuilder, ChunkRef, ChunkSpec, ChunkView, ZeroRun};
-use taipan_engine::identity::{Epoch, Generation, Incarnation, ManifestNum, VolumeId, WriterToken};
+use taipan_engine::identity::{
+    Epoch, Generation, Incarnation, Lsn, ManifestNum, VolumeId, WriterToken,
+};
 use taipan_engine::index::part::{IndexPart, RootPart, part_ref};
 use taipan_engine::index::{AddedChunk, ChunkLoc, ChunkOrdinal, Leaf, LeafKey, VolumeBase};
 use taipan_engine::manifest::{Manifest, ManifestKind};
 use taipan_engine::object::{ChunkKey, IndexKey, SealedRef};
+use taipan_engine::registry::quarantine::{
+    QuarantineHeader, QuarantineKind, QuarantineReader, QuarantineRecord, QuarantineWriter,
+};
 use taipan_engine::registry::{LocalHead, NameEntry};
 use taipan_engine::volume::{Ack, OnLostCache, VolumeName, VolumeSettings};
 use taipan_engine::wal::WalId;
@@ -21,7 +26,7 @@ type Parses = fn(&[u8]) -> bool;
 const VOLUME: VolumeId = VolumeId(0xABCD);
 
 /// The seeds of every target that has objects of its own; those of `replay` are lists of changes.
-pub(crate) fn all() -> [(&'static str, Seeds); 7] {
+pub(crate) fn all() -> [(&'static str, Seeds); 8] {
     [
         ("replay", replays()),
         ("chunk", chunks()),
@@ -30,11 +35,12 @@ pub(crate) fn all() -> [(&'static str, Seeds); 7] {
         ("local_head", local_heads()),
         ("name_entry", name_entries()),
         ("wal_state", wal_states()),
+        ("quarantine", quarantines()),
     ]
 }
 
 /// Whether bytes are whole, for every target whose inputs are.
-pub(crate) fn parsers() -> [(&'static str, Parses); 6] {
+pub(crate) fn parsers() -> [(&'static str, Parses); 7] {
     [
         ("chunk", |b| ChunkView::parse(b).is_ok()),
         ("manifest", |b| Manifest::decode(b).is_ok()),
@@ -42,6 +48,7 @@ pub(crate) fn parsers() -> [(&'static str, Parses); 6] {
         ("local_head", |b| LocalHead::decode(b).is_ok()),
         ("name_entry", |b| NameEntry::decode(b).is_ok()),
         ("wal_state", |b| WalState::decode(b).is_some()),
+        ("quarantine", |b| whole_quarantine(b)),
     ]
 }
 
@@ -301,4 +308,55 @@ fn wal_states() -> Seeds {
         ("usual", state(9, 8 << 20, 32)),
         ("impossible", state(1, u64::MAX - 4095, u32::MAX)),
     ]
+}
+
+fn quarantines() -> Seeds {
+    let header = QuarantineHeader {
+        volume: VolumeId(0xAB),
+        name: VolumeName::parse("v").unwrap(),
+        block_size_bytes: 4096,
+        generation: Generation(3),
+        head: ManifestNum(9),
+        after: Epoch(30),
+        through: Epoch(50),
+        since_ms: 1000,
+        until_ms: 8000,
+    };
+    let record = |kind, count, payload| QuarantineRecord {
+        kind,
+        shard: 5,
+        damaged: false,
+        epoch: Epoch(31),
+        lsn: Lsn(7),
+        start: 2,
+        count,
+        payload,
+    };
+    let file = |records: &[QuarantineRecord]| {
+        let mut writer = QuarantineWriter::new(Vec::new(), &header).unwrap();
+        records.iter().for_each(|r| writer.add(r).unwrap());
+        writer.finish().unwrap().0
+    };
+    let data = record(QuarantineKind::Data, 1, vec![7; 4096]);
+    let mark = record(QuarantineKind::Trim, 1 << 40, Vec::new());
+    let mut cut = file(&[mark.clone()]);
+    cut.truncate(cut.len() - 48);
+    vec![
+        ("empty", file(&[])),
+        ("data", file(&[data, mark])),
+        ("cut", cut),
+    ]
+}
+
+fn whole_quarantine(bytes: &[u8]) -> bool {
+    let Ok(mut reader) = QuarantineReader::new(bytes) else {
+        return false;
+    };
+    loop {
+        match reader.next_record() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
 }

@@ -4,6 +4,7 @@ mod batch;
 mod chunk;
 mod index;
 mod manifest;
+mod quarantine;
 mod records;
 mod region;
 mod state;
@@ -104,6 +105,9 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     if start == taipan_engine::manifest::MAGIC {
         return manifest::decode(subject);
     }
+    if start == taipan_engine::registry::quarantine::MAGIC {
+        return quarantine::decode(subject);
+    }
     if start == taipan_engine::index::part::MAGIC {
         return index::decode(subject);
     }
@@ -121,8 +125,8 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     }
     let what = format!(
         "{} ({}) is no file of the appliance: it starts with {start:02x?}. Known are WAL files \
-         and state, memory regions, chunks, manifests, index parts, volume records and name \
-         entries",
+         and state, memory regions, chunks, manifests, index parts, quarantine files, volume records \
+         and name entries",
         subject.path.display(),
         human(subject.len)
     );
