@@ -19,11 +19,12 @@ class Report:
             "floor": floor, "ceiling": ceiling,
         })
 
-    def value(self, name, unit, ours, ceiling):
-        """The worst of all rounds against a ceiling."""
+    def value(self, name, unit, ours, floor=None, ceiling=None):
+        """The worst of all rounds against a floor or a ceiling."""
+        worst = min(ours) if ceiling is None else max(ours)
         self.lines.append({
-            "name": name, "unit": unit, "ours": ours, "value": max(ours), "ceiling": ceiling,
-            "floor": None,
+            "name": name, "unit": unit, "ours": ours, "value": worst, "floor": floor,
+            "ceiling": ceiling,
         })
 
     def below(self):
@@ -50,8 +51,9 @@ def row(line):
     bar = f"≥ {line['floor']}" if line["floor"] is not None else f"≤ {line['ceiling']}"
     verdict = bar if holds(line) else f"{bar}: NOT HELD"
     if "peer" not in line:
-        shown = ", ".join(f"{value:g}" for value in line["ours"])
-        return f"| {line['name']} | {shown} {line['unit']} | | **{line['value']:g}** | {verdict} |"
+        shown = ", ".join(f"{value:.5g}" for value in line["ours"])
+        worst = f"{line['value']:.5g} {line['unit']}".strip()
+        return f"| {line['name']} | {shown} | | **{worst}** | {verdict} |"
     ours = f"{line['ours_median']:.1f} {line['unit']}"
     peer = f"{line['against']}: {line['peer_median']:.1f} {line['unit']}"
     return f"| {line['name']} | {ours} | {peer} | **{line['value']:.2f}** | {verdict} |"
