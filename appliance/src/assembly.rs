@@ -124,7 +124,7 @@ impl Assembly {
             addresses: addresses.clone(),
             uploader,
             state,
-            backend: self.backend.describe(),
+            backend: Arc::clone(&self.backend),
             fetcher,
             sync: self.sync,
             listening,

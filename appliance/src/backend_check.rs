@@ -70,13 +70,8 @@ fn backend_check(inner: Arc<dyn Backend>, fencing: Fencing) -> Result<Arc<Checke
 }
 
 impl CheckedBackend {
-    /// What was found, once it was.
-    pub(crate) fn found(&self) -> Option<&Probe> {
-        self.found.get()
-    }
-
     fn is_refused(&self) -> bool {
-        let found = self.found().map(|probe| probe.conditional_writes);
+        let found = self.known_conditional_writes();
         self.fencing == Fencing::Required && found == Some(ConditionalWrites::None)
     }
 
@@ -179,6 +174,10 @@ impl Backend for CheckedBackend {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn known_conditional_writes(&self) -> Option<ConditionalWrites> {
+        self.found.get().map(|probe| probe.conditional_writes)
     }
 
     fn counts(&self) -> Vec<VerbCounts> {
@@ -290,7 +289,7 @@ mod tests {
         let backend = Pretender::new(ConditionalWrites::None, 2);
         let inner = backend.inner.clone();
         let checked = backend_check(backend, Fencing::Required).unwrap();
-        assert_eq!(checked.found(), None);
+        assert_eq!(checked.known_conditional_writes(), None);
         // Reads do not ask.
         assert!(block_on(checked.list("", None, 1)).unwrap().is_empty());
         let put = || block_on(checked.put_if_absent(&key(), Bytes::new()));
@@ -310,7 +309,7 @@ mod tests {
         let backend = Pretender::new(ConditionalWrites::CreateOnly, 0);
         let inner = backend.inner.clone();
         let checked = backend_check(backend, Fencing::Required).unwrap();
-        let writes = checked.found().map(|probe| probe.conditional_writes);
+        let writes = checked.known_conditional_writes();
         assert_eq!(writes, Some(ConditionalWrites::CreateOnly));
         inner.script(FaultRule::once(
             Operation::Put,

@@ -12,6 +12,7 @@ use taipan_engine::api::{
     UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus,
     WarmVolume,
 };
+use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
@@ -62,7 +63,7 @@ pub struct ServiceParts {
     /// Its state.
     pub state: Arc<UploaderState>,
     /// What the backend is.
-    pub backend: String,
+    pub backend: Arc<dyn Backend>,
     /// Reads of committed blocks.
     pub fetcher: Fetcher,
     /// How WAL writes become durable.
@@ -260,7 +261,9 @@ impl Shared {
         };
         let commits = &self.parts.state.commits;
         let commits = commits.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(commit) = commits.get(&id) {
+        if let Some(view) = commits.get(&id) {
+            let commit = &view.status;
+            upload.changing = view.changing;
             upload.phase = commit.phase.to_owned();
             upload.chunks = commit.chunks;
             upload.chunks_stored = commit.chunks_stored;
@@ -373,7 +376,9 @@ impl Shared {
         let since = state.failing_since_ms.load(Ordering::Relaxed);
         let failing = (since > 0).then(|| self.now_ms().saturating_sub(since) as f64 / 1000.0);
         BackendStatus {
-            url: self.parts.backend.clone(),
+            url: self.parts.backend.describe(),
+            conditional_writes: self.parts.backend.known_conditional_writes(),
+            requests: self.parts.backend.counts(),
             state: match failing {
                 None => BackendState::Healthy,
                 Some(_) if state.full.load(Ordering::Relaxed) => BackendState::Full,

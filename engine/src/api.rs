@@ -8,6 +8,7 @@ mod warm;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::{ConditionalWrites, VerbCounts};
 use crate::error::{Error, ErrorKind};
 use crate::identity::VolumeId;
 use crate::size;
@@ -287,6 +288,9 @@ pub struct UploadInfo {
     /// The last of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
+    /// A change of settings or a deletion is under way; its outcome is not known yet.
+    #[serde(default)]
+    pub changing: bool,
 }
 
 /// What the quarantine files of a volume hold.
@@ -426,6 +430,12 @@ pub struct BackendStatus {
     /// Seconds since the first failure in a row; absent when healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_seconds: Option<f64>,
+    /// Which conditional writes it keeps; absent until it was checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditional_writes: Option<ConditionalWrites>,
+    /// Requests made since the start, by kind; empty where requests cost nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<VerbCounts>,
 }
 
 /// What the backend lacks of all volumes.

@@ -8,13 +8,14 @@ mod mem;
 #[cfg(feature = "s3")]
 mod s3;
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::object::ObjectKey;
@@ -51,7 +52,7 @@ pub struct Listed {
 }
 
 /// Which conditional writes a backend keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConditionalWrites {
     /// Creation and replacement.
@@ -73,10 +74,10 @@ pub struct Probe {
 
 /// How often a backend made one kind of request, and what the requests carried, since it was
 /// opened: what a provider bills.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerbCounts {
     /// The kind: `delete`, `delete_many`, `get`, `head`, `list`, `multipart`, `put`.
-    pub verb: &'static str,
+    pub verb: Cow<'static, str>,
     /// Requests made, repeated ones included.
     pub requests: u64,
     /// Requests that failed. An absent object or an unmet condition is an answer, not a failure.
@@ -148,6 +149,11 @@ pub trait Backend: Send + Sync {
 
     /// The backend in one line, for people.
     fn describe(&self) -> String;
+
+    /// Which conditional writes it keeps, if that was found out already.
+    fn known_conditional_writes(&self) -> Option<ConditionalWrites> {
+        None
+    }
 
     /// Requests made so far, by kind; none where requests cost nothing.
     fn counts(&self) -> Vec<VerbCounts> {

@@ -113,6 +113,8 @@ counters! {
         memory,
         /// For log space: the backend does not keep up.
         log,
+        /// For a commit: the backend lacks more of the volume than it may.
+        bucket,
         /// For the connection's budget of bytes or requests.
         connection,
         /// Nanoseconds that parked requests waited.

@@ -1,5 +1,6 @@
 //! Counters of the daemon: written without contention by the cores, read by the metrics server.
 
+mod bucket;
 #[macro_use]
 mod counters;
 mod families;

@@ -41,6 +41,7 @@ impl Collector for Scrape {
         encode_shards(&mut families, &self.status)?;
         encode_cores(&mut families, &self.snapshot.cores)?;
         encode_backend(&mut families, &self.status, &self.snapshot)?;
+        super::bucket::encode(&mut families, &self.status.backend)?;
         super::reads::encode(&mut families, &self.snapshot.cold_reads)?;
         encode_uploader(&mut families, &self.snapshot)
     }
@@ -357,9 +358,10 @@ const READ_SOURCES: [Labelled; 4] = [
     ("hole", |c| c.reads.hole_blocks),
 ];
 
-const PARK_REASONS: [Labelled; 3] = [
+const PARK_REASONS: [Labelled; 4] = [
     ("memory", |c| c.parks.memory),
     ("log", |c| c.parks.log),
+    ("backend", |c| c.parks.bucket),
     ("connection", |c| c.parks.connection),
 ];
 
@@ -479,8 +481,10 @@ fn encode_backlog(out: &mut Families<'_>, upload: &UploadStatus) -> fmt::Result 
         rate,
     )?;
     let help = "Seconds until the WAL is full at this rate if nothing is released";
-    let runway = upload.runway_seconds.unwrap_or(f64::INFINITY);
-    out.gauge("wal_runway_seconds", help, runway)
+    match upload.runway_seconds {
+        Some(runway) => out.gauge("wal_runway_seconds", help, runway),
+        None => Ok(()),
+    }
 }
 
 fn encode_uploader(out: &mut Families<'_>, snapshot: &MetricsSnapshot) -> fmt::Result {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Backend, BoxFuture, Listed, Probe, Put, VerbCounts};
+use super::{Backend, BoxFuture, ConditionalWrites, Listed, Probe, Put, VerbCounts};
 use crate::chunk::ChunkView;
 use crate::error::Result;
 use crate::identity::VolumeId;
@@ -224,6 +224,10 @@ impl Backend for LocalMetadata {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn known_conditional_writes(&self) -> Option<ConditionalWrites> {
+        self.inner.known_conditional_writes()
     }
 
     fn counts(&self) -> Vec<VerbCounts> {

@@ -25,7 +25,8 @@ fn create(backend: &S3Backend, body: Bytes) -> Result<Put, Error> {
 
 fn counts(backend: &S3Backend, verb: &str) -> VerbCounts {
     let counts = backend.counts();
-    *counts.iter().find(|count| count.verb == verb).unwrap()
+    let found = counts.into_iter().find(|count| count.verb == verb);
+    found.unwrap()
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How many requests of each kind were made, and what they carried: what a provider bills.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::VerbCounts;
@@ -73,7 +74,7 @@ impl Tally {
         let count = |&(verb, name): &(Verb, &'static str)| {
             let cell = self.cell(verb);
             VerbCounts {
-                verb: name,
+                verb: Cow::Borrowed(name),
                 requests: cell.requests.load(Ordering::Relaxed),
                 errors: cell.errors.load(Ordering::Relaxed),
                 retries: cell.retries.load(Ordering::Relaxed),
