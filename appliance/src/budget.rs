@@ -14,6 +14,9 @@ const BATCH_MEMORY_GRAIN: u64 = 16 << 20;
 const CONNECTION_BYTES: u64 = 64 << 10;
 /// Chunks that the uploader holds at once: one being packed, one being stored, one read back.
 const CHUNKS_HELD: u64 = 3;
+/// Blocks that arrive from the backend: 64 GETs of 1 MiB that somebody waits for, 12 of 4 MiB ahead
+/// of time, and what is on its way into the cache file; see `fetcher`.
+const READING_BYTES: u64 = 144 << 20;
 /// Largest chunk that a volume may have.
 const CHUNK_BYTES_MAX: u64 = 64 << 20;
 
@@ -27,6 +30,8 @@ pub struct MemoryBudget {
     pub read_cache_bytes: u64,
     /// Payload of requests in flight.
     pub request_bytes: u64,
+    /// Blocks that arrive from the backend.
+    pub reading_bytes: u64,
     /// State of connections.
     pub connection_bytes: u64,
     /// Chunks that are packed or stored.
@@ -60,11 +65,9 @@ impl MemoryBudget {
         }
         Ok(Self {
             batch_bytes,
-            read_cache_bytes: config
-                .reads
-                .ram_cache
-                .of_memory(memory_bytes, batch_bytes),
+            read_cache_bytes: config.reads.ram_cache.of_memory(memory_bytes, batch_bytes),
             request_bytes: config.limits.request_bytes_total,
+            reading_bytes: READING_BYTES,
             connection_bytes: u64::from(config.limits.connections_max) * CONNECTION_BYTES,
             packing_bytes: CHUNKS_HELD * CHUNK_BYTES_MAX,
         })
@@ -85,6 +88,7 @@ impl MemoryBudget {
             part("batches and read cache", self.batch_bytes),
             part("cache of committed blocks", self.read_cache_bytes),
             part("requests in flight", self.request_bytes),
+            part("blocks from the backend", self.reading_bytes),
             part("connections", self.connection_bytes),
             part("packing", self.packing_bytes),
         ]

@@ -35,7 +35,7 @@ const MESSAGES_PER_TURN: usize = 64;
 /// Slots between two wanted ones are read along if they are no more than this.
 const GAP_BYTES: usize = 64 << 10;
 /// One GET for somebody who waits is at most so long.
-const GET_BYTES_MAX: usize = 4 << 20;
+const GET_BYTES_MAX: usize = 1 << 20;
 /// One read of the cache file is at most so long.
 const FILE_READ_BYTES_MAX: usize = 1 << 20;
 /// A reader in order is read ahead for by at most so much.
@@ -280,10 +280,10 @@ impl Reads {
                 .waiting
                 .get(&waiter.read)
                 .map(|waiting| waiting.wanted(waiter.index as usize).1);
-            if block.is_some_and(|block| at.stamp.is_of(block)) {
-                found.push((*slot, at));
-            } else if file.map.remove(&key, &at) {
-                self.counters.file_mismatches.add(1);
+            match block {
+                Some(block) if at.stamp.is_of(block) => found.push((*slot, at)),
+                Some(_) if file.map.remove(&key, &at) => self.counters.file_mismatches.add(1),
+                _ => {}
             }
         }
         found.dedup_by_key(|(slot, _)| *slot);

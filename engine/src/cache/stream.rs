@@ -219,10 +219,12 @@ impl Stream {
     /// Counts a read; true if it goes beyond what was read before.
     fn note(&mut self, read: &ReadSeen<'_>) -> bool {
         let advanced = read.blocks.end > self.front;
+        // Before the proof, blocks that are found are likely to be read for a second time.
+        let counts = advanced || read.missed || self.is_proven();
         self.front = self.front.max(read.blocks.end);
         self.first = self.first.min(read.blocks.start);
-        if advanced || read.missed {
-            self.seen += read.wanted;
+        if counts {
+            self.seen = (self.seen + read.wanted).min(self.front - self.first);
         }
         advanced
     }

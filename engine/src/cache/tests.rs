@@ -286,6 +286,33 @@ fn a_reader_in_order_finds_everything_read_ahead_once_in_large_pieces() {
 }
 
 #[test]
+fn cores_that_share_a_reader_share_its_stream() {
+    let mut reader = Reader::new();
+    for at in (0..20 * u64::from(SLOTS)).step_by(32) {
+        // Each of three cores asks for its blocks; after the first one they are found.
+        for core in 0..3 {
+            let mut ahead = Vec::new();
+            let first = (at % u64::from(SLOTS)) as u32 + core;
+            let seen = ReadSeen {
+                volume: VolumeId(7),
+                block_size: four_kib(),
+                chunk: &chunk(at / u64::from(SLOTS)),
+                slots: first..first + 30,
+                blocks: at + u64::from(core)..at + u64::from(core) + 30,
+                wanted: 10,
+                missed: at < 64,
+            };
+            let after = |key: &ChunkKey| Some(chunk(key.sequence + 1));
+            reader.streams.note(&seen, 64 << 20, after, &mut ahead);
+            reader.pieces.extend(ahead);
+        }
+    }
+    assert_eq!(reader.streams.len(), 1);
+    let last = reader.pieces.last().expect("it is read ahead");
+    assert!(last.chunk.key.sequence >= 20, "to the end");
+}
+
+#[test]
 fn little_is_wasted_on_readers_that_stop_soon() {
     let mut reader = Reader::new();
     for run in 0..100u64 {
