@@ -86,7 +86,7 @@ impl Quarantine {
 
     fn make_dir(&self) -> Result<()> {
         match fs::create_dir(&self.dir) {
-            Ok(()) => sync(self.dir.parent().unwrap_or(Path::new("."))),
+            Ok(()) => sync(self.dir.parent().unwrap_or_else(|| Path::new("."))),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) => Err(Error::io("creating the quarantine directory", e).with_path(&self.dir)),
         }

@@ -9,6 +9,7 @@ mod patience;
 mod takeover;
 mod volume;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -104,6 +105,15 @@ impl UploaderAddress {
 /// The receiving side of the uploader's inbox.
 pub struct UploaderInbox(UnboundedReceiver<Message>);
 
+/// How the commit of a volume fares.
+#[derive(Clone, Debug)]
+pub struct CommitView {
+    /// The commit's own words.
+    pub status: CommitStatus,
+    /// A change of settings or a deletion is under way.
+    pub changing: bool,
+}
+
 /// State of the uploader for the status page, readable from any thread.
 #[derive(Debug, Default)]
 pub struct UploaderState {
@@ -118,7 +128,7 @@ pub struct UploaderState {
     /// Bytes written to the WAL files each second, lately.
     pub wal_bytes_per_second: AtomicU64,
     /// How the commit of each volume fares.
-    pub commits: std::sync::Mutex<HashMap<VolumeId, CommitStatus>>,
+    pub commits: std::sync::Mutex<HashMap<VolumeId, CommitView>>,
 }
 
 /// What the uploader is made of. Taken to its own thread.
@@ -259,6 +269,8 @@ impl Uploader {
             heads: parts.heads,
             blocks: BlockSource::new(parts.arenas, parts.wal_paths),
             counters: parts.metrics.backend(),
+            saves: Cell::new(0),
+            stopped: Cell::new(false),
         };
         let cores = parts.cores.len();
         let mut coordinator = parts.coordinator;
@@ -453,14 +465,18 @@ impl Uploader {
             let shown = &self.state.wal_bytes_per_second;
             shown.store(rate, Ordering::Relaxed);
         }
-        let statuses = self.volumes.iter();
-        let statuses = statuses.map(|(id, volume)| (*id, volume.commit.status()));
+        let view = |volume: &UploadVolume| CommitView {
+            status: volume.commit.status(),
+            changing: volume.changing,
+        };
+        let views = self.volumes.iter();
+        let views = views.map(|(id, volume)| (*id, view(volume)));
         let mut shown = self
             .state
             .commits
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *shown = statuses.collect();
+        *shown = views.collect();
     }
 
     /// Whether the backend works, as the commits see it.

@@ -322,6 +322,9 @@ fn commit_phase(volume: &VolumeInfo) -> String {
         "" => "not open",
         phase => phase,
     };
+    if upload.changing {
+        return "waits for a change of settings or a deletion that is pending".to_owned();
+    }
     match &upload.last_failure {
         None => phase.to_owned(),
         Some(failure) => format!("{phase}, failed {} times: {failure}", upload.failures),

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use taipan_engine::size;
-use taipan_engine::volume::{Ack, OnLostCache, SIZE_BYTES_MAX, VolumeName, VolumeSettings};
+use taipan_engine::volume::{
+    Ack, Durability, INTERVAL_SECONDS_MAX, OnLostCache, SIZE_BYTES_MAX, VolumeName, VolumeSettings,
+};
 
 use super::cpus;
 use super::document::Document;
@@ -322,6 +324,12 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
     let chunk_size = doc.size(&key("chunk_size"), small);
     let ack = doc.choice(&key("ack"), &acks);
     let on_lost_cache = doc.choice(&key("on_lost_cache"), &policies);
+    let promises = [("local", Durability::Local), ("remote", Durability::Remote)];
+    let durability = doc.choice(&key("durability"), &promises);
+    let day = 0..=INTERVAL_SECONDS_MAX;
+    let rpo_seconds = doc.integer(&key("rpo_seconds"), day.clone());
+    let rpo_bytes = doc.size(&key("rpo_bytes"), 0..=u64::MAX >> 1);
+    let interval = doc.integer(&key("commit_interval_seconds"), day);
     for required in [&name_key, &size_key] {
         if !doc.has(required) {
             doc.problem(format!("{required}: missing"));
@@ -340,6 +348,10 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
         chunk_size_bytes: chunk_size.map_or(defaults.chunk_size_bytes, |b| b as u32),
         ack: ack.unwrap_or(defaults.ack),
         on_lost_cache: on_lost_cache.unwrap_or(defaults.on_lost_cache),
+        durability: durability.unwrap_or(defaults.durability),
+        rpo_seconds: rpo_seconds.unwrap_or(defaults.rpo_seconds),
+        rpo_bytes: rpo_bytes.unwrap_or(defaults.rpo_bytes),
+        commit_interval_seconds: interval.unwrap_or(defaults.commit_interval_seconds),
         ..defaults
     };
     if let Err(error) = settings.validate() {

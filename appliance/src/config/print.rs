@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use taipan_engine::size;
-use taipan_engine::volume::{Ack, OnLostCache};
+use taipan_engine::volume::{Ack, Durability, OnLostCache};
 
 use super::cpus;
 use super::settings::{Config, Fencing, LogFormat, VolumeConfig, VolumesOpen, WalSync};
@@ -138,7 +138,16 @@ fn print_volume(out: &mut String, volume: &VolumeConfig) -> fmt::Result {
         OnLostCache::ReadOnly => "read_only",
         OnLostCache::Refuse => "refuse",
     };
-    writeln!(out, "on_lost_cache = {}", text(on_lost_cache))
+    writeln!(out, "on_lost_cache = {}", text(on_lost_cache))?;
+    let durability = match settings.durability {
+        Durability::Local => "local",
+        Durability::Remote => "remote",
+    };
+    writeln!(out, "durability = {}", text(durability))?;
+    writeln!(out, "rpo_seconds = {}", settings.rpo_seconds)?;
+    writeln!(out, "rpo_bytes = {}", size_text(settings.rpo_bytes))?;
+    let seconds = settings.commit_interval_seconds;
+    writeln!(out, "commit_interval_seconds = {seconds}")
 }
 
 fn text(text: &str) -> String {

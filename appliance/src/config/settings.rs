@@ -113,6 +113,18 @@ impl VolumeConfig {
             mine.chunk_size_bytes.into(),
             existing.chunk_size_bytes.into(),
         );
+        let pledges = [
+            ("durability", mine.durability != existing.durability),
+            ("rpo_seconds", mine.rpo_seconds != existing.rpo_seconds),
+            ("rpo_bytes", mine.rpo_bytes != existing.rpo_bytes),
+            (
+                "commit_interval_seconds",
+                mine.commit_interval_seconds != existing.commit_interval_seconds,
+            ),
+        ];
+        for (what, _) in pledges.iter().filter(|(_, differs)| *differs) {
+            found.push(format!("{what} differs, see `taipan volume show`"));
+        }
         if mine.ack != existing.ack {
             found.push(format!(
                 "ack is {:?}, configured is {:?}",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use proptest::prelude::*;
-use taipan_engine::volume::{Ack, OnLostCache};
+use taipan_engine::volume::{Ack, Durability, OnLostCache};
 
 use super::document::Document;
 use super::load::interpret;
@@ -89,6 +89,10 @@ fn flags_win_over_the_file_and_volumes_add_up() {
         chunk_size = "32MiB"
         ack = "durable"
         on_lost_cache = "refuse"
+        durability = "remote"
+        rpo_seconds = 60
+        rpo_bytes = "256MiB"
+        commit_interval_seconds = 5
     "#;
     let args = [
         "--wal-size",
@@ -115,6 +119,9 @@ fn flags_win_over_the_file_and_volumes_add_up() {
         (first.ack, first.on_lost_cache),
         (Ack::Durable, OnLostCache::Refuse)
     );
+    assert_eq!(first.durability, Durability::Remote);
+    assert_eq!((first.rpo_seconds, first.rpo_bytes), (60, 256 << 20));
+    assert_eq!(first.commit_interval_seconds, 5);
 }
 
 #[test]

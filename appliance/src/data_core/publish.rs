@@ -45,6 +45,8 @@ impl Published {
             .memory
             .add(now.parked_for_memory - before.parked_for_memory);
         parks.log.add(now.parked_for_log - before.parked_for_log);
+        let for_bucket = now.parked_for_bucket - before.parked_for_bucket;
+        parks.bucket.add(for_bucket);
         let waited_ms = now.parked_ms - before.parked_ms;
         parks.waited_nanos.add(waited_ms * NANOS_PER_MS);
     }

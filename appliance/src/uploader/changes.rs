@@ -55,7 +55,7 @@ pub(crate) enum Change {
     },
     Configured {
         id: VolumeId,
-        result: Result<Configured>,
+        result: Result<Box<Configured>>,
         answer: Answer,
     },
     TakenOver {
@@ -137,12 +137,12 @@ pub(super) async fn configure(
             };
             // Stored is stored: the next commit must follow it, whether or not it is noted locally.
             let noted = means.save(local.clone()).await;
-            Ok(Configured {
+            Ok(Box::new(Configured {
                 head,
                 local,
                 decided: serve.then_some(state),
                 noted,
-            })
+            }))
         }
         Err(error) => Err(error),
     };
@@ -158,12 +158,7 @@ pub(super) async fn delete(means: Rc<Means>, head: Manifest, mut answer: Answer)
         registry::delete_volume(backend, &head).await
     });
     let result = match deleted.await {
-        Ok(_) => {
-            let heads = means.heads.clone();
-            glommio::executor()
-                .spawn_blocking(move || heads.remove(id))
-                .await
-        }
+        Ok(_) => means.change_records(move |heads| heads.remove(id)).await,
         Err(error) => Err(error),
     };
     Change::Deleted { id, result, answer }

@@ -284,7 +284,7 @@ impl Uploader {
                 result,
                 mut answer,
             } => {
-                let result = result.and_then(|changed| self.adopt_settings(id, changed));
+                let result = result.and_then(|changed| self.adopt_settings(id, *changed));
                 self.end_change(id, &result);
                 answer.give(result);
             }
@@ -330,9 +330,10 @@ impl Uploader {
 
     /// Ends once no local head record is being saved: the last word on each is this one's.
     pub(super) fn stop_when_saved(&mut self) {
-        if self.volumes.values().any(|volume| volume.saving) {
+        if self.means.saves.get() > 0 {
             return;
         }
+        self.means.stopped.set(true);
         if let Some(Request::Stop { clean, reply }) = self.stopping.take() {
             let _ = reply.send(self.close_volumes(clean));
             self.stopped = true;

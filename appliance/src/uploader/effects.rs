@@ -1,14 +1,15 @@
 //! Carries out one effect of a volume's commit on the backend, the local head record or the log.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use taipan_engine::backend::{Backend, Put};
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::commit::Event;
-use taipan_engine::error::{Error, Result};
+use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
 use taipan_engine::object::{ObjectKey, SealedRef};
 use taipan_engine::pack::ChunkJob;
@@ -18,12 +19,19 @@ use super::chunks::{BlockSource, CutPlaces};
 use super::patience::{deadline, within};
 use crate::metrics::{BackendCounters, BackendOp};
 
+/// How long the deletion of one object of many may take.
+const DELETE_EACH: Duration = Duration::from_secs(1);
+
 /// What effects are carried out on.
 pub(super) struct Means {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) heads: LocalHeads,
     pub(super) blocks: BlockSource,
     pub(super) counters: Arc<BackendCounters>,
+    /// Local head records being saved or removed.
+    pub(super) saves: Cell<usize>,
+    /// The uploader has stopped: its last word on each local head record is not to be changed.
+    pub(super) stopped: Cell<bool>,
 }
 
 impl Means {
@@ -71,30 +79,44 @@ impl Means {
     }
 
     pub(super) async fn save(&self, head: LocalHead) -> Result<()> {
-        let heads = self.heads.clone();
-        let save = move || {
+        self.change_records(move |heads| {
             pass("head.save")?;
             heads.save(&head)
-        };
-        glommio::executor().spawn_blocking(save).await
+        })
+        .await
     }
 
-    /// Deletes condemned objects; absent ones are fine.
-    pub(super) async fn delete(self: Rc<Self>, objects: Vec<SealedRef>) -> Event {
-        for object in objects {
-            let started = Instant::now();
-            let key = object.object();
-            let result = within(deadline(0), "delete", self.backend.delete(&key)).await;
-            self.counters.done(
-                BackendOp::Delete,
-                result.is_ok().then_some(0),
-                started.elapsed(),
-            );
-            if let Err(error) = result {
-                return Event::Deleted(Err(error));
-            }
+    /// Changes local head records, unless the uploader has stopped.
+    pub(super) async fn change_records(
+        &self,
+        change: impl FnOnce(&LocalHeads) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        if self.stopped.get() {
+            let text = "the daemon stops; the next start finds what is stored";
+            return Err(Error::new(ErrorKind::Transient, text));
         }
-        Event::Deleted(Ok(()))
+        self.saves.set(self.saves.get() + 1);
+        let heads = self.heads.clone();
+        let changed = glommio::executor().spawn_blocking(move || change(&heads));
+        let result = changed.await;
+        self.saves.set(self.saves.get() - 1);
+        result
+    }
+
+    /// Deletes condemned objects, in one request where the backend can; absent ones are fine.
+    pub(super) async fn delete(self: Rc<Self>, objects: Vec<SealedRef>) -> Event {
+        let keys: Vec<ObjectKey> = objects.iter().map(SealedRef::object).collect();
+        let started = Instant::now();
+        // Where it takes a request for each, they are made one after the other.
+        let limit = deadline(0) + DELETE_EACH * keys.len() as u32;
+        let result = match pass("object.delete") {
+            Ok(()) => within(limit, "delete", self.backend.delete_many(&keys)).await,
+            Err(error) => Err(error),
+        };
+        let bytes = result.is_ok().then_some(0);
+        let took = started.elapsed();
+        self.counters.done(BackendOp::Delete, bytes, took);
+        Event::Deleted(result)
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes) -> Result<Put> {

@@ -34,8 +34,6 @@ pub struct UploadVolume {
     publishing: Option<(Epoch, usize)>,
     /// An effect is with a task; deletes and settings changes wait for it.
     in_flight: usize,
-    /// The local head record is being saved.
-    pub(super) saving: bool,
     /// An operator's task changes the head.
     pub(super) changing: bool,
     /// When a failure was logged last.
@@ -56,7 +54,6 @@ impl UploadVolume {
             places: Arc::new(CutPlaces::default()),
             publishing: None,
             in_flight: 0,
-            saving: false,
             changing: false,
             logged_ms: None,
             cut_ms: 0,
@@ -186,7 +183,6 @@ impl Uploader {
                     "the committed head is saved"
                 );
                 volume.local.advance(volume.commit.head());
-                volume.saving = true;
                 let local = volume.local.clone();
                 self.spawn(id, means.save_head(local));
             }
@@ -223,7 +219,6 @@ impl Uploader {
             return;
         };
         volume.in_flight -= 1;
-        volume.saving &= !matches!(event, Event::HeadSaved(_));
         let before = volume.last_failure();
         let counters = self.metrics.uploader();
         if let Event::ChunkPut { result: Ok(_), .. } = &event {
