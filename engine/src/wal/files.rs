@@ -1,6 +1,8 @@
 //! The WAL files of a data directory: created completely or not at all, locked, flushed before
 //! they are replayed.
 
+mod replace;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -27,6 +27,7 @@ pub use place::Place;
 pub use places::{Location, PlaceMap};
 pub use record::{Content, MarkKind, Record, RecordHead};
 pub use replay::{Damage, Recovered, RegionRecord, recover_shard};
+pub use replay::{LostRange, Salvage, salvage_shard};
 pub use write::{BarrierMark, Health, WalWrite};
 
 #[cfg(test)]

@@ -127,3 +127,27 @@ fn unaligned_reads_are_served() {
     assert_eq!(&out[..5], b"PWALH");
     assert!(media.read_at(media.len() - 1, &mut [0; 2]).is_err());
 }
+
+#[test]
+fn a_replacement_takes_the_place_of_a_file_that_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = WalFiles::open(dir.path(), &config()).unwrap();
+    for number in 1..=2 {
+        let damaged = fs::read(shard_path(dir.path(), shard(4))).unwrap();
+        drop(
+            files
+                .create_replacement(dir.path(), shard(4), &config())
+                .unwrap(),
+        );
+        assert_eq!(fs::read(shard_path(dir.path(), shard(4))).unwrap(), damaged);
+        let aside = files.replace(dir.path(), shard(4)).unwrap();
+        assert!(
+            aside.ends_with(format!("shard-04.wal.damaged-{number}")),
+            "{aside:?}"
+        );
+        assert_eq!(fs::read(aside).unwrap(), damaged);
+    }
+    drop(files);
+    let files = WalFiles::open(dir.path(), &config()).unwrap();
+    assert_eq!(replay(&files, 4).next_batch.0, 1, "an empty log");
+}

@@ -5,6 +5,7 @@
 mod accept;
 mod damage;
 mod region;
+mod salvage;
 mod scan;
 
 use std::ops::Range;
@@ -19,6 +20,7 @@ use super::media::ReadMedia;
 use super::record::{MarkKind, Record, RecordHead, Records};
 
 pub use damage::{Damage, Problem, ProblemKind};
+pub use salvage::{LostRange, Salvage, salvage_shard};
 
 /// What a replay found. Hand it to [`super::ShardLog::resume`].
 #[derive(Debug)]
@@ -189,18 +191,30 @@ pub fn recover_shard(
     let Some(head) = scan::read_head(identity, file, &mut problems) else {
         return Err(problems.into_damage());
     };
-    let opened = region::open(identity, regions, &mut problems);
-    let memory_survived = !opened.is_empty();
-    let found = scan::scan(identity, file, &head, &mut problems);
-    let floor = region::durable_floor(&opened);
-    let accepted = accept::accept(file, &head, found, floor, &mut problems);
-    let region_only = region::collect(opened, accepted.last_lsn, &mut problems);
+    let recovered = replay(identity, file, &head, regions, &mut problems);
     if problems.any() {
         return Err(problems.into_damage());
     }
+    Ok(recovered)
+}
+
+/// Takes everything that counts; what is missing is among the `problems`.
+fn replay(
+    identity: &LogIdentity,
+    file: &dyn ReadMedia,
+    head: &LogHead,
+    regions: &[&dyn ReadMedia],
+    problems: &mut damage::Problems,
+) -> Recovered {
+    let opened = region::open(identity, regions, problems);
+    let memory_survived = !opened.is_empty();
+    let found = scan::scan(identity, file, head, problems);
+    let floor = region::durable_floor(&opened);
+    let accepted = accept::accept(file, head, found, floor, problems);
+    let region_only = region::collect(opened, accepted.last_lsn, problems);
     let last_region = region_only.last().map_or(Lsn(0), |record| record.lsn);
     let region_epoch = region_only.iter().map(|record| record.epoch).max();
-    Ok(Recovered {
+    Recovered {
         next_lsn: accepted.max_lsn.max(last_region).next(),
         max_epoch: accepted.max_epoch.max(region_epoch.unwrap_or_default()),
         head: accepted.head,
@@ -212,7 +226,7 @@ pub fn recover_shard(
         last_generation: accepted.last_generation,
         torn: accepted.torn,
         memory_survived,
-    })
+    }
 }
 
 impl RecoveredBatch {

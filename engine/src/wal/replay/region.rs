@@ -143,7 +143,8 @@ impl Collector {
     }
 }
 
-fn payload_bytes(record: &Record<'_>) -> u64 {
+/// Bytes of the record's blocks.
+pub(super) fn payload_bytes(record: &Record<'_>) -> u64 {
     match record.content {
         Content::Data {
             block_size, crcs, ..
@@ -157,6 +158,20 @@ fn copy_record(
     at: u64,
     record: &Record<'_>,
 ) -> Result<RegionRecord, String> {
+    let mut copy = blank_copy(record);
+    read(media, at, &mut copy.payload)?;
+    let blocks = copy.payload.chunks_exact(copy.block_size.bytes());
+    if !blocks
+        .zip(&copy.crcs)
+        .all(|(block, crc)| crc32c::crc32c(block) == *crc)
+    {
+        return Err(format!("record {} does not have its checksum", record.lsn));
+    }
+    Ok(copy)
+}
+
+/// A copy of the record whose bytes are still to be read.
+pub(super) fn blank_copy(record: &Record<'_>) -> RegionRecord {
     let mut copy = RegionRecord {
         volume: record.volume,
         epoch: record.epoch,
@@ -173,21 +188,11 @@ fn copy_record(
             block_size, crcs, ..
         } => {
             copy.block_size = block_size;
-            copy.crcs = crcs
-                .chunks_exact(CRC_BYTES)
-                .map(|crc| get_u32(crc, 0))
-                .collect();
-            read(media, at, &mut copy.payload)?;
-            let blocks = copy.payload.chunks_exact(block_size.bytes());
-            if !blocks
-                .zip(&copy.crcs)
-                .all(|(block, crc)| crc32c::crc32c(block) == *crc)
-            {
-                return Err(format!("record {} does not have its checksum", record.lsn));
-            }
+            let crcs = crcs.chunks_exact(CRC_BYTES);
+            copy.crcs = crcs.map(|crc| get_u32(crc, 0)).collect();
         }
     }
-    Ok(copy)
+    copy
 }
 
 fn read(media: &dyn ReadMedia, at: u64, out: &mut [u8]) -> Result<(), String> {

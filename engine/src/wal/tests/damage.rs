@@ -8,7 +8,9 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::{BatchNum, Incarnation, Lsn};
 use crate::wal::format::{BatchHeader, HEAD_SLOTS, LogHead};
 use crate::wal::replay::ProblemKind;
-use crate::wal::{BootId, Damage, ReadMedia, Recovered, ShardLog, WalId, recover_shard};
+use crate::wal::{
+    BootId, Damage, ReadMedia, Recovered, ShardLog, WalId, recover_shard, salvage_shard,
+};
 
 use super::world::{World, blank_file, identity, small};
 
@@ -452,4 +454,51 @@ fn a_large_log_is_not_read_whole() {
         "{} bytes",
         media.1.get()
     );
+}
+
+#[test]
+fn what_is_left_of_a_damaged_file_can_be_kept() {
+    let mut file = file(30);
+    // The headers of batches 12 and 13, and a block of batch 20.
+    for at in [at(12), at(13), at(20) + 5000] {
+        file[at] ^= 1;
+    }
+    assert_eq!(kinds(&file), [missing(12, 13)]);
+    let salvage = salvage_shard(&identity(9), &small(), &file, &[]).expect("it is damaged");
+    assert!(!salvage.is_from_the_future());
+    assert!(!salvage.volumes().is_empty());
+    let lost = salvage.lost();
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    assert_eq!((lost[0].first, lost[0].last), (Lsn(12), Lsn(13)));
+    let records: Vec<_> = salvage.records(&file).collect();
+    assert_eq!((records.len(), salvage.kept()), (28, 28));
+    for record in &records {
+        let whole = crc32c::crc32c(&record.payload) == record.crcs[0];
+        assert_eq!(
+            whole,
+            record.lsn != Lsn(20),
+            "reading {} stays an error",
+            record.lsn
+        );
+    }
+    assert!(records.windows(2).all(|pair| pair[0].lsn < pair[1].lsn));
+}
+
+#[test]
+fn a_file_without_heads_gives_up_its_batches_too() {
+    let mut file = file(30);
+    for slot in HEAD_SLOTS {
+        file[slot as usize] ^= 1;
+    }
+    assert_eq!(kinds(&file), [ProblemKind::NoHead]);
+    let salvage = salvage_shard(&identity(9), &small(), &file, &[]).unwrap();
+    assert_eq!(salvage.kept(), 30);
+    assert!(salvage.lost().is_empty());
+}
+
+#[test]
+fn an_intact_file_has_nothing_to_give_up() {
+    assert!(salvage_shard(&identity(9), &small(), &file(30), &[]).is_none());
+    let newer = salvage_shard(&identity(1), &small(), &file(3), &[]).unwrap();
+    assert!(newer.is_from_the_future(), "wal/state is older");
 }
