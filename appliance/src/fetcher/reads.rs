@@ -435,7 +435,8 @@ impl Reads {
         let mut expired = 0;
         for (_, read) in late {
             let volume: VolumeId = read.fetch.volume;
-            tracing::error!(%volume, object = %read.chunk.key, "the backend was waited for in vain");
+            let object = read.chunk.key;
+            tracing::error!(%volume, %object, "read failed: the backend was waited for in vain");
             expired += 1;
             read.answer();
         }
