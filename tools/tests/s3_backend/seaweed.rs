@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::executor::block_on;
 use taipan_engine::backend::contract::CHECKS;
-use taipan_engine::backend::{Backend, ConditionalWrites, Put};
+use taipan_engine::backend::{Backend, ConditionalWrites, Put, S3Backend};
 use taipan_engine::object::ObjectKey;
 
 use crate::servers::SeaweedFs;
@@ -16,8 +16,27 @@ fn seaweedfs_keeps_the_rules_of_a_backend() {
         check(&server.backend(name));
     }
     it_probes_as_full(&server);
-    a_large_object_goes_in_parts(&server);
+    a_large_object_goes_in_parts(&server.backend("parts"));
     wrong_keys_are_named(&server);
+}
+
+#[test]
+fn a_server_with_tls_is_trusted_by_its_own_authority_only() {
+    let server = SeaweedFs::start_with_tls();
+    let authority = SeaweedFs::authority();
+    let url = format!("{}&ca_file={}", server.url("tls"), authority.display());
+    let backend = S3Backend::open(&url, None).unwrap();
+    let probe = block_on(backend.probe()).unwrap();
+    assert_eq!(probe.conditional_writes, ConditionalWrites::Full);
+    a_large_object_goes_in_parts(&backend);
+    // The authorities of the system do not know it.
+    let key = ObjectKey::parse("v1/x").unwrap();
+    let error = block_on(server.backend("tls").get(&key)).unwrap_err();
+    let text = error.to_string().to_lowercase();
+    assert!(text.contains("certificate"), "{text}");
+    let no_pem = url.replace("authority.pem", "server.key");
+    let error = S3Backend::open(&no_pem, None).err().unwrap().to_string();
+    assert!(error.contains("ca_file holds no certificate"), "{error}");
 }
 
 fn it_probes_as_full(server: &SeaweedFs) {
@@ -29,8 +48,7 @@ fn it_probes_as_full(server: &SeaweedFs) {
     assert!(left.is_empty(), "{left:?}");
 }
 
-fn a_large_object_goes_in_parts(server: &SeaweedFs) {
-    let backend = server.backend("parts");
+fn a_large_object_goes_in_parts(backend: &S3Backend) {
     let key = ObjectKey::parse("v1/large").unwrap();
     let body: Bytes = (0..(11u32 << 20)).map(|n| (n ^ (n >> 9)) as u8).collect();
     let put = |body: &Bytes| block_on(backend.put_if_absent(&key, body.clone())).unwrap();
@@ -49,7 +67,7 @@ fn wrong_keys_are_named(server: &SeaweedFs) {
     let url = server.url("denied");
     let (place, _) = url.split_once("&credentials_file=").unwrap();
     let url = format!("{place}&credentials_file={}", path.display());
-    let backend = taipan_engine::backend::S3Backend::open(&url, None).unwrap();
+    let backend = S3Backend::open(&url, None).unwrap();
     let key = ObjectKey::parse("v1/x").unwrap();
     let error = block_on(backend.get(&key)).unwrap_err();
     let text = error.to_string();

@@ -55,11 +55,34 @@ pub(crate) struct SeaweedFs {
     child: Child,
     folder: TempDir,
     port: u16,
+    scheme: &'static str,
+}
+
+/// Certificates for 127.0.0.1, their authority, and a key that protects nothing.
+fn tls_file(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/s3_backend/tls");
+    folder.join(name)
 }
 
 impl SeaweedFs {
     /// Starts it and waits until its bucket is there.
     pub(crate) fn start() -> Self {
+        Self::start_with("http", &[])
+    }
+
+    /// The same with TLS, its certificate signed by [`SeaweedFs::authority`].
+    pub(crate) fn start_with_tls() -> Self {
+        let file = |option, name| format!("-s3.{option}.file={}", tls_file(name).display());
+        let options = [file("cert", "server.pem"), file("key", "server.key")];
+        Self::start_with("https", &options)
+    }
+
+    /// The file for `ca_file`.
+    pub(crate) fn authority() -> PathBuf {
+        tls_file("authority.pem")
+    }
+
+    fn start_with(scheme: &'static str, options: &[String]) -> Self {
         let weed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/seaweedfs/bin/weed");
         assert!(
             weed.exists(),
@@ -77,6 +100,7 @@ impl SeaweedFs {
             .args(["-master.telemetry=false", "-webdav=false"])
             .args(["-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
             .arg(format!("-dir={}", folder.path().display()))
+            .args(options)
             .args(numbers.map(|(part, port)| format!("-{part}.port={port}")))
             .current_dir(folder.path())
             .env("TMPDIR", folder.path())
@@ -93,6 +117,7 @@ impl SeaweedFs {
             child,
             folder,
             port,
+            scheme,
         };
         server.await_ready();
         server
@@ -118,9 +143,9 @@ impl SeaweedFs {
 
     pub(crate) fn url(&self, prefix: &str) -> String {
         let keys = self.folder.path().join("keys");
-        let (port, keys) = (self.port, keys.display());
+        let (scheme, port, keys) = (self.scheme, self.port, keys.display());
         format!(
-            "s3://{BUCKET}/{prefix}?endpoint=http://127.0.0.1:{port}&credentials_file={keys}\
+            "s3://{BUCKET}/{prefix}?endpoint={scheme}://127.0.0.1:{port}&credentials_file={keys}\
              &part_size=5MiB"
         )
     }
