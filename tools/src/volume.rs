@@ -273,7 +273,7 @@ fn show(volume: &VolumeInfo) -> String {
         .add("ack", ack)
         .add("on lost cache", lost)
         .add("durability", durability(settings))
-        .add("commit interval", interval(settings))
+        .add("commit every", interval(settings))
         .add("loss limits", limits(settings))
         .add("committed data", format!("{} ({share})", human(data)))
         .add("in WAL only", human(volume.dirty_bytes))

@@ -117,6 +117,46 @@ fn show_resize_set_and_delete_name_the_volume_in_the_path() {
 }
 
 #[test]
+fn durability_limits_of_loss_and_commits_are_asked_for() {
+    let scratch = Scratch::new();
+    let upload = r#","durability":"remote","rpo_seconds":60,
+        "upload":{"risk_bytes":2097152,"risk_seconds":3.0,"phase":"chunks","failures":2,
+        "last_failure":"no answer"}"#;
+    let answer = volume("v", upload);
+    let control = scratch.control(&[(200, &answer), (200, &answer)]);
+    let set = scratch.run(&[
+        "volume",
+        "set",
+        "v",
+        "--durability",
+        "remote",
+        "--rpo-seconds",
+        "60",
+        "--rpo-bytes",
+        "256MiB",
+        "--commit-interval-seconds",
+        "0",
+    ]);
+    assert_eq!(set.code, 0, "{}", set.err);
+    let body: serde_json::Value = serde_json::from_str(&control.asked().body).unwrap();
+    let expected = serde_json::json!({"durability": "remote", "rpo_seconds": 60,
+        "rpo_bytes": 256 << 20, "commit_interval_seconds": 0});
+    assert_eq!(body, expected);
+    for shown in [
+        "\ndurability      remote (",
+        "\nloss limits     60 s; then writes wait\n",
+        "\nat risk         2 MiB, 3.0 s old\n",
+        "\ncommit          chunks, failed 2 times: no answer\n",
+    ] {
+        assert!(set.out.contains(shown), "{shown:?}: {}", set.out);
+    }
+
+    let committed = scratch.run(&["volume", "flush", "v", "--remote"]);
+    assert_eq!(committed.out, "volume \"v\" is committed (manifest 9)\n");
+    assert_eq!(control.asked().line, "POST /v1/volumes/v/commit");
+}
+
+#[test]
 fn refusals_of_the_daemon_become_exit_codes() {
     let scratch = Scratch::new();
     let refusals = [
