@@ -28,8 +28,8 @@ pub trait Appliance: Send + Sync {
     /// Changes settings of a volume, durably before it returns.
     fn configure(&self, name: &VolumeName, patch: VolumePatch) -> Result<VolumeInfo>;
 
-    /// Opens a volume of another appliance for writing, which fences that one, and serves it; `Busy`
-    /// if it is served here already.
+    /// Opens a volume of another appliance for writing, which fences that one, and serves it;
+    /// `Busy` if it is served here already.
     fn take_over(&self, name: &VolumeName) -> Result<VolumeInfo>;
 
     /// Starts to read the volume's blocks into the caches in the background; `Busy` while that is
