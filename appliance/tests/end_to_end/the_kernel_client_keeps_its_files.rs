@@ -1,12 +1,14 @@
 //! A guest attaches the volume with the Linux kernel's NBD client: a file system with a real tree
 //! and fsynced files outlives a kill of the server between attachments and under write load.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::guest::Image;
 use crate::harness::program::Program;
+use crate::harness::s3::SeaweedFs;
 
 const STEP: Duration = Duration::from_secs(240);
 
@@ -45,9 +47,8 @@ fn host_finds_it_clean(rig: &Rig, daemon: &Daemon) {
         .succeed();
 }
 
-#[test]
-fn a_file_system_of_the_kernel_client_survives_kills() {
-    let rig = Rig::new(&["vol0:2GiB", "load:1GiB"]);
+/// The whole scenario; gives the daemon that serves the volume in the end.
+fn survives_kills(rig: &Rig) -> Daemon {
     let image = Image::build();
     let daemon = rig.start();
     let port = daemon.tcp.port();
@@ -55,8 +56,8 @@ fn a_file_system_of_the_kernel_client_survives_kills() {
     let mut guest = image.boot("kernel_client", port, &[]);
 
     guest.await_step("unpacked", STEP);
-    let daemon = kill_under_load(&rig, daemon, &listen);
-    host_finds_it_clean(&rig, &daemon);
+    let daemon = kill_under_load(rig, daemon, &listen);
+    host_finds_it_clean(rig, &daemon);
     guest.tell("killed-and-restarted");
     guest.await_step("tree intact", STEP);
 
@@ -70,6 +71,33 @@ fn a_file_system_of_the_kernel_client_survives_kills() {
     guest.await_step("verified", STEP);
     guest.await_step("done", STEP);
     guest.ended();
+    host_finds_it_clean(rig, &daemon);
+    daemon
+}
+
+#[test]
+fn a_file_system_of_the_kernel_client_survives_kills() {
+    let rig = Rig::new(&["vol0:2GiB", "load:1GiB"]);
+    survives_kills(&rig).stop();
+}
+
+#[test]
+fn it_survives_the_loss_of_the_machine_in_a_bucket() {
+    let server = SeaweedFs::start();
+    let mut rig = Rig::new(&["vol0:2GiB", "load:1GiB"]).with_bucket(&server.bucket());
+    let daemon = survives_kills(&rig);
+    let before = rig.path("before.img");
+    fs::rename(rig.path("vol0.img"), &before).expect("keep the copy");
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    rig.lose_machine();
+
+    rig.forget_volumes();
+    let daemon = rig.start();
     host_finds_it_clean(&rig, &daemon);
+    Program::new("cmp", Duration::from_secs(60))
+        .arg(&before)
+        .arg(rig.path("vol0.img"))
+        .succeed();
     daemon.stop();
 }

@@ -8,10 +8,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::client::NbdClient;
 use super::program::Program;
+use super::s3::Bucket;
 use super::{built, http, wait_until};
 
 /// From the start to serving, a replay of the small WAL of these tests included.
@@ -25,6 +27,7 @@ pub(crate) struct Rig {
     runtime: TempDir,
     volumes: Vec<String>,
     extra: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     data: PathBuf,
 }
 
@@ -41,7 +44,7 @@ pub(crate) struct Daemon {
 
 /// A port of the loopback that was free a moment ago. Counted up from below the range from which
 /// the kernel takes ports for connections, so that it stays free until the daemon has it.
-fn free_address() -> SocketAddr {
+pub(super) fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 20_000 + (std::process::id() % 1000) as u16 * 10;
     loop {
@@ -51,6 +54,12 @@ fn free_address() -> SocketAddr {
             return address;
         }
     }
+}
+
+/// Sends a signal to a process that is ours and not yet waited for.
+pub(super) fn signal(child: &Child, signal: Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).expect("a signal to a child");
 }
 
 impl Rig {
@@ -65,7 +74,20 @@ impl Rig {
             runtime,
             volumes: volumes.iter().map(|&volume| volume.to_owned()).collect(),
             extra: vec!["--wal-size=256MiB".to_owned()],
+            environment: Vec::new(),
         }
+    }
+
+    /// Another machine on this bucket: directories of its own, and nothing known of any volume.
+    pub(crate) fn on(bucket: &Bucket) -> Self {
+        Self::new(&[]).with_bucket(bucket)
+    }
+
+    /// The same with its chunks in a bucket; the credentials come from the environment.
+    pub(crate) fn with_bucket(mut self, bucket: &Bucket) -> Self {
+        self.extra.push(format!("--backend={}", bucket.url()));
+        self.environment.extend(bucket.credentials());
+        self
     }
 
     /// The same with another data directory, on a small file system say.
@@ -149,6 +171,17 @@ impl Rig {
         }
     }
 
+    /// What the loss of the whole machine does: data directory and memory are gone.
+    pub(crate) fn lose_machine(&self) {
+        fs::remove_dir_all(&self.data).expect("remove the data directory");
+        self.lose_memory();
+    }
+
+    /// Later starts are not told of any volume, so what they serve they found by themselves.
+    pub(crate) fn forget_volumes(&mut self) {
+        self.volumes.clear();
+    }
+
     fn spawn(&self, flags: &[&str], failpoints: &str) -> Daemon {
         let (tcp, metrics) = (free_address(), free_address());
         let log = self.path("taipand.log");
@@ -168,6 +201,7 @@ impl Rig {
             .args(self.volumes.iter().flat_map(|volume| ["--volume", volume]))
             .args(&self.extra)
             .args(flags)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.root.path())
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("the log file once more"))
@@ -227,6 +261,26 @@ impl Daemon {
         serde_json::from_str(&body).expect("status is JSON")
     }
 
+    /// What the status says of one volume.
+    pub(crate) fn volume(&self, name: &str) -> serde_json::Value {
+        let mut status = self.status();
+        let volumes = status["volumes"].as_array_mut().expect("a list of volumes");
+        let found = volumes.iter_mut().find(|volume| volume["name"] == name);
+        found.map_or(serde_json::Value::Null, serde_json::Value::take)
+    }
+
+    /// The sum of a metric over all its labels; 0 if it does not exist.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.metrics_text()
+            .lines()
+            .filter_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                let value = rest.rsplit(' ').next()?;
+                rest.starts_with([' ', '{']).then(|| value.parse().ok())?
+            })
+            .fold(0.0, |sum, value: f64| sum + value)
+    }
+
     /// `GET /metrics`.
     pub(crate) fn metrics_text(&self) -> String {
         let (code, body) = http::get(self.metrics, "/metrics").expect("the metrics server answers");
@@ -259,8 +313,17 @@ impl Daemon {
 
     /// SIGTERM without waiting for the end.
     pub(crate) fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+        signal(&self.child, Signal::TERM);
+    }
+
+    /// SIGSTOP: nothing of it runs until [`Self::resume`].
+    pub(crate) fn pause(&self) {
+        signal(&self.child, Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self) {
+        signal(&self.child, Signal::CONT);
     }
 
     /// SIGTERM; it must end with status 0.

@@ -6,7 +6,9 @@ pub(crate) mod daemon;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod program;
+pub(crate) mod s3;
 pub(crate) mod small_disk;
+pub(crate) mod stamps;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,6 +37,53 @@ pub(crate) fn built(name: &str) -> PathBuf {
         "{path:?} is missing: cargo build --release --workspace"
     );
     path
+}
+
+/// How often a scenario that depends on chance is played: `TAIPAN_ROUNDS`, as `tools/check --full`
+/// sets it, or else `usual`; a `share`th of the former where a round takes long.
+pub(crate) fn rounds(usual: u64, share: u64) -> u64 {
+    match std::env::var("TAIPAN_ROUNDS") {
+        Ok(text) => text.parse::<u64>().expect("TAIPAN_ROUNDS is a number") / share,
+        Err(_) => usual,
+    }
+}
+
+/// Numbers by chance (SplitMix64). The seed is printed, so that a failure names it; `TAIPAN_SEED`
+/// plays it again.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    /// Seeded by the time, or by `TAIPAN_SEED`.
+    pub(crate) fn new() -> Self {
+        let seed = std::env::var("TAIPAN_SEED").map_or_else(
+            |_| {
+                let since = std::time::UNIX_EPOCH.elapsed().expect("a time after 1970");
+                since.as_nanos() as u64
+            },
+            |text| text.parse().expect("TAIPAN_SEED is a number"),
+        );
+        eprintln!("TAIPAN_SEED={seed}");
+        Self(seed)
+    }
+
+    /// The next number.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `limit`.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// Dice of its own for a thread.
+    pub(crate) fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
 }
 
 /// Waits until `done`, looking every few milliseconds; fails with `what` after `limit`.

@@ -1,0 +1,137 @@
+//! Two daemons on one bucket and volume: the second takes the volume over, the first finds out at
+//! its next commit and acknowledges nothing any more; its tail is in quarantine, not in the image,
+//! and nothing that the second one has is lost.
+
+use std::time::Duration;
+
+use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::s3::{Bucket, FakeS3, SeaweedFs};
+use crate::harness::stamps::Ledger;
+use crate::harness::{Dice, rounds, wait_until};
+
+const BLOCKS: u64 = 4096;
+const LIMIT: Duration = Duration::from_secs(60);
+const SETTINGS: [&str; 2] = ["--wal-size=128MiB", "--set=commit.interval_seconds=1"];
+
+fn first(bucket: &Bucket) -> Rig {
+    Rig::new(&["vol0:64MiB"])
+        .with_bucket(bucket)
+        .with_flags(&SETTINGS)
+}
+
+fn second(bucket: &Bucket) -> Rig {
+    Rig::on(bucket).with_flags(&SETTINGS)
+}
+
+fn state(daemon: &Daemon) -> String {
+    daemon.volume("vol0")["state"].to_string()
+}
+
+/// The first one is not served any more, and a new writer gets nothing acknowledged.
+fn is_out(old: &Daemon) {
+    wait_until("the first daemon to find that it lost", LIMIT, || {
+        state(old).contains("fenced")
+    });
+    if let Ok(mut client) = old.try_client("vol0") {
+        let answer = client.write(0, &[0xEE; 4096]);
+        assert!(
+            !matches!(answer, Ok(None)),
+            "a write was acknowledged after the loss of the volume"
+        );
+    }
+}
+
+/// Bytes that the operator's command says are in quarantine.
+fn quarantined(daemon: &Daemon) -> u64 {
+    let shown = daemon.taipan().args("volume show vol0 --json").succeed();
+    let volume: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let quarantine = &volume["quarantine"];
+    assert!(
+        quarantine["seconds"].is_number() || quarantine.is_null(),
+        "{shown}"
+    );
+    quarantine["bytes"].as_u64().unwrap_or(0)
+}
+
+fn race(bucket: &Bucket, dice: &mut Dice, pauses: bool) {
+    let mut ledger = Ledger::new(BLOCKS);
+    let (rig, other) = (first(bucket), second(bucket));
+    let old = rig.start();
+    let writers = ledger.start_writers(&old.socket(), dice);
+    std::thread::sleep(Duration::from_millis(500 + dice.below(1500)));
+    if pauses {
+        old.pause();
+    }
+    let new = other.start();
+    let taken = ledger.read(&mut new.client("vol0"));
+    if pauses {
+        // The zombie comes back to a bucket in which the new owner has committed more.
+        new.taipan().arg("drain").succeed();
+        old.resume();
+    }
+    is_out(&old);
+    // What was answered before may still be on its way to the writers.
+    std::thread::sleep(Duration::from_millis(500));
+    let moment = ledger.now();
+    wait_until("the tail to be in quarantine", LIMIT, || {
+        quarantined(&old) > 0
+    });
+    old.kill();
+    ledger.join(writers);
+    assert!(
+        !ledger.answered_after(moment),
+        "the first daemon acknowledged writes after it had lost the volume"
+    );
+    ledger.check_cut(&taken);
+    let lost = ledger.missing(&taken);
+    assert!(lost > 0, "there was no tail to lose");
+
+    // Nothing of it reaches the image, now or when the old one starts again.
+    ledger.settle(&taken);
+    let writers = ledger.start_writers(&new.socket(), dice);
+    let old = rig.start_or_refuse(&[]);
+    std::thread::sleep(Duration::from_millis(300));
+    if let Ok(old) = &old {
+        assert!(!state(old).contains("online"), "{}", state(old));
+        assert!(quarantined(old) > 0, "the quarantine is forgotten");
+    }
+    drop(old);
+    new.terminate();
+    let mut new = new;
+    new.ended(LIMIT);
+    ledger.join(writers);
+    let again = other.start();
+    let found = ledger.read(&mut again.client("vol0"));
+    ledger.check_answered(&found);
+    again.taipan().arg("drain").succeed();
+    again.kill();
+
+    // No object is lost: a third machine has every one of them.
+    other.lose_machine();
+    let third = other.start();
+    let from_bucket = ledger.read(&mut third.client("vol0"));
+    ledger.check_answered(&from_bucket);
+    third.taipan().args("volume delete vol0 --yes").succeed();
+    third.stop();
+}
+
+fn play(bucket: &Bucket, rounds: u64) {
+    let mut dice = Dice::new();
+    for round in 0..rounds {
+        let pauses = round % 2 == 1;
+        eprintln!("round {round}, paused: {pauses}");
+        race(bucket, &mut dice, pauses);
+    }
+}
+
+#[test]
+fn on_the_fake() {
+    let server = FakeS3::start();
+    play(&server.bucket(), rounds(2, 20));
+}
+
+#[test]
+fn on_seaweedfs() {
+    let server = SeaweedFs::start();
+    play(&server.bucket(), rounds(1, 40));
+}

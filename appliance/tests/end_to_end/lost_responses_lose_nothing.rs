@@ -1,0 +1,96 @@
+//! Requests that took effect although the client heard otherwise, conflicts, and requests that take
+//! effect late: nothing is lost, and no daemon takes itself for fenced because of its own object.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::Dice;
+use crate::harness::daemon::Rig;
+use crate::harness::s3::FakeS3;
+use crate::harness::stamps::Ledger;
+
+const BLOCKS: u64 = 4096;
+
+/// Writers against a bucket with these faults; each must have been met.
+fn survives(rules: &Value) {
+    let mut dice = Dice::new();
+    let server = FakeS3::start();
+    let mut rig = Rig::new(&["vol0:64MiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&[
+            "--wal-size=128MiB",
+            "--set=commit.interval_seconds=1",
+            "--set=commit.pending_size=1MiB",
+        ]);
+    let mut daemon = rig.start();
+    rig.forget_volumes();
+    let mut ledger = Ledger::new(BLOCKS);
+    server.faults(rules);
+    let writers = ledger.start_writers(&daemon.socket(), &mut dice);
+    std::thread::sleep(Duration::from_secs(3));
+    let mut client = daemon.client("vol0");
+    assert_eq!(client.flush().unwrap(), None);
+    assert_eq!(daemon.volume("vol0")["state"], "online");
+    daemon.terminate();
+    daemon.ended(Duration::from_secs(120));
+    ledger.join(writers);
+
+    // A start with the same faults opens the volume, as opening is a conditional write too.
+    let daemon = rig.start();
+    let found = ledger.read(&mut daemon.client("vol0"));
+    ledger.check_answered(&found);
+    let fired = server.fired();
+    daemon.taipan().arg("drain").succeed();
+    assert_eq!(daemon.volume("vol0")["state"], "online");
+    daemon.kill();
+    rig.lose_machine();
+    server.heal();
+    let daemon = rig.start();
+    let found = ledger.read(&mut daemon.client("vol0"));
+    ledger.check_answered(&found);
+    daemon.stop();
+    assert!(
+        fired.iter().all(|&count| count > 0),
+        "a fault never happened: {fired:?}"
+    );
+}
+
+#[test]
+fn errors_after_the_effect() {
+    survives(&json!([
+        { "action": { "kind": "error_after" }, "verbs": ["put"], "contains": "/manifests/",
+          "probability": 0.4 },
+        { "action": { "kind": "error_after" }, "verbs": ["put"], "contains": "/chunks/",
+          "probability": 0.3 },
+    ]));
+}
+
+#[test]
+fn connections_cut_after_the_effect() {
+    survives(&json!([
+        { "action": { "kind": "cut_after" }, "verbs": ["put"], "contains": "/manifests/",
+          "probability": 0.4 },
+        { "action": { "kind": "cut_after" }, "verbs": ["put"], "contains": "/chunks/",
+          "probability": 0.3 },
+    ]));
+}
+
+#[test]
+fn conflicts_and_false_refusals() {
+    survives(&json!([
+        { "action": { "kind": "conflict" }, "verbs": ["put"], "probability": 0.4 },
+        { "action": { "kind": "false_precondition_failed" }, "verbs": ["put"],
+          "contains": "/manifests/", "skip": 2, "count": 2 },
+    ]));
+}
+
+#[test]
+fn a_manifest_that_hangs_and_then_takes_effect() {
+    survives(&json!([
+        { "action": { "kind": "hang", "ms": 8000 }, "verbs": ["put"], "contains": "/manifests/",
+          "skip": 2, "count": 1 },
+        { "action": { "kind": "hang", "ms": 8000 }, "verbs": ["put"], "contains": "/chunks/",
+          "skip": 3, "count": 1 },
+    ]));
+}
