@@ -1,5 +1,5 @@
-//! Whether the backend keeps conditional writes, on which the fencing of two writers rests: tried at
-//! start, and until it is known nothing is put or deleted.
+//! Whether the backend keeps conditional writes, on which the fencing of two writers rests: tried
+//! at start, and until it is known nothing is put or deleted.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -60,7 +60,8 @@ fn backend_check(inner: Arc<dyn Backend>, fencing: Fencing) -> Result<Arc<Checke
         Ok(Err(error)) if checked.is_refused() => return Err(error),
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            tracing::error!(%error, "the backend could not be checked; tried again before it is changed");
+            let what = "the backend could not be checked; tried again before it is changed";
+            tracing::error!(%error, "{what}");
         }
         Err(_) => {
             tracing::warn!("the backend does not answer; it is checked before it is changed");

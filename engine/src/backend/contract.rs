@@ -1,5 +1,5 @@
-//! Rules that every backend keeps, as checks that panic; each wants an empty backend. The unit tests
-//! run them on `mem:` and `dir:`, those of the tools on real and scripted S3 servers.
+//! Rules that every backend keeps, as checks that panic; each wants an empty backend. The unit
+//! tests run them on `mem:` and `dir:`, those of the tools on real and scripted S3 servers.
 
 use bytes::Bytes;
 use futures::executor::block_on;
