@@ -1,7 +1,7 @@
 //! Puts the recovered parts together and starts the threads of the data plane.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -76,11 +76,8 @@ impl Assembly {
         let config = parts.config;
         let listeners = Listeners::bind(&config.listen, &config.socket, &config.limits)?;
         let listening = listeners.addresses();
-        let arenas: Vec<ArenaReader> = recovered
-            .shards
-            .iter()
-            .map(|shard| shard.arena.clone())
-            .collect();
+        let shards = recovered.shards.iter();
+        let arenas: Vec<ArenaReader> = shards.map(|shard| shard.arena.clone()).collect();
         let mut cores = self.build_cores(config, &volumes, recovered.shards, recovered.overlays);
         for core in &mut cores {
             for id in &recovered.forgotten {
@@ -102,17 +99,7 @@ impl Assembly {
             .start()
             .map_err(|e| Error::io("starting the watchdog", e))?;
         let backend_asked = ownership.is_none();
-        let data_dir = parts.data.path();
-        self.caretaker(
-            config,
-            data_dir,
-            &addresses,
-            &uploader,
-            &recovered.files,
-            ownership,
-        )?
-        .start()
-        .map_err(|e| Error::io("starting the caretaker", e))?;
+        self.start_caretaker(&parts, &addresses, &uploader, &recovered.files, ownership)?;
         let service = Service::new(ServiceParts {
             config: config.clone(),
             data_dir: parts.data.path().to_owned(),
@@ -144,21 +131,21 @@ impl Assembly {
     }
 
     /// `ownership`: the backend's volumes were not listed yet.
-    fn caretaker(
+    fn start_caretaker(
         &self,
-        config: &Config,
-        data_dir: &Path,
+        parts: &Parts<'_>,
         cores: &[CoreAddress],
         uploader: &UploaderAddress,
         files: &WalFiles,
         ownership: Option<Ownership>,
-    ) -> Result<Caretaker> {
+    ) -> Result<()> {
+        let data_dir = parts.data.path();
         let boot = boot_id()?;
         let unlisted = ownership.map(|ownership| Unlisted {
             ownership,
-            configured: config.volumes.clone(),
+            configured: parts.config.volumes.clone(),
         });
-        Ok(Caretaker {
+        let caretaker = Caretaker {
             backend: Arc::clone(&self.backend),
             heads: self.heads.clone(),
             heads_dir: data_dir.join("volumes"),
@@ -172,7 +159,9 @@ impl Assembly {
                 .collect(),
             wal_paths: self.paths.clone(),
             unlisted,
-        })
+        };
+        let started = caretaker.start();
+        started.map_err(|e| Error::io("starting the caretaker", e))
     }
 
     /// Enters the volumes into the directory; those that are open go to the uploader.

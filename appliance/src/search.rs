@@ -386,3 +386,6 @@ pub(crate) fn is_deleted(backend: &dyn Backend, id: VolumeId) -> bool {
     backend.describe().starts_with("mem:")
         || head.is_ok_and(|head| head.kind == ManifestKind::Tombstone)
 }
+
+#[cfg(test)]
+mod tests;

@@ -339,7 +339,7 @@ fn quarantines() -> Seeds {
     };
     let data = record(QuarantineKind::Data, 1, vec![7; 4096]);
     let mark = record(QuarantineKind::Trim, 1 << 40, Vec::new());
-    let mut cut = file(&[mark.clone()]);
+    let mut cut = file(std::slice::from_ref(&mark));
     cut.truncate(cut.len() - 48);
     vec![
         ("empty", file(&[])),

@@ -125,8 +125,8 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     }
     let what = format!(
         "{} ({}) is no file of the appliance: it starts with {start:02x?}. Known are WAL files \
-         and state, memory regions, chunks, manifests, index parts, quarantine files, volume records \
-         and name entries",
+         and state, memory regions, chunks, manifests, index parts, quarantine files, \
+         volume records and name entries",
         subject.path.display(),
         human(subject.len)
     );
