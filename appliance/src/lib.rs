@@ -33,4 +33,5 @@ pub mod signals;
 pub mod sockets;
 pub mod sync_mode;
 pub mod uploader;
+pub mod wal_damage;
 pub mod watchdog;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use taipan_appliance::config::{Cli, Command, Config, Flags, Machine, load};
-use taipan_appliance::{boot, daemon, logging};
+use taipan_appliance::{boot, daemon, logging, wal_damage};
 
 /// Exit code for a wrong command line or configuration, as clap uses it.
 const USAGE_EXIT: u8 = 2;
@@ -13,6 +13,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::CheckConfig { flags }) => check_config(&flags),
+        Some(Command::AcceptWalDamage { shards, yes, flags }) => {
+            accept_wal_damage(&flags, &shards, yes)
+        }
         None => serve(&cli.flags),
     }
 }
@@ -31,6 +34,22 @@ fn check_config(flags: &Flags) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(code) => code,
+    }
+}
+
+fn accept_wal_damage(flags: &Flags, shards: &str, yes: bool) -> ExitCode {
+    let config = match load_or_explain(flags) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let done =
+        wal_damage::parse_shards(shards).and_then(|shards| wal_damage::run(&config, &shards, yes));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("taipand: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -341,17 +341,15 @@ fn replay_shard(
     let regions: Vec<FileMedia<'_>> = regions.iter().map(FileMedia::new).collect::<Result<_>>()?;
     let regions: Vec<&dyn ReadMedia> = regions.iter().map(|r| r as &dyn ReadMedia).collect();
     let found = recover_shard(&identity, &media, &regions).map_err(|damage| {
-        Error::corrupt(format!(
-            "the WAL of shard {} is damaged: {damage}",
-            identity.shard
-        ))
-        .with_shard(identity.shard)
+        let text = "`taipand accept-wal-damage` shows what is lost and can give it up";
+        Error::corrupt(format!("{damage}; nothing was changed; {text}"))
+            .with_shard(identity.shard)
     })?;
     Ok((identity, found))
 }
 
 /// Appends one record again; writes out and retries when memory is short.
-fn append(
+pub(crate) fn append(
     log: &mut ShardLog,
     file: &File,
     record: &taipan_engine::wal::RegionRecord,
@@ -375,7 +373,7 @@ fn append(
 }
 
 /// Writes what is queued and makes it durable.
-fn write_out(log: &mut ShardLog, file: &File) -> Result<()> {
+pub(crate) fn write_out(log: &mut ShardLog, file: &File) -> Result<()> {
     let failed = |e| Error::io("writing recovered records to the WAL", e);
     while let Some(write) = log.start_write(false) {
         let result = file.write_all_at(log.write_bytes(&write), write.file_offset);

@@ -33,6 +33,19 @@ pub enum Command {
         #[command(flatten)]
         flags: Box<Flags>,
     },
+    /// Say what damaged WAL files have lost and, with --yes, give that up: what can be read goes to
+    /// new files, the damaged ones are kept. The daemon must not run
+    AcceptWalDamage {
+        /// Shards that a refused start named, such as 3,7
+        #[arg(value_name = "SHARD[,SHARD]")]
+        shards: String,
+        /// Do it; otherwise nothing is changed
+        #[arg(long)]
+        yes: bool,
+        /// The same flags as for serving.
+        #[command(flatten)]
+        flags: Box<Flags>,
+    },
 }
 
 /// Flags; each wins over its key in the configuration file.
