@@ -250,7 +250,24 @@ fn checked_part(value: &str) -> std::result::Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(place in ".{0,40}", name in ".{0,12}", value in ".{0,40}") {
+            let names = ["endpoint", "region", "path_style", "ca_file", "part_size", &name];
+            for name in names {
+                let url = format!("s3://{place}?region=x&{name}={value}");
+                if let Ok(location) = S3Location::parse(&url) {
+                    let full = location.full_key("v1/x");
+                    prop_assert_eq!(location.own_key(&full), Some("v1/x"));
+                    prop_assert!(ObjectKey::is_valid(&full));
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_part_is_read() {
