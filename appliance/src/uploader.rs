@@ -46,6 +46,9 @@ use effects::Means;
 /// The uploader looks around at least so often.
 const TURN_MS_MAX: u64 = 1000;
 
+/// It is shown so often at most how the commits fare.
+const SHOW_EVERY_MS: u64 = 50;
+
 /// Priority of the uploader on machines of one or two CPUs.
 const NICE_WHEN_SHARED: i32 = 10;
 
@@ -184,6 +187,8 @@ pub struct Uploader {
     waiting: Vec<Waiting>,
     creations: Creations,
     wal_rate: WalRate,
+    /// When it was shown how the commits fare.
+    shown_ms: u64,
     /// Volumes that were taken over and wait for the clock.
     taken: Vec<takeover::Taken>,
     /// A stop that waits for local head records under way.
@@ -301,6 +306,7 @@ impl Uploader {
             waiting: Vec::new(),
             creations: Creations::default(),
             wal_rate: WalRate::default(),
+            shown_ms: 0,
             taken: Vec::new(),
             stopping: None,
             cut_started_ms: 0,
@@ -465,6 +471,10 @@ impl Uploader {
             let shown = &self.state.wal_bytes_per_second;
             shown.store(rate, Ordering::Relaxed);
         }
+        if now_ms < self.shown_ms + SHOW_EVERY_MS {
+            return;
+        }
+        self.shown_ms = now_ms;
         let view = |volume: &UploadVolume| CommitView {
             status: volume.commit.status(),
             changing: volume.changing,
@@ -506,5 +516,26 @@ impl Uploader {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             *last = Some(text);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WalRate;
+
+    #[test]
+    fn the_rate_follows_what_is_written_and_falls_when_nothing_is() {
+        let mut rate = WalRate::default();
+        assert_eq!(rate.sample(100, 1000), None, "too soon");
+        let mut bytes = 0;
+        let mut last = None;
+        for second in 1..=60 {
+            bytes += 5_000_000;
+            last = rate.sample(second * 1000, bytes).or(last);
+        }
+        let steady = last.expect("sampled");
+        assert!((4_900_000..=5_000_000).contains(&steady), "{steady}");
+        let idle = (61..=120).filter_map(|second| rate.sample(second * 1000, bytes));
+        assert!(idle.last().expect("sampled") < 50_000);
     }
 }
