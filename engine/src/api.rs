@@ -490,7 +490,8 @@ pub struct RecoveryStatus {
     pub records: u64,
     /// Records found only in the memory that outlives the process.
     pub region_records: u64,
-    /// True if the process before ended by a clean stop.
+    /// True if no volume may have lost answered writes: every lineage is intact, whether the
+    /// process before was stopped or killed.
     pub clean: bool,
 }
 

@@ -142,9 +142,9 @@ fn memory(status: &Status) -> String {
 fn recovery(status: &Status) -> String {
     let recovery = &status.recovery;
     let end = if recovery.clean {
-        "clean stop before"
+        "all volumes whole"
     } else {
-        "no clean stop before"
+        "answered writes of a volume may be lost"
     };
     format!(
         "{}: {} batches, {} records ({} from memory only); {end}",
