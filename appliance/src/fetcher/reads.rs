@@ -96,7 +96,7 @@ impl Reads {
             },
             counters,
             tables,
-            streams: Streams::new(WINDOW_MAX.min(ram.ahead_bytes_max())),
+            streams: Streams::new(WINDOW_MAX.min(ram.ahead_bytes_max() / 2)),
             ram,
             file,
             flights: AllFlights::default(),
@@ -369,8 +369,11 @@ impl Reads {
         let Some(read) = seen(fetch, chunk, missed) else {
             return;
         };
-        let unused = self.ram.counts().ahead_bytes + self.ahead_flying;
-        let room = self.ram.ahead_bytes_max().saturating_sub(unused);
+        let most = self.ram.ahead_bytes_max();
+        // What readers left behind unused leaves memory as new blocks come: it must not keep them
+        // from coming.
+        let unused = self.ram.counts().ahead_bytes.min(most / 2) + self.ahead_flying;
+        let room = most.saturating_sub(unused);
         let (tables, volume) = (&self.tables, fetch.volume);
         let after = |key: &_| tables.after(volume, key);
         self.streams.note(&read, room, after, &mut self.ahead);

@@ -2,7 +2,9 @@
 //!
 //! S3-FIFO: new blocks enter a small queue; those used again before they reach its end move to the
 //! main queue, the others leave and are remembered by name only, so that a block that comes back
-//! soon enters the main queue at once.
+//! soon enters the main queue at once. What is read ahead has a queue of its own, which is never
+//! longer than its share even while there is room: a reader in order goes round in the same memory
+//! instead of filling (and faulting in) all of it.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -12,9 +14,11 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 use super::SlotKey;
 use crate::chunk::SlotStamp;
 
-/// Share of the small queue. It also holds what was read ahead and not used yet, hence larger than
-/// the tenth of the literature.
+/// Share of the small queue.
 const SMALL_PERCENT: u64 = 25;
+/// Share of the queue of what was read ahead, and what it never exceeds.
+const SCAN_PERCENT: u64 = 25;
+const SCAN_BYTES_MAX: u64 = 128 << 20;
 /// What an entry costs beside its block: map, queue, slab, allocator.
 const ENTRY_BYTES: u64 = 192;
 /// Rounds that a block survives in the main queue without use, at most.
@@ -99,6 +103,8 @@ pub struct RamCache {
     free: Vec<u32>,
     small: Queue,
     main: Queue,
+    /// Read ahead, used or not.
+    scan: Queue,
     ghosts: VecDeque<u64>,
     ghost_set: HashSet<u64>,
     hasher: DefaultHashBuilder,
@@ -115,6 +121,7 @@ impl RamCache {
             free: Vec::new(),
             small: Queue::default(),
             main: Queue::default(),
+            scan: Queue::default(),
             ghosts: VecDeque::new(),
             ghost_set: HashSet::new(),
             hasher: DefaultHashBuilder::default(),
@@ -129,7 +136,15 @@ impl RamCache {
 
     /// Most bytes of blocks that were read ahead and may wait for their use.
     pub fn ahead_bytes_max(&self) -> u64 {
-        self.small_max() / 2
+        self.scan_max() / 2
+    }
+
+    fn scan_max(&self) -> u64 {
+        (self.capacity_bytes / 100 * SCAN_PERCENT).min(SCAN_BYTES_MAX)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.small.bytes + self.main.bytes + self.scan.bytes
     }
 
     fn small_max(&self) -> u64 {
@@ -174,28 +189,32 @@ impl RamCache {
         if cost > self.small_max() {
             return;
         }
-        while self.small.bytes + self.main.bytes + cost > self.capacity_bytes {
+        while self.bytes() + cost > self.capacity_bytes {
             self.evict();
+        }
+        let ahead = origin == Origin::Ahead;
+        while ahead && self.scan.bytes + cost > self.scan_max() {
+            self.evict_scanned();
         }
         let entry = Entry {
             key,
             stamp,
             block: block.into(),
             uses: 0,
-            ahead: origin == Origin::Ahead,
+            ahead,
         };
         let came_back = self.ghost_set.remove(&self.hasher.hash_one(key));
         let index = self.place(entry);
         self.map.insert(key, index);
-        if origin == Origin::Ahead {
-            self.counts.ahead_bytes += cost;
-        }
-        let queue = if came_back {
-            &mut self.main
-        } else {
-            &mut self.small
+        let queue = match (ahead, came_back) {
+            (true, _) => &mut self.scan,
+            (false, true) => &mut self.main,
+            (false, false) => &mut self.small,
         };
         queue.push(index, cost);
+        if ahead {
+            self.counts.ahead_bytes += cost;
+        }
     }
 
     fn place(&mut self, entry: Entry) -> u32 {
@@ -211,8 +230,28 @@ impl RamCache {
         }
     }
 
-    /// Makes room: one block leaves.
+    /// The oldest block of those read ahead leaves its queue: for the main one if it was used more
+    /// than the once for which it was read.
+    fn evict_scanned(&mut self) {
+        let Some(index) = self.scan.entries.pop_front() else {
+            return;
+        };
+        let entry = self.queued(index);
+        let (cost, used) = (entry.cost(), std::mem::take(&mut entry.uses) > 0);
+        self.scan.bytes -= cost;
+        if used {
+            return self.main.push(index, cost);
+        }
+        self.remember(index);
+        self.drop_entry(index);
+    }
+
+    /// Makes room: one block leaves, or moves to where it leaves from later.
     fn evict(&mut self) {
+        let few = self.small.entries.is_empty() && self.main.entries.is_empty();
+        if few || self.scan.bytes > self.scan_max() / 2 {
+            return self.evict_scanned();
+        }
         if self.small.bytes > self.small_max() || self.main.entries.is_empty() {
             while let Some(index) = self.small.entries.pop_front() {
                 let entry = self.queued(index);
@@ -272,7 +311,7 @@ impl RamCache {
     /// Counts now.
     pub fn counts(&self) -> RamCounts {
         RamCounts {
-            bytes: self.small.bytes + self.main.bytes,
+            bytes: self.bytes(),
             blocks: self.map.len() as u64,
             ..self.counts
         }

@@ -136,18 +136,25 @@ fn a_scan_does_not_push_out_what_is_used_again_and_again() {
 fn what_was_read_ahead_and_left_unused_is_counted() {
     let mut cache = RamCache::new(1 << 20);
     let block = [1u8; 4096];
-    for slot in 0..100 {
+    for slot in 0..40 {
         cache.insert(slot_key(1, slot), stamp(slot), &block, Origin::Ahead);
     }
     for slot in 0..10 {
         cache.get(&slot_key(1, slot)).unwrap();
     }
+    // Twice: it is no part of a scan.
+    cache.get(&slot_key(1, 0)).unwrap();
     assert_eq!(cache.counts().ahead_used, 10);
+    let before = cache.counts().bytes;
     for slot in 0..2000 {
-        cache.insert(slot_key(2, slot), stamp(slot), &block, Origin::Demand);
+        let key = slot_key(2, slot);
+        cache.insert(key, stamp(slot), &block, Origin::Ahead);
+        cache.get(&key).unwrap();
     }
     let counts = cache.counts();
-    assert_eq!((counts.ahead_wasted, counts.ahead_bytes), (90, 0));
+    assert_eq!((counts.ahead_wasted, counts.ahead_bytes), (30, 0));
+    assert!(counts.bytes < before * 2, "a scan stays within its share");
+    assert!(cache.contains(&slot_key(1, 0)));
 }
 
 #[test]
