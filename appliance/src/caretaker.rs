@@ -16,7 +16,7 @@ use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Epoch, Generation, Incarnation, VolumeId};
 use taipan_engine::registry::quarantine::{QuarantineHeader, QuarantineRecord, records_of};
-use taipan_engine::registry::{self, LocalHead, LocalHeads, NamedVolume, RecordFate};
+use taipan_engine::registry::{self, LocalHeads, NamedVolume, QuarantineRange, RecordFate};
 use taipan_engine::wal::files::FileMedia;
 use taipan_engine::wal::{LogIdentity, ReadMedia, Recovered, recover_shard};
 
@@ -62,14 +62,14 @@ pub(crate) struct Unlisted {
 }
 
 /// How far the copy of a fenced volume's tail is.
+#[derive(Clone, Copy)]
 enum Tail {
-    /// Everything up to these batches must be durable first.
-    Waits {
-        batches: [u64; SHARD_COUNT],
-        since: Instant,
-    },
+    /// The cores have heard of it; what is on its way between them comes within a turn.
+    Seen(Instant),
+    /// The last batches that can hold its records; they are written within a turn.
+    Known(Instant, [u64; SHARD_COUNT]),
     /// The copy failed; tried again then.
-    Failed(Instant),
+    Failed(Instant, [u64; SHARD_COUNT]),
     Done,
 }
 
@@ -127,46 +127,40 @@ impl Caretaker {
 
     /// One step for a volume that was fenced while it was served.
     fn care_for(&self, volume: &Volume, tail: Option<Tail>) -> Tail {
+        let now = Instant::now();
         match tail {
-            Some(Tail::Done) => Tail::Done,
-            Some(Tail::Failed(at)) if Instant::now() < at => Tail::Failed(at),
-            Some(Tail::Waits { batches, since }) if since.elapsed() >= TURN => {
-                let durable = |shard: &ShardStatus| {
-                    shard.failure.is_some()
-                        || shard.durable_batch >= batches[usize::from(shard.shard)]
-                };
-                let shards = self.shards();
-                if shards.len() < SHARD_COUNT || !shards.iter().all(durable) {
-                    return Tail::Waits { batches, since };
-                }
-                match self.copy_tail(volume) {
-                    Ok(()) => Tail::Done,
-                    Err(error) => {
-                        tracing::error!(
-                            volume = %volume.name, %error,
-                            "the tail of a fenced volume is not copied out yet; the WAL keeps it"
-                        );
-                        Tail::Failed(Instant::now() + PAUSE)
-                    }
-                }
-            }
-            Some(waits @ Tail::Waits { .. }) => waits,
-            // Everything appended before the cores heard of it lies up to their last batches; what
-            // was on its way between cores then comes within a turn.
-            None | Some(Tail::Failed(_)) => {
-                let mut batches = [0; SHARD_COUNT];
-                for shard in self.shards() {
-                    batches[usize::from(shard.shard)] = shard.last_batch + 1;
-                }
-                for core in &self.cores {
-                    core.send(CoreMessage::Seal);
-                }
-                Tail::Waits {
-                    batches: batches.map(|batch: u64| batch.saturating_sub(1)),
-                    since: Instant::now(),
-                }
+            None => Tail::Seen(now),
+            Some(Tail::Seen(at)) if now >= at + TURN => match self.last_batches() {
+                Some(batches) => Tail::Known(now, batches),
+                None => Tail::Seen(now),
+            },
+            Some(Tail::Known(at, batches)) if now >= at + TURN => self.try_copy(volume, batches),
+            Some(Tail::Failed(at, batches)) if now >= at + PAUSE => self.try_copy(volume, batches),
+            Some(waits) => waits,
+        }
+    }
+
+    fn try_copy(&self, volume: &Volume, batches: [u64; SHARD_COUNT]) -> Tail {
+        match self.copy_tail(volume, &batches) {
+            Ok(()) => Tail::Done,
+            Err(error) => {
+                tracing::error!(
+                    volume = %volume.name, %error,
+                    "the tail of a fenced volume is not copied out yet; the WAL keeps it"
+                );
+                Tail::Failed(Instant::now(), batches)
             }
         }
+    }
+
+    /// The last batch with content of every shard; `None` if a core does not report.
+    fn last_batches(&self) -> Option<[u64; SHARD_COUNT]> {
+        let mut batches = [None; SHARD_COUNT];
+        for shard in self.shards() {
+            batches[usize::from(shard.shard)] = Some(shard.last_batch);
+        }
+        let known: Vec<u64> = batches.into_iter().collect::<Option<_>>()?;
+        known.try_into().ok()
     }
 
     fn shards(&self) -> Vec<ShardStatus> {
@@ -184,7 +178,7 @@ impl Caretaker {
     }
 
     /// Copies the records that no manifest of ours holds, then lets the WAL go.
-    fn copy_tail(&self, volume: &Volume) -> Result<()> {
+    fn copy_tail(&self, volume: &Volume, batches: &[u64; SHARD_COUNT]) -> Result<()> {
         let id = volume.id;
         let Some(mut local) = self.heads.load(id)? else {
             return Ok(());
@@ -197,24 +191,30 @@ impl Caretaker {
             volume.set_state(VolumeState::Refused, Some(cause.to_owned()));
             return Ok(());
         }
-        let header_of = |local: &LocalHead| QuarantineHeader {
-            volume: id,
-            name: local.name.clone(),
-            block_size_bytes: local.settings.block_size_bytes,
-            generation: local.generation,
-            head: local.head,
-            after: local.committed_epoch,
+        let logs = self.scan()?;
+        let unwritten = |log: &&ScannedLog| log.found.next_batch.0 <= batches[log.shard.index()];
+        if let Some(log) = logs.iter().find(unwritten) {
+            let text = "the WAL does not hold everything yet";
+            return Err(Error::new(ErrorKind::Transient, text).with_shard(log.shard));
+        }
+        let former = local.clone();
+        local.disown(self.clock.now());
+        let range = local.quarantine.unwrap_or(QuarantineRange {
+            after: former.committed_epoch,
             through: self.clock.now(),
+            copied: true,
+        });
+        let header = QuarantineHeader {
+            volume: id,
+            name: former.name,
+            block_size_bytes: former.settings.block_size_bytes,
+            generation: former.generation,
+            head: former.head,
+            after: range.after,
+            through: range.through,
             since_ms: written_ms(&self.heads_dir.join(format!("{id}.json"))),
             until_ms: unix_ms(SystemTime::now()),
         };
-        let mut header = header_of(&local);
-        local.disown(header.through);
-        if let Some(range) = local.quarantine {
-            (header.after, header.through) = (range.after, range.through);
-        }
-        self.heads.save(&local)?;
-        let logs = self.scan()?;
         let foreign = |epoch| local.fate(epoch) == RecordFate::Quarantine;
         let records = logs.iter().flat_map(|log| log.records(id, &foreign));
         let sum = self.quarantine.copy(&header, records)?;

@@ -293,7 +293,6 @@ impl Search<'_> {
         let local = before.local.clone();
         let mut local = local.unwrap_or_else(|| LocalHead::unknown(head));
         local.disown(self.stamped);
-        self.heads.save(&local)?;
         let copied = self.copy_out(&mut local, before);
         if let Err(error) = &copied {
             tracing::error!(volume = %volume.name, %error, "records cannot be copied out");

@@ -48,7 +48,11 @@ fn what_was_copied_is_held_and_summed_over_all_files() {
     let first = [Ok(record(1)), Ok(record(2))].into_iter();
     quarantine.copy(&header(9, 1000, 4000), first).unwrap();
     let second = [Ok(record(8))].into_iter();
-    quarantine.copy(&header(19, 6000, 8500), second).unwrap();
+    let later = QuarantineHeader {
+        after: Epoch(9),
+        ..header(19, 6000, 8500)
+    };
+    quarantine.copy(&later, second).unwrap();
     let held = quarantine.held(ID).unwrap();
     assert_eq!((held.files, held.records, held.bytes), (2, 3, 3 * 4096));
     assert!((held.seconds - 7.5).abs() < 1e-9);

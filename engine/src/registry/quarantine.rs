@@ -131,10 +131,10 @@ impl QuarantineSum {
 }
 
 impl QuarantineHeader {
-    /// The file's name.
+    /// The file's name: a copy that is made again takes the place of the first.
     pub fn file_name(&self) -> String {
-        let (volume, generation, through) = (self.volume, self.generation.0, self.through.0);
-        format!("{volume}-{generation:016x}-{through:016x}.qtn")
+        let (volume, generation, after) = (self.volume, self.generation.0, self.after.0);
+        format!("{volume}-{generation:016x}-{after:016x}.qtn")
     }
 
     /// The header's bytes.

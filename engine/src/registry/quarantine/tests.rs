@@ -78,7 +78,7 @@ fn golden_bytes() {
     assert_eq!(file[..expected.len()], expected);
     assert_eq!(
         header().file_name(),
-        "00000000000000ab-0000000000000003-0000000000000032.qtn"
+        "00000000000000ab-0000000000000003-000000000000001e.qtn"
     );
 }
 
