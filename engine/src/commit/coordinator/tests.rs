@@ -36,7 +36,7 @@ fn shard(index: u8) -> ShardId {
 }
 
 /// All shards seal; shard 3 has changes of these volumes.
-fn seal(coordinator: &mut Coordinator, cut: Cut, volumes: &[(VolumeId, u64)]) {
+fn seal(coordinator: &mut Coordinator, cut: &Cut, volumes: &[(VolumeId, u64)]) {
     for id in ShardId::all() {
         let dirty = if id == shard(3) { volumes } else { &[] };
         let layers = dirty.iter().map(|&(volume, lsn)| (volume, layer(lsn)));
@@ -96,7 +96,7 @@ fn the_interval_counts_from_the_first_pending_byte() {
     assert_eq!(coordinator.next_wake_ms(), Some(80_000));
     assert_eq!(coordinator.tick(79_999, &load(9, 0)), None);
     let cut = coordinator.tick(80_000, &load(9, 0)).unwrap();
-    seal(&mut coordinator, cut, &[]);
+    seal(&mut coordinator, &cut, &[]);
     // Nothing sealed: nothing to commit, and idle volumes make no more cuts.
     assert!(coordinator.next_volume().is_none() && coordinator.is_idle());
     assert_eq!(coordinator.tick(10 << 20, &load(0, 0)), None);
@@ -108,7 +108,7 @@ fn one_cut_at_a_time() {
     let cut = demand(&mut coordinator, 0).unwrap();
     assert_eq!(demand(&mut coordinator, 1), None, "sealing");
     assert!(!coordinator.is_idle());
-    seal(&mut coordinator, cut, &[(A, 1), (B, 2)]);
+    seal(&mut coordinator, &cut, &[(A, 1), (B, 2)]);
     assert_eq!(demand(&mut coordinator, 2), None, "two volumes wait");
     let first = coordinator.next_volume().unwrap();
     let second = coordinator.next_volume().unwrap();
@@ -137,14 +137,14 @@ fn a_half_sealed_cut_is_not_handed_out() {
 fn a_stuck_volume_holds_up_nobody_and_its_cuts_merge() {
     let mut coordinator = coordinator();
     let cut = demand(&mut coordinator, 0).unwrap();
-    seal(&mut coordinator, cut, &[(A, 1), (B, 2)]);
+    seal(&mut coordinator, &cut, &[(A, 1), (B, 2)]);
     coordinator.next_volume().unwrap();
     coordinator.next_volume().unwrap();
     coordinator.volume_done(B);
     coordinator.volume_stuck(A);
     for round in 0..3 {
         let cut = demand(&mut coordinator, 10 + round).unwrap();
-        seal(&mut coordinator, cut, &[(A, 10 + round), (B, 20 + round)]);
+        seal(&mut coordinator, &cut, &[(A, 10 + round), (B, 20 + round)]);
         let next = coordinator.next_volume().unwrap();
         assert_eq!((next.volume, next.layers.len()), (B, 1));
         assert!(
@@ -171,18 +171,18 @@ fn a_stuck_volume_holds_up_nobody_and_its_cuts_merge() {
 fn a_forgotten_volume_is_not_handed_out_again() {
     let mut coordinator = coordinator();
     let cut = demand(&mut coordinator, 0).unwrap();
-    seal(&mut coordinator, cut, &[(A, 1)]);
+    seal(&mut coordinator, &cut, &[(A, 1)]);
     coordinator.next_volume().unwrap();
     coordinator.forget_volume(A);
     assert!(coordinator.is_idle());
     // A shard that had not heard of it yet seals it once more.
     let cut = demand(&mut coordinator, 1).unwrap();
-    seal(&mut coordinator, cut, &[(A, 2)]);
+    seal(&mut coordinator, &cut, &[(A, 2)]);
     assert!(coordinator.next_volume().is_none() && coordinator.is_idle());
     coordinator.volume_done(A);
     coordinator.readmit_volume(A);
     let cut = demand(&mut coordinator, 2).unwrap();
-    seal(&mut coordinator, cut, &[(A, 3)]);
+    seal(&mut coordinator, &cut, &[(A, 3)]);
     assert_eq!(coordinator.next_volume().unwrap().volume, A);
 }
 
@@ -190,7 +190,7 @@ fn a_forgotten_volume_is_not_handed_out_again() {
 fn cuts_by_bytes_keep_their_distance() {
     let mut coordinator = coordinator();
     let cut = coordinator.tick(100, &load(1 << 30, 100)).unwrap();
-    seal(&mut coordinator, cut, &[]);
+    seal(&mut coordinator, &cut, &[]);
     assert_eq!(coordinator.tick(101, &load(1 << 30, 100)), None);
     assert!(coordinator.tick(120, &load(1 << 30, 100)).is_some());
 }
@@ -232,13 +232,13 @@ fn each_volume_has_its_own_interval() {
     assert_eq!(coordinator.next_wake_ms(), Some(5000));
     let cut = coordinator.tick(5000, &both).unwrap();
     assert_eq!(cut.scope, only(&[A]));
-    seal(&mut coordinator, cut, &[(A, 1)]);
+    seal(&mut coordinator, &cut, &[(A, 1)]);
     coordinator.next_volume().unwrap();
     // B is due while A commits.
     assert_eq!(coordinator.next_wake_ms(), Some(30_000));
     let cut = coordinator.tick(30_000, &loads(&[(A, 1), (B, 1)])).unwrap();
     assert_eq!((cut.scope.clone(), cut.epoch), (only(&[B]), Epoch(6)));
-    seal(&mut coordinator, cut, &[(B, 2)]);
+    seal(&mut coordinator, &cut, &[(B, 2)]);
     assert_eq!(coordinator.next_volume().unwrap().volume, B);
     coordinator.volume_done(B);
     // A would be due again, but its commit does not end: an outage is no reason to spin.
@@ -260,7 +260,7 @@ fn all_that_want_a_volume_committed_share_a_cut_and_late_ones_the_next() {
         (only(&[A]), CutReason::Demand)
     );
     coordinator.want(A, Epoch(6));
-    seal(&mut coordinator, cut, &[(A, 1)]);
+    seal(&mut coordinator, &cut, &[(A, 1)]);
     assert_eq!(coordinator.fulfilled(), []);
     coordinator.next_volume().unwrap();
     assert_eq!(coordinator.tick(1, &loads(&[(B, 1)])), None, "A commits");
@@ -270,7 +270,7 @@ fn all_that_want_a_volume_committed_share_a_cut_and_late_ones_the_next() {
     let cut = coordinator.tick(2, &loads(&[(B, 1)])).unwrap();
     assert_eq!((cut.scope.clone(), cut.epoch), (only(&[A]), Epoch(6)));
     // Nothing of it has changed: it is covered without a commit.
-    seal(&mut coordinator, cut, &[]);
+    seal(&mut coordinator, &cut, &[]);
     assert_eq!(coordinator.fulfilled(), [(A, Epoch(6))]);
     assert_eq!(coordinator.fulfilled(), [], "told once");
     assert_eq!(coordinator.tick(3, &loads(&[(B, 1)])), None);
@@ -281,7 +281,7 @@ fn a_cut_of_others_covers_nothing() {
     let mut coordinator = coordinator();
     coordinator.want(A, Epoch(5));
     let cut = coordinator.tick(0, &loads(&[(B, 1)])).unwrap();
-    seal(&mut coordinator, cut, &[]);
+    seal(&mut coordinator, &cut, &[]);
     assert_eq!(
         (coordinator.covered(A), coordinator.covered(B)),
         (Epoch(5), Epoch(0))
@@ -301,7 +301,7 @@ fn limits_of_loss_make_cuts_early() {
     assert_eq!(coordinator.next_wake_ms(), Some(5000));
     let cut = coordinator.tick(100, &loads(&[(A, 512 << 10)])).unwrap();
     assert_eq!(cut.reason, CutReason::Bytes);
-    seal(&mut coordinator, cut, &[]);
+    seal(&mut coordinator, &cut, &[]);
     assert_eq!(coordinator.tick(200, &loads(&[(A, 1)])), None);
     let cut = coordinator.tick(5200, &loads(&[(A, 1)])).unwrap();
     assert_eq!(cut.reason, CutReason::Interval);
@@ -315,7 +315,7 @@ fn a_held_volume_is_neither_cut_nor_committed_and_the_others_are() {
     coordinator.want(B, Epoch(5));
     let cut = coordinator.tick(0, &loads(&[(A, 1), (B, 1)])).unwrap();
     assert_eq!(cut.scope, only(&[B]));
-    seal(&mut coordinator, cut, &[(B, 1)]);
+    seal(&mut coordinator, &cut, &[(B, 1)]);
     coordinator.next_volume().unwrap();
     coordinator.volume_done(B);
     coordinator.demand_cut();
@@ -327,7 +327,7 @@ fn a_held_volume_is_neither_cut_nor_committed_and_the_others_are() {
     coordinator.unhold(A);
     let cut = coordinator.tick(2, &loads(&[(A, 1)])).unwrap();
     assert_eq!((cut.scope.clone(), cut.epoch), (CutScope::All, Epoch(6)));
-    seal(&mut coordinator, cut, &[(A, 2)]);
+    seal(&mut coordinator, &cut, &[(A, 2)]);
     assert!(!coordinator.is_drained(Epoch(6)));
     coordinator.hold(A);
     assert!(
