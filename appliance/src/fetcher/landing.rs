@@ -225,7 +225,9 @@ impl Reads {
             flight.work.failures += 1;
             let backoff = (BACKOFF_FIRST * (1 << doublings)).min(BACKOFF_MAX);
             self.counters.retries.add(1);
-            tracing::warn!(%error, "a read of the backend is tried again");
+            if doublings == 0 {
+                tracing::warn!(%error, "a read of the backend is tried again");
+            }
             return self.launch(id, backoff);
         }
         if awaited {
