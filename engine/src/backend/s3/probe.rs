@@ -13,8 +13,8 @@ use super::retry::Retries;
 use crate::backend::{ConditionalWrites, Probe};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Creators that race for one key.
-const RACERS: usize = 8;
+/// Creators that race for one key. SeaweedFS lets each loser wait a second, so there are few.
+const RACERS: usize = 3;
 
 /// All of a probe ends within this.
 const PROBE_TIME: Duration = Duration::from_secs(20);
