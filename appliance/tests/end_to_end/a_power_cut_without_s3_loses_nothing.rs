@@ -106,7 +106,7 @@ fn an_old_copy_of_the_data_directory_brings_nothing_back() {
     let daemon = rig.start_or_refuse(&[]).expect("it serves what it can");
     let state = daemon.volume("vol0")["state"].clone();
     if state != "online" {
-        daemon.taipan().args("volume takeover vol0 --yes").succeed();
+        daemon.taipan().args("volume takeover vol0").succeed();
         wait_until("the takeover", LIMIT, || {
             daemon.volume("vol0")["state"] == "online"
         });
