@@ -1,5 +1,6 @@
 //! Start: lock is held, now backend, log, volumes, then the threads.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::opening::Opened;
 use crate::ownership::Ownership;
 use crate::quarantine::Quarantine;
 use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
-use crate::search::{Search, is_deleted};
+use crate::search::{BACKEND_WAIT, Search, is_deleted};
 use crate::sync_mode::SyncChoice;
 
 /// Epochs left out by a start without the backend: more than a process ever ends beyond those of
@@ -147,7 +148,9 @@ fn find_volumes(
     let search = Search {
         backend,
         copies: offline.as_ref().map(|offline| offline as &dyn Backend),
-        deadline: Search::deadline(),
+        answers: &|| copies.map_or(0, LocalMetadata::answers),
+        patience: BACKEND_WAIT,
+        away: Cell::default(),
         heads,
         heads_dir: &heads_dir,
         replayed,

@@ -199,7 +199,7 @@ impl Caretaker {
         }
         let former = local.clone();
         local.disown(self.clock.now());
-        let range = local.quarantine.unwrap_or(QuarantineRange {
+        let range = local.quarantine.unwrap_or_else(|| QuarantineRange {
             after: former.committed_epoch,
             through: self.clock.now(),
             copied: true,

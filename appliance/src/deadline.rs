@@ -18,6 +18,14 @@ impl Wake for Unpark {
 /// Runs `future` here until it is done or `deadline` has passed; then it is dropped, and `None`
 /// returned. What it asked of others may still happen.
 pub fn block_on_until<T>(future: impl Future<Output = T>, deadline: Instant) -> Option<T> {
+    block_on_while(future, || deadline)
+}
+
+/// As [`block_on_until`], with a deadline that may move while the future makes progress.
+pub fn block_on_while<T>(
+    future: impl Future<Output = T>,
+    mut deadline: impl FnMut() -> Instant,
+) -> Option<T> {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);
@@ -25,7 +33,7 @@ pub fn block_on_until<T>(future: impl Future<Output = T>, deadline: Instant) -> 
         if let Poll::Ready(done) = future.as_mut().poll(&mut context) {
             return Some(done);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline().saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;
         }
@@ -48,5 +56,13 @@ mod tests {
         other.join().unwrap().unwrap();
         let hangs = std::future::pending::<()>();
         assert_eq!(block_on_until(hangs, Instant::now()), None);
+        // Moved on twice, then no more.
+        let mut moved = 0;
+        let moves = || {
+            moved += 1;
+            Instant::now() + Duration::from_millis(if moved < 3 { 1 } else { 0 })
+        };
+        assert_eq!(block_on_while(std::future::pending::<()>(), moves), None);
+        assert!(moved >= 3);
     }
 }

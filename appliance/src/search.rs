@@ -1,6 +1,7 @@
 //! Which volumes a start finds, and what becomes of each: opened, left to another appliance, or
 //! refused. A volume is never forgotten, and no record of it dropped on doubt.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,7 +18,7 @@ use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::{OnLostCache, VolumeSettings};
 
 use crate::boot::BootVolume;
-use crate::deadline::block_on_until;
+use crate::deadline::block_on_while;
 use crate::directory::Volume;
 use crate::opening::{Found, Opened, open_at_start, open_unverified};
 use crate::quarantine::{Quarantine, unix_ms, written_ms};
@@ -31,7 +32,9 @@ const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH
 const UNVERIFIED: &str = "the backend could not be reached at the start: served as this appliance \
                           last knew it; the first commit tells whether another one took it over";
 /// How long a start waits for the backend before it serves what it knows without it.
-const BACKEND_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const BACKEND_WAIT: Duration = Duration::from_secs(10);
+/// How long it waits for each further volume once the backend went away meanwhile.
+const AWAY_WAIT: Duration = Duration::from_secs(1);
 const BACKEND_PAUSE: Duration = Duration::from_millis(250);
 
 /// Everything that decides what becomes of a volume at start.
@@ -39,8 +42,12 @@ pub(crate) struct Search<'a> {
     pub(crate) backend: &'a dyn Backend,
     /// What is known without it; `None`: a backend on this machine, without which nothing starts.
     pub(crate) copies: Option<&'a dyn Backend>,
-    /// When the backend is taken for unreachable.
-    pub(crate) deadline: Instant,
+    /// How often the backend answered.
+    pub(crate) answers: &'a dyn Fn() -> u64,
+    /// A backend that does not answer for so long is taken for unreachable.
+    pub(crate) patience: Duration,
+    /// It did not answer the last question.
+    pub(crate) away: Cell<bool>,
     pub(crate) heads: &'a LocalHeads,
     /// Where they lie.
     pub(crate) heads_dir: &'a Path,
@@ -60,11 +67,6 @@ struct Before {
 }
 
 impl Search<'_> {
-    /// When a start that begins now takes the backend for unreachable.
-    pub(crate) fn deadline() -> Instant {
-        Instant::now() + BACKEND_WAIT
-    }
-
     /// Opens the backend's volumes; one that cannot be opened is refused, not forgotten.
     pub(crate) fn open_all(&self) -> Result<FoundVolumes> {
         let listing = match self.ask(|| registry::list_volumes(self.backend)) {
@@ -92,23 +94,40 @@ impl Search<'_> {
         })
     }
 
-    /// Asks the backend; where a start without it is possible, only until the deadline.
+    /// Asks the backend; where a start without it is possible, as long as it answers at all. A slow
+    /// one is not away: a large index takes its time.
     fn ask<T, F: Future<Output = Result<T>>>(&self, question: impl Fn() -> F) -> Result<T> {
         if self.copies.is_none() {
             return block_on(question());
         }
+        let patience = match self.away.get() {
+            true => self.patience.min(AWAY_WAIT),
+            false => self.patience,
+        };
+        let begun = Instant::now();
+        let (mut seen, mut deadline) = ((self.answers)(), begun + patience);
+        let mut deadline = move || {
+            let answers = (self.answers)();
+            if std::mem::replace(&mut seen, answers) != answers {
+                deadline = Instant::now() + patience;
+            }
+            deadline
+        };
         loop {
-            let answer = block_on_until(question(), self.deadline.max(Instant::now()));
+            let answer = block_on_while(question(), &mut deadline);
             let answer = answer.unwrap_or_else(|| {
-                let seconds = BACKEND_WAIT.as_secs();
+                let seconds = patience.as_secs();
                 let text = format!("the backend did not answer within {seconds} s");
                 Err(Error::new(ErrorKind::Transient, text))
             });
             match answer {
-                Err(error) if is_unreachable(&error) && Instant::now() < self.deadline => {
+                Err(error) if is_unreachable(&error) && begun.elapsed() < patience => {
                     std::thread::sleep(BACKEND_PAUSE);
                 }
-                answer => return answer,
+                answer => {
+                    self.away.set(answer.as_ref().is_err_and(is_unreachable));
+                    return answer;
+                }
             }
         }
     }

@@ -73,7 +73,9 @@ impl Machine {
         let search = Search {
             backend: &self.copies,
             copies: Some(&offline),
-            deadline: Instant::now(),
+            answers: &|| self.copies.answers(),
+            patience: Duration::ZERO,
+            away: Cell::default(),
             heads: &self.heads,
             heads_dir: &self.path("volumes"),
             replayed: &replayed,

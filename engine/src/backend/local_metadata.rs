@@ -11,12 +11,13 @@ mod offline;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use super::{Backend, BoxFuture, ConditionalWrites, Listed, Probe, Put, VerbCounts};
 use crate::chunk::ChunkView;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::index::part::IndexPart;
 use crate::manifest::{Manifest, ManifestKind};
@@ -29,6 +30,7 @@ pub use offline::OfflineMetadata;
 pub struct LocalMetadata {
     inner: Arc<dyn Backend>,
     copies: Copies,
+    answers: AtomicU64,
 }
 
 /// What an object is, as its key says.
@@ -64,7 +66,21 @@ impl LocalMetadata {
         Self {
             inner,
             copies: Copies::of(dir),
+            answers: AtomicU64::new(0),
         }
+    }
+
+    /// How often the backend answered, be it with no: tells a slow one from one that is away.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    fn note<T>(&self, answer: Result<T>) -> Result<T> {
+        let silent = |e: &Error| matches!(e.kind(), ErrorKind::Transient | ErrorKind::Io);
+        if !answer.as_ref().is_err_and(silent) {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
     }
 
     /// The copies alone, as a backend that can only be read.
@@ -127,7 +143,7 @@ impl LocalMetadata {
 impl Backend for LocalMetadata {
     fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>> {
         Box::pin(async move {
-            let put = self.inner.put_if_absent(key, body.clone()).await?;
+            let put = self.note(self.inner.put_if_absent(key, body.clone()).await)?;
             self.note_stored(key, &body, put);
             Ok(put)
         })
@@ -145,7 +161,7 @@ impl Backend for LocalMetadata {
                     if let Some(copy) = copy.filter(|copy| Self::is_part(key, copy)) {
                         return Ok(copy);
                     }
-                    let bytes = self.inner.get(key).await?;
+                    let bytes = self.note(self.inner.get(key).await)?;
                     if Self::is_part(key, &bytes) {
                         self.copies.write(key, &bytes);
                     }
@@ -153,13 +169,13 @@ impl Backend for LocalMetadata {
                 }
                 Class::Manifest(_) => {
                     // Always the backend's word: a copy says nothing about who owns the volume.
-                    let bytes = self.inner.get(key).await?;
+                    let bytes = self.note(self.inner.get(key).await)?;
                     if Manifest::decode(&bytes).is_ok_and(|found| found.object() == *key) {
                         self.copies.write_once(key, &bytes);
                     }
                     Ok(bytes)
                 }
-                Class::Chunk(_) | Class::Other => self.inner.get(key).await,
+                Class::Chunk(_) | Class::Other => self.note(self.inner.get(key).await),
             }
         })
     }
@@ -181,7 +197,7 @@ impl Backend for LocalMetadata {
             if let Some(copy) = copy.filter(|copy| is_head(copy)) {
                 return Ok(copy);
             }
-            let bytes = self.inner.get_range(key, offset, len).await?;
+            let bytes = self.note(self.inner.get_range(key, offset, len).await)?;
             if is_head(&bytes) {
                 self.copies.write(key, &bytes);
             }
@@ -199,7 +215,7 @@ impl Backend for LocalMetadata {
         after: Option<&'a str>,
         max: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>>> {
-        self.inner.list(prefix, after, max)
+        Box::pin(async move { self.note(self.inner.list(prefix, after, max).await) })
     }
 
     fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>> {

@@ -339,3 +339,17 @@ fn a_held_volume_is_neither_cut_nor_committed_and_the_others_are() {
     coordinator.volume_done(A);
     assert!(coordinator.is_drained(Epoch(6)));
 }
+
+#[test]
+fn after_a_volume_of_a_later_epoch_is_opened_stamps_are_above_it() {
+    let mut coordinator = Coordinator::new(CutPolicy::default(), Epoch(5));
+    coordinator.raise(Epoch(100));
+    let cut = coordinator.tick(0, &Load::default()).expect("a cut is due");
+    assert_eq!((cut.epoch, coordinator.epoch()), (Epoch(100), Epoch(101)));
+    for shard in ShardId::all() {
+        coordinator.sealed(cut.epoch, shard, std::iter::empty());
+    }
+    coordinator.raise(Epoch(100));
+    assert!(coordinator.tick(1, &Load::default()).is_none(), "it is");
+    assert_eq!(coordinator.epoch(), Epoch(101));
+}
