@@ -1,5 +1,5 @@
-//! 1 GiB from a self-checking source goes through SeaweedFS: after a kill, and after the loss of the
-//! whole machine, the source refuses any block that differs from its own content.
+//! 1 GiB from a self-checking source goes through SeaweedFS: after a kill, and after the loss of
+//! the whole machine, the source refuses any block that differs from its own content.
 
 use std::time::Duration;
 
