@@ -8,9 +8,16 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use taipan_engine::sim::{Coverage, EVENTS, Outcome, Violation, run, run_aloud};
+use taipan_engine::sim::model::{Scenario, explore};
+use taipan_engine::sim::{
+    Coverage, EVENTS, Outcome, RACE_EVENTS, Violation, run, run_aloud, run_race, run_race_aloud,
+};
 
-const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] [--jobs J] | --seed X [--trace]";
+const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] [--jobs J] [--races]
+       tools/simulate --seed X [--trace] [--races]
+       tools/simulate --model [--deep]";
+/// More states than any scenario has.
+const STATES_MAX: usize = 20_000_000;
 /// How often the progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -24,6 +31,8 @@ struct Wanted {
     seeds: u64,
     jobs: u64,
     trace: bool,
+    /// Two appliances on one bucket.
+    races: bool,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
@@ -32,11 +41,16 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
         seeds: 1000,
         jobs: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
         trace: false,
+        races: false,
     };
     let mut arguments = arguments;
     while let Some(flag) = arguments.next() {
         if flag == "--trace" {
             wanted.trace = true;
+            continue;
+        }
+        if flag == "--races" {
+            wanted.races = true;
             continue;
         }
         let value = arguments
@@ -59,8 +73,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
     Ok(wanted)
 }
 
-fn report(seed: u64) {
-    eprintln!("seed {seed} fails; again: tools/simulate --seed {seed}");
+fn report(seed: u64, races: bool) {
+    let races = if races { " --races" } else { "" };
+    eprintln!("seed {seed} fails; again: tools/simulate --seed {seed}{races}");
 }
 
 /// What all threads share. Seeds are handed out in order, so that of several that fail the
@@ -109,10 +124,11 @@ impl Range {
             }
             let seed = self.wanted.start + at;
             SEED.set(Some(seed));
-            let result = if self.wanted.trace {
-                run_aloud(seed)
-            } else {
-                run(seed)
+            let result = match (self.wanted.races, self.wanted.trace) {
+                (false, false) => run(seed),
+                (false, true) => run_aloud(seed),
+                (true, false) => run_race(seed),
+                (true, true) => run_race_aloud(seed),
             };
             SEED.set(None);
             self.note(seed, result);
@@ -162,31 +178,54 @@ impl Range {
         if let Some(violation) = found.violation {
             eprintln!("{violation}");
             eprintln!("{} of {seeds} seeds were run, {seconds:.1} s", found.done);
-            report(violation.seed);
+            report(violation.seed, self.wanted.races);
             return ExitCode::FAILURE;
         }
         let events = found.events;
         println!("{seeds} seeds from {start}, {events} events, {seconds:.1} s, {jobs} threads");
-        for event in EVENTS {
+        let races = self.wanted.races.then_some(RACE_EVENTS);
+        for event in EVENTS.iter().chain(races.into_iter().flatten()) {
             println!("{:>10}  {event}", found.reached.count(event));
         }
         ExitCode::SUCCESS
     }
 }
 
+/// Explores the scenarios of two writers.
+fn explore_model(deep: bool) -> ExitCode {
+    for scenario in Scenario::all(deep) {
+        let began = Instant::now();
+        let found = explore(&scenario, None, STATES_MAX);
+        let seconds = began.elapsed().as_secs_f64();
+        let (states, steps, depth) = (found.states, found.steps, found.depth);
+        let name = scenario.name;
+        println!("{states:>9} states, {steps:>9} steps, {depth:>3} deep, {seconds:>6.1} s: {name}");
+        if let Some((broken, path)) = found.broken {
+            eprintln!("{name}: {}: {}\nafter {path:#?}", broken.rule, broken.what);
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
-    let wanted = match parse(std::env::args().skip(1)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "--model") {
+        return explore_model(arguments.iter().any(|flag| flag == "--deep"));
+    }
+    let wanted = match parse(arguments.into_iter()) {
         Ok(wanted) => wanted,
         Err(why) => {
             eprintln!("{why}\n{USAGE}");
             return ExitCode::from(4);
         }
     };
+    let races = wanted.races;
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
         if let Some(seed) = SEED.get() {
-            report(seed);
+            report(seed, races);
         }
     }));
     let range = Range::new(wanted);

@@ -98,6 +98,8 @@ impl World {
             .unwrap_or_default();
         self.may_crash()?;
         self.open_volumes(making)?;
+        self.count_lost(&found, making);
+        self.copy_out(making)?;
         for (_, local) in &making.opened {
             let of_volume = |found: &Recovered| overlay_of(found, local);
             making.overlays.push(found.iter().map(of_volume).collect());
@@ -117,6 +119,36 @@ impl World {
             self.regions.remove(old);
         }
         self.may_crash()
+    }
+
+    /// Copies out what must not be merged: from then on the log need not keep it.
+    fn copy_out(&mut self, making: &mut Making) -> Result<(), Stop> {
+        for (_, local) in &mut making.opened {
+            if local.quarantine.is_none_or(|range| range.copied) {
+                continue;
+            }
+            self.may_crash()?;
+            local.quarantine_done();
+            let saved = self.heads.save(local);
+            saved.map_err(|error| Stop::Broken(error.to_string()))?;
+            self.may_crash()?;
+        }
+        Ok(())
+    }
+
+    /// Counts records of a lost lineage.
+    fn count_lost(&mut self, found: &[Recovered], making: &Making) {
+        let Some(racing) = &mut self.racing else {
+            return;
+        };
+        let records = found.iter().flat_map(Recovered::records);
+        let lost = records.filter(|record| {
+            making.opened.iter().any(|(commit, local)| {
+                let own = commit.volume() == record.volume;
+                own && local.fate(record.epoch) == RecordFate::Quarantine
+            })
+        });
+        racing.lost_records = lost.count() as u64;
     }
 
     fn may_crash(&mut self) -> Result<(), Stop> {
@@ -337,7 +369,7 @@ impl World {
             shards,
             stamped,
         } = making;
-        let heads = opened.iter().map(|(commit, _)| commit.head().epoch).max();
+        let heads = opened.iter().map(|(_, local)| local.judged_through()).max();
         let epoch = heads.unwrap_or_default().max(stamped).next();
         let clock = Arc::new(EpochClock::new(epoch));
         let count = self.plan.cores;
@@ -366,7 +398,8 @@ impl World {
                         (shard, overlay, commit.base().shard(shard).clone())
                     })
                     .collect();
-                core.add_volume(slot, head.volume, settings, false, head.epoch, parts);
+                let released = local.released_through();
+                core.add_volume(slot, head.volume, settings, false, released, parts);
             }
             volumes.push(UpVolume::new(commit, local, slot));
         }

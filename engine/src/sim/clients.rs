@@ -166,6 +166,12 @@ impl World {
         let think_us = self.clients.clients[index].taste.think_us;
         let delay = self.dice.range(1..=think_us);
         self.schedule(delay, Event::Client { client: index });
+        let volume = self.clients.clients[index].volume;
+        let racing = self.racing.as_ref();
+        if racing.is_some_and(|racing| racing.fenced.contains(&volume)) {
+            // Connections to it are refused.
+            return;
+        }
         let client = &mut self.clients.clients[index];
         let Some(connection) = client.connection else {
             let volume = client.volume;
@@ -291,6 +297,19 @@ impl World {
         for number in self.clients.open.clone() {
             let connection = self.clients.at(number);
             if connection.core == core && connection.volume == slot.0 as usize && connection.dead {
+                self.close_connection(number);
+            }
+        }
+    }
+
+    /// The server closes all connections of a volume on one core.
+    pub(super) fn close_volume(&mut self, core: usize, slot: VolumeSlot) {
+        for number in self.clients.open.clone() {
+            let connection = self.clients.at(number);
+            if connection.core == core && connection.volume == slot.0 as usize {
+                if !connection.dead {
+                    self.disconnect(number);
+                }
                 self.close_connection(number);
             }
         }
@@ -481,6 +500,9 @@ impl World {
     fn reply(&mut self, number: u32, ticket: u64, result: Result<(), Failure>, data: Vec<u8>) {
         let delay = self.dice.range(5..=100);
         let now_us = self.now_us;
+        if result.is_ok() {
+            self.check_right_to_answer(number, ticket);
+        }
         let connection = self.clients.at(number);
         connection.reply_at_us = connection.reply_at_us.max(now_us + delay);
         let delay = connection.reply_at_us - now_us;
@@ -493,6 +515,25 @@ impl World {
                 data,
             },
         );
+    }
+
+    /// A core that knows that another writer has the volume acknowledges nothing of it any more.
+    fn check_right_to_answer(&mut self, number: u32, ticket: u64) {
+        let Some(racing) = &mut self.racing else {
+            return;
+        };
+        let connection = &self.clients.connections[number as usize];
+        let place = (connection.core, connection.volume);
+        let asked = connection.waiting.get(&ticket).map(|wait| &wait.asked);
+        if !matches!(asked, Some(Asked::Write { .. } | Asked::Flush { .. })) {
+            return;
+        }
+        *racing.answered.entry(place.1).or_default() += 1;
+        if racing.told.contains(&place) {
+            self.violate(format!(
+                "#{ticket} is acknowledged after its volume was fenced"
+            ));
+        }
     }
 
     /// At the end of a life some answers still get through, of each connection the first ones.
@@ -582,6 +623,10 @@ impl World {
                 .flat_map(|core| core.shards())
                 .any(|s| s.log().failed().is_some())
         });
+        let racing = self.racing.as_ref();
+        if racing.is_some_and(|racing| racing.fenced.contains(&volume)) {
+            return;
+        }
         let excused = match (&operation.asked, failure) {
             (Asked::Read { .. }, Failure::Io) => {
                 self.coverage.hit("a read failed on rot or errors");

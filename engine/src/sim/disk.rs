@@ -58,6 +58,13 @@ impl WalFile {
         self.durable[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
+    /// A copy as a reader of the running file makes it.
+    pub(super) fn copy_settled(&self) -> Self {
+        let mut copy = Self::new(self.durable.len());
+        self.read(0, &mut copy.durable);
+        copy
+    }
+
     /// Begins a write.
     pub(super) fn issue(&mut self, offset: u64, bytes: Vec<u8>, dsync: bool) -> u64 {
         self.next_id += 1;

@@ -11,15 +11,18 @@ mod coverage;
 mod dice;
 mod disk;
 mod image;
+pub mod model;
 mod oracle;
 mod pattern;
 mod plan;
+mod race;
 mod serve;
 mod uploader;
 mod workload;
 mod world;
 
 pub use coverage::{Coverage, EVENTS};
+pub use race::{RACE_EVENTS, run_race, run_race_aloud};
 pub use world::{Outcome, Violation, run, run_aloud};
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //! before the other's began. It is dead for reads once a newer one was answered or read, and gone
 //! even for a power loss once a newer one was flushed.
 
+use std::cell::Cell as Shared;
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::pattern::{Lattice, WriteId};
 
@@ -40,10 +42,13 @@ struct Version {
 /// Versions of one cell, in the order in which their writes began. The first is the initial zeros.
 type Cell = Vec<Version>;
 
-/// The history of all volumes.
+/// The history of all volumes, as the clients of one appliance know it.
+#[derive(Clone)]
 pub(super) struct Oracle {
     pub(super) lattices: Vec<Lattice>,
     now: u64,
+    /// Number of the next write of any appliance.
+    next_id: Rc<Shared<WriteId>>,
     writes: Vec<Write>,
     cells: Vec<Vec<Cell>>,
     /// Greatest beginning of a write that the bucket's image is known to hold, by volume.
@@ -74,10 +79,69 @@ impl Oracle {
         Self {
             lattices,
             now: 0,
+            next_id: Rc::new(Shared::new(1)),
             writes: vec![zeros],
             cells,
             image_through,
         }
+    }
+
+    /// Numbers writes together with others, so that each write has bytes of its own.
+    pub(super) fn share_ids(&mut self, next_id: Rc<Shared<WriteId>>) {
+        self.next_id = next_id;
+    }
+
+    /// A volume begins anew with the image of another appliance, whose history is `before`.
+    pub(super) fn adopt(&mut self, before: &Self, volume: usize, image: &[u8]) -> Verdict {
+        let now = self.tick();
+        let cells = 0..self.lattices[volume].cells();
+        let ids = self.lattices[volume].identify(&cells, image)?;
+        let past = |write: Write| Write {
+            began: now,
+            ended: now,
+            answered: true,
+            ..write
+        };
+        // Zeros do not tell by whom; here they are one write of their own.
+        let zeros = self.enter(past(Write {
+            cells: 0..0,
+            ..before.writes[0].clone()
+        }));
+        for (cell, id) in cells.zip(ids) {
+            let id = if id == 0 { zeros } else { id };
+            if id != zeros {
+                self.fill_up(id);
+                self.writes[id as usize] = past(before.writes[id as usize].clone());
+            }
+            let version = Version {
+                id,
+                dead: NEVER,
+                outdone: NEVER,
+                gone: false,
+            };
+            self.cells[volume][cell as usize] = vec![version];
+        }
+        self.image_through[volume] = now;
+        Ok(())
+    }
+
+    /// Enters a write under the next number.
+    fn enter(&mut self, write: Write) -> WriteId {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        self.fill_up(id);
+        self.writes[id as usize] = write;
+        id
+    }
+
+    /// Makes room for the write `id`; those of others that are not known yet stay blank.
+    fn fill_up(&mut self, id: WriteId) {
+        let blank = Write {
+            zeroes: false,
+            ..self.writes[0].clone()
+        };
+        let len = self.writes.len().max(id as usize + 1);
+        self.writes.resize(len, blank);
     }
 
     /// The next moment.
@@ -88,7 +152,15 @@ impl Oracle {
 
     /// A client sends a write (or zeroes) of these cells.
     pub(super) fn begin(&mut self, volume: usize, cells: Range<u32>, zeroes: bool) -> WriteId {
-        let (began, id) = (self.tick(), self.writes.len() as WriteId);
+        let began = self.tick();
+        let id = self.enter(Write {
+            volume,
+            cells: cells.clone(),
+            zeroes,
+            began,
+            ended: NEVER,
+            answered: false,
+        });
         for cell in &mut self.cells[volume][cells.start as usize..cells.end as usize] {
             cell.push(Version {
                 id,
@@ -97,14 +169,6 @@ impl Oracle {
                 gone: false,
             });
         }
-        self.writes.push(Write {
-            volume,
-            cells,
-            zeroes,
-            began,
-            ended: NEVER,
-            answered: false,
-        });
         id
     }
 

@@ -105,6 +105,7 @@ impl Plan {
         let cut = CutPolicy {
             commit_interval_ms: dice.range(3..=120),
             pending_bytes: dice.range(64..=2048) << 10,
+            burst_ms: dice.range(0..=20),
             wal_percent: dice.range(30..=70) as u8,
             spacing_ms: dice.range(1..=20),
         };

@@ -44,6 +44,8 @@ pub(super) enum Message {
     Seal,
     Committed(Committed),
     BackendFull(bool),
+    /// Another writer owns the volume.
+    Fence(VolumeSlot),
     Device {
         op: OpKey,
         result: Result<(), i32>,
@@ -278,6 +280,12 @@ impl World {
             }
             Message::DeadClosed { connection } => return self.dead_closed(connection),
             Message::Hangup { connection } => return self.close_connection(connection),
+            Message::Fence(slot) => {
+                self.racing().told.insert((core, slot.0 as usize));
+                let own = &mut self.node.as_mut().expect("it runs").cores[core];
+                own.fence_volume(slot);
+                return self.close_volume(core, slot);
+            }
             _ => {}
         }
         let core = &mut self.node.as_mut().expect("it runs").cores[core];

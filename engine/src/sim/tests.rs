@@ -1,8 +1,9 @@
 //! A few hundred seeds, reach, and determinism.
 
-use super::{Coverage, run};
+use super::{Coverage, EVENTS, RACE_EVENTS, run, run_race};
 
 const SEEDS: u64 = 200;
+const RACES: u64 = 100;
 
 #[test]
 fn seeds_keep_every_promise_and_reach_everything() {
@@ -14,7 +15,7 @@ fn seeds_keep_every_promise_and_reach_everything() {
         }
     }
     assert_eq!(
-        reached.missing(),
+        reached.missing(EVENTS),
         Vec::<&str>::new(),
         "never reached in {SEEDS} seeds"
     );
@@ -29,4 +30,21 @@ fn a_seed_is_one_run() {
         assert_eq!(first.coverage, second.coverage);
     }
     assert_ne!(run(1).unwrap().trace_hash, run(2).unwrap().trace_hash);
+}
+
+#[test]
+fn races_of_two_appliances_keep_every_promise_and_reach_everything() {
+    let mut reached = Coverage::default();
+    for seed in 0..RACES {
+        match run_race(seed) {
+            Ok(outcome) => reached.merge(&outcome.coverage),
+            Err(violation) => panic!("{violation}"),
+        }
+    }
+    let missing = reached.missing(RACE_EVENTS);
+    assert_eq!(
+        missing,
+        Vec::<&str>::new(),
+        "never reached in {RACES} races"
+    );
 }

@@ -18,7 +18,7 @@ use crate::chunk::{ChunkRef, slot_stride, verify_slot};
 use crate::commit::{self, Coordinator, Effect, Load, Publication, SealedVolume, VolumeCommit};
 use crate::core::{Committed, CoreLoad, Fetch, SealedCore};
 use crate::error::{Error, ErrorKind, Result};
-use crate::identity::{Epoch, VolumeId};
+use crate::identity::{Epoch, Generation, VolumeId};
 use crate::index::ChunkOrdinal;
 use crate::object::{ObjectKey, SealedRef};
 use crate::pack::{ChunkJob, PackBlock, PackPlan};
@@ -118,10 +118,7 @@ impl Uploader {
     pub(super) fn is_quiet(&self) -> bool {
         self.coordinator.is_idle()
             && self.inbox.is_empty()
-            && self
-                .volumes
-                .values()
-                .all(|v| v.commit.is_idle() && v.publishing.is_none())
+            && self.volumes.values().all(|v| v.is_quiet())
     }
 
     fn sealed(&mut self, sealed: SealedCore) {
@@ -170,6 +167,11 @@ impl UpVolume {
             places: Rc::new(CutPlaces::default()),
             publishing: None,
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let fenced = self.commit.fenced_by().is_some();
+        (self.commit.is_idle() || fenced) && self.publishing.is_none()
     }
 
     fn fails(&self) -> Option<ErrorKind> {
@@ -382,11 +384,22 @@ impl World {
                     self.send(id, Late::Delete(object.object()), what);
                 }
             }
-            Effect::Fenced { by } => {
-                self.violate(format!(
-                    "volume {id} was fenced by generation {by}, nobody did"
-                ));
-            }
+            Effect::Fenced { by } => self.fenced(id, by),
+        }
+    }
+
+    /// Another writer owns the volume: nothing more of it is acknowledged.
+    fn fenced(&mut self, id: VolumeId, by: Generation) {
+        self.note(format_args!("volume {id} is fenced by generation {by}"));
+        let Some(racing) = &mut self.racing else {
+            return self.violate(format!("volume {id} was fenced by {by}, nobody did"));
+        };
+        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        uploader.coordinator.forget_volume(id);
+        let slot = uploader.volumes[&id].slot;
+        racing.fenced.insert(slot.0 as usize);
+        for core in 0..self.plan.cores {
+            self.post(core, Message::Fence(slot));
         }
     }
 
@@ -440,9 +453,11 @@ impl World {
             }
             Late::Delete(key) => block_on(self.objects.delete(key)).map(|()| None),
         };
+        let created = self.racing.is_none() || matches!(result, Ok(Some(Put::Created)));
         if is_manifest
+            && created
             && self.dice.chance(150)
-            && let Err(what) = self.check_images(false)
+            && let Err(what) = self.check_created(landing.volume)
         {
             self.violate(what);
         }

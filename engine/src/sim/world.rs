@@ -1,6 +1,6 @@
 //! The world of one run: virtual time, what is durable, what is under way, and the lives in it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -138,6 +138,17 @@ pub(super) enum Crash {
     Power,
 }
 
+/// How an attempt to boot went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Started {
+    /// It serves.
+    Up,
+    /// It was killed, or lost power.
+    Interrupted,
+    /// It gave up for a reason that passes.
+    Failed,
+}
+
 /// Everything.
 pub(super) struct World {
     pub(super) plan: Plan,
@@ -155,6 +166,8 @@ pub(super) struct World {
     trace_hash: u64,
     /// Every line of the trace is printed.
     aloud: bool,
+    /// In a race: which appliance this is, and what it lost.
+    pub(super) racing: Option<Racing>,
     // What outlives a life.
     pub(super) wal_id: WalId,
     pub(super) boot_id: u64,
@@ -209,8 +222,22 @@ fn run_world(mut world: World, seed: u64) -> Result<Outcome, Box<Violation>> {
     }
 }
 
+/// What one of two appliances knows of the race.
+#[derive(Default)]
+pub(super) struct Racing {
+    pub(super) label: usize,
+    /// Volumes whose commits another writer has ended in this life.
+    pub(super) fenced: BTreeSet<usize>,
+    /// Cores that know it.
+    pub(super) told: BTreeSet<(usize, usize)>,
+    /// Writes answered, by volume.
+    pub(super) answered: BTreeMap<usize, u64>,
+    /// Records found in the last boot that are of a lost lineage.
+    pub(super) lost_records: u64,
+}
+
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice);
         let lattices = plan.volumes.iter().map(|(lattice, _)| *lattice).collect();
@@ -232,6 +259,7 @@ impl World {
             trace: VecDeque::new(),
             trace_hash: 0xCBF2_9CE4_8422_2325,
             aloud: false,
+            racing: None,
             wal_id: WalId(dice.number()),
             boot_id: 1,
             incarnation: 0,
@@ -345,38 +373,50 @@ impl World {
             if attempt > 6 {
                 self.faults.boot = 0;
             }
-            self.life += 1;
-            match self.boot()? {
-                Booted::Up(node) => {
-                    self.node = Some(*node);
-                    self.life_began_us = self.now_us;
-                    self.wake_all();
-                    if interrupted >= 2 {
-                        self.coverage
-                            .hit("two recoveries in a row were interrupted");
-                    }
+            match self.start_once()? {
+                Started::Up if interrupted < 2 => return Ok(()),
+                Started::Up => {
+                    self.coverage
+                        .hit("two recoveries in a row were interrupted");
                     return Ok(());
                 }
-                Booted::Crashed(crash, regions) => {
-                    interrupted += 1;
-                    self.coverage.hit(match crash {
-                        Crash::Kill => "a process was killed during recovery",
-                        Crash::Power => "power was lost during recovery",
-                    });
-                    self.end_of_process(crash, regions);
-                }
-                Booted::Failed(why, regions) => {
-                    self.note(format_args!("boot failed: {why}"));
-                    self.end_of_process(Crash::Kill, regions);
-                }
+                Started::Interrupted => interrupted += 1,
+                Started::Failed => {}
             }
-            self.now_us += self.dice.range(1..=50) * MS;
         }
         Err("the appliance does not start any more".to_owned())
     }
 
+    /// Tries once to boot.
+    pub(super) fn start_once(&mut self) -> Result<Started, String> {
+        self.life += 1;
+        let started = match self.boot()? {
+            Booted::Up(node) => {
+                self.node = Some(*node);
+                self.life_began_us = self.now_us;
+                self.wake_all();
+                return Ok(Started::Up);
+            }
+            Booted::Crashed(crash, regions) => {
+                self.coverage.hit(match crash {
+                    Crash::Kill => "a process was killed during recovery",
+                    Crash::Power => "power was lost during recovery",
+                });
+                self.end_of_process(crash, regions);
+                Started::Interrupted
+            }
+            Booted::Failed(why, regions) => {
+                self.note(format_args!("boot failed: {why}"));
+                self.end_of_process(Crash::Kill, regions);
+                Started::Failed
+            }
+        };
+        self.now_us += self.dice.range(1..=50) * MS;
+        Ok(started)
+    }
+
     /// Ends the life. Some answers that are on their way still arrive.
-    fn crash(&mut self, crash: Crash) {
+    pub(super) fn crash(&mut self, crash: Crash) {
         self.note(format_args!("crash {crash:?}"));
         self.coverage.hit(match crash {
             Crash::Kill => "a process was killed",
@@ -413,6 +453,10 @@ impl World {
         }
         self.clients.server_gone(&mut self.oracle);
         self.oracle.crashed(crash == Crash::Power);
+        if let Some(racing) = &mut self.racing {
+            racing.fenced.clear();
+            racing.told.clear();
+        }
         // Requests that the backend has stay with it; everything else dies with the process.
         let queue = std::mem::take(&mut self.queue);
         self.queue = queue
@@ -426,7 +470,7 @@ impl World {
     }
 
     /// Heals everything and waits until all is answered, durable and committed.
-    fn calm_down(&mut self) -> Result<(), String> {
+    pub(super) fn calm_down(&mut self) -> Result<(), String> {
         self.faults = Faults::default();
         self.note(format_args!("calm"));
         self.clients.stop();
@@ -475,16 +519,30 @@ impl World {
     /// The images in the bucket are cuts.
     pub(super) fn check_images(&mut self, complete: bool) -> Result<(), String> {
         for volume in 0..self.ids.len() {
-            let lattice = self.oracle.lattices[volume];
-            let image = read_image(&self.objects, self.ids[volume], lattice)
-                .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
-            self.oracle.image(volume, &image, complete)?;
-            self.coverage.hit("an image was compared with the history");
+            self.check_image(volume, complete)?;
         }
         Ok(())
     }
 
-    fn run_for(&mut self, life_us: u64) -> Result<(), String> {
+    fn check_image(&mut self, volume: usize, complete: bool) -> Result<(), String> {
+        let lattice = self.oracle.lattices[volume];
+        let image = read_image(&self.objects, self.ids[volume], lattice)
+            .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
+        self.oracle.image(volume, &image, complete)?;
+        self.coverage.hit("an image was compared with the history");
+        Ok(())
+    }
+
+    /// A manifest was created: of one of two appliances, which knows only what it writes itself.
+    pub(super) fn check_created(&mut self, id: VolumeId) -> Result<(), String> {
+        if self.racing.is_none() {
+            return self.check_images(false);
+        }
+        let volume = self.ids.iter().position(|known| *known == id);
+        self.check_image(volume.expect("a volume of its own"), false)
+    }
+
+    pub(super) fn run_for(&mut self, life_us: u64) -> Result<(), String> {
         self.life_ends_us = self.now_us + life_us;
         while let Some(((at, _), _)) = self.queue.first_key_value()
             && *at <= self.life_ends_us
@@ -542,7 +600,10 @@ impl World {
 
     /// Adds a line to the trace.
     pub(super) fn note(&mut self, what: fmt::Arguments<'_>) {
-        let line = format!("{:>9} {what}", self.now_us);
+        let line = match &self.racing {
+            None => format!("{:>9} {what}", self.now_us),
+            Some(racing) => format!("{}{:>9} {what}", ['A', 'B'][racing.label], self.now_us),
+        };
         if self.aloud {
             eprintln!("{line}");
         }
@@ -563,6 +624,49 @@ impl World {
     pub(super) fn within(&self, (from, to): (u64, u64)) -> bool {
         let at = self.now_us - self.life_began_us;
         self.node.is_some() && (from..to).contains(&at)
+    }
+}
+
+/// For two appliances on one bucket.
+impl World {
+    pub(super) fn enter_race(&mut self, label: usize, aloud: bool) {
+        self.aloud = aloud;
+        self.racing = Some(Racing {
+            label,
+            ..Racing::default()
+        });
+    }
+
+    pub(super) fn racing(&mut self) -> &mut Racing {
+        self.racing.as_mut().expect("it is one of two")
+    }
+
+    /// Uses the bucket and the volumes of another one.
+    pub(super) fn share_bucket(&mut self, other: &Self, dice: Dice) {
+        self.objects = other.objects.clone();
+        self.ids.clone_from(&other.ids);
+        self.dice = dice;
+        self.wal_id = WalId(self.dice.number());
+        self.make_files();
+    }
+
+    /// The data directory and all memory are gone; a new one is made.
+    pub(super) fn lose_disk(&mut self) {
+        self.regions.clear();
+        self.wal_id = WalId(self.dice.number());
+        self.incarnation = 0;
+        self.make_files();
+        for id in &self.ids {
+            self.heads.remove(*id).expect("the directory is sound");
+        }
+    }
+
+    /// Ends the run; the hash and the last lines of its trace.
+    pub(super) fn end_race(&mut self) -> (u64, Vec<String>) {
+        if let Some(node) = &mut self.node {
+            node.abandon();
+        }
+        (self.trace_hash, self.trace.drain(..).collect())
     }
 }
 
