@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -50,6 +51,8 @@ impl Bucket {
             "[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n"
         );
         fs::write(path, text).expect("a credentials file");
+        let private = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(path, private).expect("a private file");
     }
 }
 
