@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use taipan_bench::fake_s3::{Config, FakeS3};
@@ -163,15 +164,17 @@ impl Drop for SeaweedFs {
     }
 }
 
-/// Five ports that were free a moment ago, as were those 10000 above for gRPC.
+/// Five ports that were free a moment ago, as were those 10000 above for gRPC; below those that the
+/// system gives to clients, and none of them twice.
 fn free_ports() -> [u16; 5] {
-    let mut next = 20_000 + (std::process::id() % 700) as u16 * 10;
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + (std::process::id() % 250) as u16 * 10;
     std::array::from_fn(|_| {
         loop {
-            next += 1;
+            let port = base + TRIED.fetch_add(1, Ordering::Relaxed);
             let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-            if is_free(next) && is_free(next + 10_000) {
-                return next;
+            if is_free(port) && is_free(port + 10_000) {
+                return port;
             }
         }
     })
