@@ -283,7 +283,7 @@ impl Assembly {
                 };
                 let parts = ids.iter().map(part).collect();
                 let read_only = volume.read_only.load(std::sync::atomic::Ordering::Relaxed);
-                let epoch = opened.local.committed_epoch;
+                let epoch = opened.local.released_through();
                 let settings = volume.settings();
                 core.add_volume(volume.slot, volume.id, &settings, read_only, epoch, parts);
             }

@@ -173,7 +173,9 @@ fn find_volumes(
 /// head's.
 fn first_epoch(volumes: &[BootVolume], replayed: &Replayed) -> Epoch {
     let opened = || volumes.iter().filter_map(|boot| boot.opened.as_ref());
-    let heads = opened().map(|opened| opened.commit.head().epoch).max();
+    // Above what was copied out, too: its stamps may be gone from the WAL, the verdict stays.
+    let judged = |o: &Opened| o.commit.head().epoch.max(o.local.judged_through());
+    let heads = opened().map(judged).max();
     let first = heads
         .unwrap_or_default()
         .max(replayed.stamped_through())

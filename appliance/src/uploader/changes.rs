@@ -180,7 +180,7 @@ impl Uploader {
                 id,
                 settings: creation.settings.clone(),
                 read_only: false,
-                committed: opened.commit.head().epoch,
+                committed: opened.local.released_through(),
                 parts: parts.collect(),
                 ack: ack.clone(),
             })));

@@ -106,7 +106,9 @@ impl Uploader {
         opened: Box<Opened>,
         answer: Answer,
     ) {
-        let above = stamped_through.max(opened.commit.head().epoch);
+        // What was copied out earlier may be gone from the WAL; replay still goes by its stamps.
+        let judged = opened.local.judged_through();
+        let above = stamped_through.max(opened.commit.head().epoch).max(judged);
         self.coordinator.raise(above);
         self.taken.push(Taken {
             name,

@@ -13,6 +13,7 @@ use crate::backend::Backend;
 use crate::chunk::{ChunkRef, ChunkView, HEADER_BYTES, SLOTS_MAX, ZERO_RUNS_MAX};
 use crate::error::{Error, Result};
 use crate::identity::ManifestNum;
+use crate::invariant::check_chain;
 use crate::manifest::{CheckpointRef, Manifest};
 use crate::object::{ChunkKey, SealedRef};
 
@@ -82,9 +83,7 @@ pub async fn rebuild(backend: &dyn Backend, chain: &[Manifest]) -> Result<Rebuil
         .chunks()
         .map(|(ordinal, entry)| (entry.reference.key, ordinal))
         .collect();
-    for pair in chain.windows(2) {
-        pair[1].check_follows(&pair[0])?;
-    }
+    check_chain(chain)?;
     for manifest in rest {
         replay(backend, manifest, &mut rebuilt, &mut ordinals)
             .await

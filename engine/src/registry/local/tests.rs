@@ -268,6 +268,25 @@ fn what_is_disowned_is_never_own_again() {
     assert_eq!(local.fate(Epoch(50)), RecordFate::Skip);
 }
 
+/// The log may forget what was copied out, and with it how far its stamps went; the verdict stays.
+#[test]
+fn new_records_are_stamped_above_every_verdict() {
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+    local.advance(&manifest(5, 1, 8, 30));
+    local.disown(Epoch(50));
+    assert_eq!(local.judged_through(), Epoch(50));
+    assert_eq!(local.released_through(), Epoch(30), "not copied out yet");
+    local.quarantine_done();
+    local.intend(&manifest(6, 2, 9, 31), WriterToken(10), Epoch(0));
+    local.advance(&manifest(7, 3, 10, 31));
+    assert_eq!(local.judged_through(), Epoch(50));
+    assert_eq!(local.released_through(), Epoch(50));
+    assert_eq!(
+        local.fate(local.judged_through().next()),
+        RecordFate::Replay
+    );
+}
+
 #[test]
 fn intents_are_bounded() {
     let head = manifest(5, 1, 8, 30);
