@@ -107,7 +107,9 @@ fn every_file_of_an_appliance_is_decoded() {
             .any(|path| path.to_string_lossy().contains(part));
         assert!(known, "no file like {part:?} among {found:?}");
     }
-    for path in &found {
+    // Marks are empty: their names say all.
+    let is_mark = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| found.len() == 0);
+    for path in found.iter().filter(|path| !is_mark(path)) {
         let printed = daemon.taipan().args("--json inspect").arg(path).succeed();
         let decoded: Result<Value, _> = serde_json::from_str(&printed);
         assert!(decoded.is_ok(), "{path:?}: {printed}");
