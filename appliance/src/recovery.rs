@@ -342,8 +342,7 @@ fn replay_shard(
     let regions: Vec<&dyn ReadMedia> = regions.iter().map(|r| r as &dyn ReadMedia).collect();
     let found = recover_shard(&identity, &media, &regions).map_err(|damage| {
         let text = "`taipand accept-wal-damage` shows what is lost and can give it up";
-        Error::corrupt(format!("{damage}; nothing was changed; {text}"))
-            .with_shard(identity.shard)
+        Error::corrupt(format!("{damage}; nothing was changed; {text}")).with_shard(identity.shard)
     })?;
     Ok((identity, found))
 }

@@ -7,9 +7,7 @@ mod outcome;
 mod random;
 mod volume;
 
-pub use coordinator::{
-    Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume, VolumePace,
-};
+pub use coordinator::{Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume, VolumePace};
 pub use outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
 pub use random::Random;
 pub use volume::{CommitConfig, VolumeCommit};
