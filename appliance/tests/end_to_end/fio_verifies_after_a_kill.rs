@@ -92,8 +92,8 @@ fn the_saved_state_verifies_after_a_kill() {
     });
 
     let daemon = rig.start();
-    // One read at a time: fio compares the reads that have *ended* with the number of writes to know
-    // where the last, unanswered ones begin, so with more in flight it checks those, too.
+    // One read at a time: fio compares the reads that have *ended* with the number of writes to
+    // know where the last, unanswered ones begin; with more in flight it checks those, too.
     fio(&rig, &daemon, job)
         .args("--verify_state_load=1 --verify_only --iodepth=1")
         .succeed();
