@@ -10,6 +10,7 @@ mod clients;
 mod coverage;
 mod dice;
 mod disk;
+mod heads_dir;
 mod image;
 pub mod model;
 mod oracle;

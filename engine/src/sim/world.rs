@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::executor::block_on;
 
@@ -13,6 +11,7 @@ use super::clients::{Clients, Request};
 use super::coverage::Coverage;
 use super::dice::Dice;
 use super::disk::WalFile;
+use super::heads_dir::HeadsDir;
 use super::image::read_image;
 use super::oracle::Oracle;
 use super::plan::{Faults, MS, Moment, Plan};
@@ -241,8 +240,8 @@ impl World {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice);
         let lattices = plan.volumes.iter().map(|(lattice, _)| *lattice).collect();
-        let heads_dir = HeadsDir::new(seed);
-        let heads = LocalHeads::open(&heads_dir.0).expect("a directory for head records");
+        let heads_dir = HeadsDir::new(&format!("simulator-{seed}"));
+        let heads = LocalHeads::open(heads_dir.path()).expect("a directory for head records");
         let mut world = Self {
             clients: Clients::new(&plan, &mut dice),
             oracle: Oracle::new(lattices),
@@ -667,31 +666,5 @@ impl World {
             node.abandon();
         }
         (self.trace_hash, self.trace.drain(..).collect())
-    }
-}
-
-/// A directory in memory for local head records, gone with the run.
-#[derive(Debug)]
-pub(super) struct HeadsDir(PathBuf);
-
-static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
-
-impl HeadsDir {
-    fn new(seed: u64) -> Self {
-        let memory = PathBuf::from("/dev/shm");
-        let parent = if memory.is_dir() {
-            memory
-        } else {
-            std::env::temp_dir()
-        };
-        let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
-        let process = std::process::id();
-        Self(parent.join(format!("taipan-simulator-{process}-{seed}-{number}")))
-    }
-}
-
-impl Drop for HeadsDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

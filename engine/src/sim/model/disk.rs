@@ -1,9 +1,8 @@
 //! What outlives a process of the model: head record, log, and what was copied out.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::heads_dir::HeadsDir;
 use super::truth::{Truth, VOLUME, hash_of};
 use crate::identity::{Epoch, ManifestNum};
 use crate::registry::{LocalHead, LocalHeads};
@@ -23,7 +22,7 @@ pub(super) struct Record {
 /// The data directory of one machine.
 pub(super) struct Disk {
     pub(super) heads: LocalHeads,
-    _dir: Directory,
+    _dir: HeadsDir,
     /// Where records are not released at once, they stay for ever: a segment may stay for any time.
     pub(super) log: Vec<Record>,
     pub(super) releases: bool,
@@ -55,9 +54,9 @@ impl DiskCopy {
 
 impl Disk {
     pub(super) fn new() -> Self {
-        let dir = Directory::new();
+        let dir = HeadsDir::new("model");
         Self {
-            heads: LocalHeads::open(&dir.0).expect("a directory for head records"),
+            heads: LocalHeads::open(dir.path()).expect("a directory for head records"),
             _dir: dir,
             log: Vec::new(),
             releases: false,
@@ -155,30 +154,5 @@ fn canon_json(json: &mut serde_json::Value, truth: &Truth) {
             items.iter_mut().for_each(|item| canon_json(item, truth));
         }
         _ => {}
-    }
-}
-
-/// A directory in memory, gone with the run.
-struct Directory(PathBuf);
-
-static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
-
-impl Directory {
-    fn new() -> Self {
-        let memory = PathBuf::from("/dev/shm");
-        let parent = if memory.is_dir() {
-            memory
-        } else {
-            std::env::temp_dir()
-        };
-        let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
-        let process = std::process::id();
-        Self(parent.join(format!("taipan-model-{process}-{number}")))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
