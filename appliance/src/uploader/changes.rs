@@ -16,6 +16,7 @@ use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::Overlay;
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::{self, LocalHead, VolumeSeed};
+use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 use super::effects::Means;
@@ -231,21 +232,25 @@ impl Uploader {
         changed.noted
     }
 
+    /// Has every core stop serving the volume of that slot, and waits until they have.
+    pub(super) fn remove_from_cores(&self, slot: VolumeSlot) {
+        let (ack, done) = bounded(0);
+        for core in &self.cores {
+            let ack = ack.clone();
+            core.send(CoreMessage::RemoveVolume { slot, ack });
+        }
+        drop(ack);
+        // Each core drops its end when it is done; nothing is ever sent.
+        let _ = done.recv();
+    }
+
     /// A volume was deleted: nothing of it is served or committed any more.
     pub(super) fn forget_deleted(&mut self, id: VolumeId) {
         let Some(upload) = self.volumes.remove(&id) else {
             return;
         };
         let volume = upload.volume;
-        let (ack, done) = bounded(0);
-        for core in &self.cores {
-            core.send(CoreMessage::RemoveVolume {
-                slot: volume.slot,
-                ack: ack.clone(),
-            });
-        }
-        drop(ack);
-        let _ = done.recv();
+        self.remove_from_cores(volume.slot);
         self.coordinator.forget_volume(id);
         self.fail_drains(id, "the volume was deleted");
         self.clock.exposures().forget(id);

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::Sender;
 use taipan_engine::api::VolumeState;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Epoch, VolumeId, WriterToken};
@@ -17,7 +17,6 @@ use super::changes::{Change, Creation};
 use super::effects::Means;
 use super::patience::{Answer, until_known};
 use super::{UploadVolume, Uploader};
-use crate::inbox::CoreMessage;
 use crate::opening::{Opened, open_volume};
 
 /// A volume that was taken over and waits for the clock.
@@ -151,15 +150,7 @@ impl Uploader {
             return;
         };
         if former.is_some() || volume.state().0 == VolumeState::Fenced {
-            let (ack, done) = bounded(0);
-            for core in &self.cores {
-                core.send(CoreMessage::RemoveVolume {
-                    slot: volume.slot,
-                    ack: ack.clone(),
-                });
-            }
-            drop(ack);
-            let _ = done.recv();
+            self.remove_from_cores(volume.slot);
         }
         self.tables.forget(id);
         self.directory.remove(name);
