@@ -532,6 +532,7 @@ impl Appliance for Shared {
         self.ask(|reply| Request::Configure {
             name: wanted,
             change,
+            decides: false,
             reply,
         })?;
         self.show(name)
@@ -543,6 +544,7 @@ impl Appliance for Shared {
         self.ask(|reply| Request::Configure {
             name: wanted,
             change,
+            decides: patch.on_lost_cache.is_some(),
             reply,
         })?;
         self.show(name)

@@ -112,12 +112,12 @@ pub(super) async fn create(means: Rc<Means>, creation: Creation, answer: Answer)
 }
 
 /// Stores a manifest with new settings, however long that takes: while its outcome is open no other
-/// manifest may follow.
+/// manifest may follow. With the settings: whether they say expressly what a lost cache means.
 pub(super) async fn configure(
     means: Rc<Means>,
     old: Manifest,
     mut local: LocalHead,
-    settings: VolumeSettings,
+    (settings, decides): (VolumeSettings, bool),
     mut answer: Answer,
 ) -> Change {
     let id = old.volume;
@@ -129,19 +129,19 @@ pub(super) async fn configure(
     let result = match stored.await {
         Ok(head) => {
             local.advance(&head);
-            let decision = head.settings.on_lost_cache;
-            let decided = decision != OnLostCache::Refuse && decision != old.settings.on_lost_cache;
-            let serve = decided && std::mem::take(&mut local.lost_cache);
-            let state = match decision {
-                OnLostCache::ReadOnly => VolumeState::ReadOnly,
-                OnLostCache::Continue | OnLostCache::Refuse => VolumeState::Online,
-            };
+            let decision = if decides { local.decide() } else { None };
+            let decided = decision.and_then(|decision| match decision {
+                OnLostCache::Continue => Some(VolumeState::Online),
+                OnLostCache::ReadOnly => Some(VolumeState::ReadOnly),
+                // Whoever is connected stays; the next start refuses it.
+                OnLostCache::Refuse => None,
+            });
             // Stored is stored: the next commit must follow it, whether or not it is noted locally.
             let noted = means.save(local.clone()).await;
             Ok(Box::new(Configured {
                 head,
                 local,
-                decided: serve.then_some(state),
+                decided,
                 noted,
             }))
         }
@@ -216,7 +216,8 @@ impl Uploader {
         if let Some(state) = changed.decided {
             let read_only = state == VolumeState::ReadOnly;
             volume.read_only.store(read_only, Ordering::Release);
-            volume.set_state(state, None);
+            let cause = volume.state().1.filter(|_| read_only);
+            volume.set_state(state, cause);
         }
         self.coordinator.set_pace(id, VolumePace::of(&settings));
         let read_only = volume.read_only.load(Ordering::Acquire);

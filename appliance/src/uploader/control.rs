@@ -10,7 +10,7 @@ use taipan_engine::api::VolumeState;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::registry::VolumeSeed;
-use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
+use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use super::changes::{self, Change, Creation, Creations};
 use super::patience::Answer;
@@ -37,6 +37,8 @@ pub enum Request {
         name: VolumeName,
         /// Makes the new settings from the old.
         change: SettingsChange,
+        /// It says expressly what the loss of a cache means.
+        decides: bool,
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
@@ -165,10 +167,15 @@ impl Uploader {
 
     fn begin(&mut self, id: VolumeId, request: Request) {
         match request {
-            Request::Configure { change, reply, .. } => {
+            Request::Configure {
+                change,
+                decides,
+                reply,
+                ..
+            } => {
                 let upload = self.volumes.get_mut(&id).expect("it was looked at");
                 let settings = change(&upload.head().settings);
-                let settings = settings.and_then(|s| s.validate().map(|()| s));
+                let settings = settings.and_then(|s| s.validate().map(|()| (s, decides)));
                 match settings {
                     Ok(settings) => {
                         upload.changing = true;
@@ -347,9 +354,7 @@ impl Uploader {
             return Ok(());
         }
         for upload in self.volumes.values_mut() {
-            upload.local.clean = true;
-            let undecided = upload.local.settings.on_lost_cache == OnLostCache::Refuse;
-            upload.local.lost_cache &= undecided;
+            upload.local.close();
             self.means.heads.save(&upload.local)?;
         }
         // Those that are refused: what was known of them is durable in the log.
@@ -358,7 +363,7 @@ impl Uploader {
                 && !self.volumes.contains_key(&id)
                 && !local.clean
             {
-                local.clean = true;
+                local.close();
                 self.means.heads.save(&local)?;
             }
         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::manifest::Manifest;
-use crate::volume::{VolumeName, VolumeSettings};
+use crate::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 const SCHEMA: u32 = 1;
 /// Unresolved intents kept; an older one can only turn "replay" into "quarantine".
@@ -180,6 +180,21 @@ impl LocalHead {
         self.name = head.name.clone();
         self.settings = head.settings.clone();
         self.intents.clear();
+    }
+
+    /// Notes that the volume was closed in order. That a cache was lost before is still undecided.
+    pub fn close(&mut self) {
+        self.clean = true;
+    }
+
+    /// An operator said expressly what the loss of a cache means: the policy in the settings. To
+    /// continue ends the mark; the other policies hold until he does. The policy by which the volume
+    /// is served from now on, if a cache was lost at all.
+    pub fn decide(&mut self) -> Option<OnLostCache> {
+        let policy = self.settings.on_lost_cache;
+        let lost = self.lost_cache;
+        self.lost_cache &= policy != OnLostCache::Continue;
+        lost.then_some(policy)
     }
 
     /// Notes that all records to be quarantined were copied out, durably (or that there are none).

@@ -116,6 +116,28 @@ fn values_that_no_writer_has_are_refused() {
 }
 
 #[test]
+fn a_lost_cache_is_remembered_until_an_operator_continues() {
+    for policy in [
+        OnLostCache::Continue,
+        OnLostCache::ReadOnly,
+        OnLostCache::Refuse,
+    ] {
+        let mut local = LocalHead::unknown(&manifest(1, 0, 7, 0));
+        local.settings.on_lost_cache = policy;
+        assert_eq!(local.decide(), None, "nothing was lost");
+        local.lost_cache = true;
+        local.clean = false;
+        local.close();
+        assert!(
+            local.clean && local.lost_cache,
+            "an orderly stop decides nothing"
+        );
+        assert_eq!(local.decide(), Some(policy));
+        assert_eq!(local.lost_cache, policy != OnLostCache::Continue);
+    }
+}
+
+#[test]
 fn records_are_saved_loaded_and_removed() {
     let data = tempfile::tempdir().unwrap();
     let dir = data.path().join("volumes");
