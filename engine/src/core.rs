@@ -623,6 +623,11 @@ impl Core {
         self.volumes.get(slot.0 as usize)?.as_ref()
     }
 
+    /// Whether nothing of the volume is acknowledged any more: it is deleted, or another writer's.
+    fn is_given_up(&self, slot: VolumeSlot) -> bool {
+        self.served(slot).is_none_or(|volume| volume.fenced)
+    }
+
     /// One part of the request ended.
     fn part_done(&mut self, key: RequestKey, result: Result<(), Failure>) {
         let request = self.requests.get(key);
@@ -650,6 +655,11 @@ impl Core {
     }
 
     fn finish(&mut self, key: RequestKey) {
+        let flush_of = self.requests.get(key).flush_of;
+        if flush_of.is_some_and(|slot| self.is_given_up(slot)) {
+            let failure = &mut self.requests.get(key).failure;
+            failure.get_or_insert(Failure::Gone);
+        }
         if self.awaits_bucket(key) {
             return;
         }

@@ -175,12 +175,13 @@ impl Core {
         if self.cores == 1 && remote.is_none() {
             return self.flush_own(origin, slot);
         }
-        if self.served(slot).is_none() {
+        if self.is_given_up(slot) {
             return Progress::Failed(Failure::Gone);
         }
         let mut request = Request::new(origin, true);
         request.parts = 1;
         request.remote = remote;
+        request.flush_of = Some(slot);
         let key = self.requests.insert(request);
         let mask = ((1u32 << self.cores) - 1) as u16 & !(1 << self.index);
         self.ask_peers(key, mask, |request| super::PeerMessage::Flush {
@@ -199,7 +200,7 @@ impl Core {
 
     /// Makes durable what is answered in the own shards.
     pub(super) fn flush_own(&mut self, origin: Origin, slot: VolumeSlot) -> Progress {
-        if self.served(slot).is_none() {
+        if self.is_given_up(slot) {
             return Progress::Failed(Failure::Gone);
         }
         let needs = match self.flush_needs(slot) {
@@ -209,6 +210,7 @@ impl Core {
         };
         let mut request = Request::new(origin, true);
         request.needs = needs;
+        request.flush_of = Some(slot);
         let key = self.requests.insert(request);
         self.finish_if_complete(key);
         Progress::Pending(key)

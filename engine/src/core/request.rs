@@ -103,6 +103,8 @@ pub(super) struct Request {
     pub(super) needs: Needs,
     /// The volume, if the bucket must hold everything before the answer.
     pub(super) remote: Option<VolumeSlot>,
+    /// The volume that a FLUSH is of.
+    pub(super) flush_of: Option<VolumeSlot>,
     /// The client is gone: what is not appended yet must never be.
     pub(super) cancelled: bool,
     answered: bool,
@@ -119,6 +121,7 @@ impl Request {
             durable,
             needs: Needs::default(),
             remote: None,
+            flush_of: None,
             cancelled: false,
             answered: false,
         }

@@ -171,6 +171,25 @@ fn a_fenced_volume_answers_what_is_parked_and_takes_no_more() {
 }
 
 #[test]
+fn a_fenced_volumes_flush_fails_and_so_does_one_under_way() {
+    for cores in [1, 3] {
+        let mut rig = Rig::new(cores);
+        let write = rig.write(3, 1);
+        let early = rig.flush_on(0);
+        assert_eq!(rig.result(write), Some(Ok(())));
+        for core in &mut rig.cores {
+            core.fence_volume(SLOT);
+        }
+        let late = rig.flush_on(0);
+        rig.settle();
+        for flush in [early, late] {
+            assert_eq!(rig.result(flush), Some(Err(Failure::Gone)), "{cores} cores");
+        }
+        assert_eq!(rig.cores[0].unanswered(), 0);
+    }
+}
+
+#[test]
 fn a_deleted_volumes_reads_and_merges_do_not_touch_the_next_one_in_its_slot() {
     let mut rig = Rig::new(1);
     rig.write(2, 0xCC);
