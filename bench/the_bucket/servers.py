@@ -77,7 +77,11 @@ class FakeS3(S3Server):
         """Limits what is put, all puts together; 0 for no limit."""
         action = {"kind": "bandwidth", "bytes_per_second": bytes_per_second}
         rule = {"verbs": ["put", "upload_part"], "action": action}
-        self.call("PUT", "faults", {"rules": [rule] if bytes_per_second else []})
+        self.faults([rule] if bytes_per_second else [])
+
+    def faults(self, rules):
+        """Replaces the rules by which requests fail or are slow."""
+        self.call("PUT", "faults", {"rules": rules})
 
     def reset(self):
         self.call("DELETE", "stats")

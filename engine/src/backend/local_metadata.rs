@@ -4,9 +4,11 @@
 //! Copied are manifests, index parts, and chunks' headers with their extent tables, under
 //! `<data>/metadata/` by their keys. Copies of a manifest and of all that it needs are durable
 //! before the put of the manifest returns, so before any local head record names it. A copy that is
-//! missing or damaged costs a request to the backend, or a start without it; nothing else.
+//! missing or damaged costs a request to the backend, or a start without it; nothing else. A thread
+//! of its own writes them, because an fsync takes its time.
 
 mod copies;
+mod keeper;
 mod offline;
 
 use std::path::Path;
@@ -24,12 +26,14 @@ use crate::manifest::{Manifest, ManifestKind};
 use crate::object::{ChunkKey, IndexKey, ObjectKey, number_of};
 
 use copies::Copies;
+use keeper::Keeper;
 pub use offline::OfflineMetadata;
 
 /// A backend that keeps local copies of metadata.
 pub struct LocalMetadata {
     inner: Arc<dyn Backend>,
     copies: Copies,
+    keeper: Keeper,
     answers: AtomicU64,
 }
 
@@ -63,9 +67,11 @@ impl Class {
 impl LocalMetadata {
     /// Keeps copies of what passes to and from `inner` in `dir`, which is created when needed.
     pub fn new(inner: Arc<dyn Backend>, dir: &Path) -> Self {
+        let copies = Copies::of(dir);
         Self {
             inner,
-            copies: Copies::of(dir),
+            keeper: Keeper::of(copies.clone()),
+            copies,
             answers: AtomicU64::new(0),
         }
     }
@@ -104,38 +110,48 @@ impl LocalMetadata {
         IndexPart::decode(bytes).is_ok_and(|part| part.key.object() == *key)
     }
 
-    /// Copies what was stored.
-    fn note_stored(&self, key: &ObjectKey, body: &Bytes, put: Put) {
+    /// Copies what was stored. A manifest's copy, and all before it, is durable when this returns.
+    async fn note_stored(&self, key: &ObjectKey, body: &Bytes, put: Put) {
         match Class::of(key) {
             Class::Chunk(_) => {
                 if let Some(len) = Self::head_of(key, body) {
-                    self.copies.write(key, &body[..len]);
+                    self.write(key, body.slice(..len)).await;
                 }
             }
-            Class::Index(_) => self.copies.write(key, body),
+            Class::Index(_) => self.write(key, body.clone()).await,
             // What exists may be another writer's: it is copied when it is read.
-            Class::Manifest(volume) if put == Put::Created => self.note_manifest(volume, key, body),
+            Class::Manifest(volume) if put == Put::Created => {
+                let (key, body) = (key.clone(), body.clone());
+                let note = move |copies: &Copies| note_manifest(copies, volume, &key, &body);
+                self.keeper.change(note).await;
+            }
             Class::Manifest(_) | Class::Other => {}
         }
     }
 
-    fn note_manifest(&self, volume: VolumeId, key: &ObjectKey, body: &Bytes) {
-        self.copies.write(key, body);
-        self.copies.sync();
-        let Ok(manifest) = Manifest::decode(body) else {
-            return;
-        };
-        if manifest.kind == ManifestKind::Tombstone {
-            self.copies.forget(volume);
-        } else if let Some(root) = manifest.checkpoint {
-            let part = self.copies.read(&root.key.object());
-            let root_part = part.and_then(|bytes| IndexPart::decode(&bytes).ok()?.root);
-            if let Some(root_part) = root_part {
-                let mut parts: Vec<ObjectKey> =
-                    root_part.parts.iter().map(|p| p.key.object()).collect();
-                parts.push(root.key.object());
-                self.copies.begin_at(volume, manifest.number, &parts);
-            }
+    async fn write(&self, key: &ObjectKey, bytes: Bytes) {
+        let key = key.clone();
+        let write = move |copies: &Copies| copies.write(&key, &bytes);
+        self.keeper.change(write).await;
+    }
+}
+
+fn note_manifest(copies: &Copies, volume: VolumeId, key: &ObjectKey, body: &Bytes) {
+    copies.write(key, body);
+    copies.sync();
+    let Ok(manifest) = Manifest::decode(body) else {
+        return;
+    };
+    if manifest.kind == ManifestKind::Tombstone {
+        copies.forget(volume);
+    } else if let Some(root) = manifest.checkpoint {
+        let part = copies.read(&root.key.object());
+        let root_part = part.and_then(|bytes| IndexPart::decode(&bytes).ok()?.root);
+        if let Some(root_part) = root_part {
+            let mut parts: Vec<ObjectKey> =
+                root_part.parts.iter().map(|p| p.key.object()).collect();
+            parts.push(root.key.object());
+            copies.begin_at(volume, manifest.number, &parts);
         }
     }
 }
@@ -144,7 +160,7 @@ impl Backend for LocalMetadata {
     fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>> {
         Box::pin(async move {
             let put = self.note(self.inner.put_if_absent(key, body.clone()).await)?;
-            self.note_stored(key, &body, put);
+            self.note_stored(key, &body, put).await;
             Ok(put)
         })
     }
@@ -163,7 +179,7 @@ impl Backend for LocalMetadata {
                     }
                     let bytes = self.note(self.inner.get(key).await)?;
                     if Self::is_part(key, &bytes) {
-                        self.copies.write(key, &bytes);
+                        self.write(key, bytes.clone()).await;
                     }
                     Ok(bytes)
                 }
@@ -171,7 +187,9 @@ impl Backend for LocalMetadata {
                     // Always the backend's word: a copy says nothing about who owns the volume.
                     let bytes = self.note(self.inner.get(key).await)?;
                     if Manifest::decode(&bytes).is_ok_and(|found| found.object() == *key) {
-                        self.copies.write_once(key, &bytes);
+                        let (key, bytes) = (key.clone(), bytes.clone());
+                        let write = move |copies: &Copies| copies.write_once(&key, &bytes);
+                        self.keeper.change(write).await;
                     }
                     Ok(bytes)
                 }
@@ -199,7 +217,7 @@ impl Backend for LocalMetadata {
             }
             let bytes = self.note(self.inner.get_range(key, offset, len).await)?;
             if is_head(&bytes) {
-                self.copies.write(key, &bytes);
+                self.write(key, bytes.clone()).await;
             }
             Ok(bytes)
         })
@@ -221,7 +239,9 @@ impl Backend for LocalMetadata {
     fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             self.inner.delete(key).await?;
-            self.copies.remove(key);
+            let key = key.clone();
+            let remove = move |copies: &Copies| copies.remove(&key);
+            self.keeper.change(remove).await;
             Ok(())
         })
     }
@@ -229,7 +249,9 @@ impl Backend for LocalMetadata {
     fn delete_many<'a>(&'a self, keys: &'a [ObjectKey]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             self.inner.delete_many(keys).await?;
-            keys.iter().for_each(|key| self.copies.remove(key));
+            let keys = keys.to_vec();
+            let remove = move |copies: &Copies| keys.iter().for_each(|key| copies.remove(key));
+            self.keeper.change(remove).await;
             Ok(())
         })
     }

@@ -46,7 +46,7 @@ pub struct CommitConfig {
 impl Default for CommitConfig {
     fn default() -> Self {
         Self {
-            chunks_in_flight: 2,
+            chunks_in_flight: 4,
             backoff_min_ms: 100,
             backoff_max_ms: 15_000,
             checkpoint_commits: 32,

@@ -188,8 +188,8 @@ impl LocalHead {
     }
 
     /// An operator said expressly what the loss of a cache means: the policy in the settings. To
-    /// continue ends the mark; the other policies hold until he does. The policy by which the volume
-    /// is served from now on, if a cache was lost at all.
+    /// continue ends the mark; the other policies hold until he does. The policy by which the
+    /// volume is served from now on, if a cache was lost at all.
     pub fn decide(&mut self) -> Option<OnLostCache> {
         let policy = self.settings.on_lost_cache;
         let lost = self.lost_cache;

@@ -1,5 +1,6 @@
 //! The files of the copies. What fails here is reported once and harms nothing.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,9 +19,16 @@ const UNSYNCED_MAX: usize = 4096;
 #[derive(Clone, Debug)]
 pub(super) struct Copies {
     dir: PathBuf,
-    /// Files written since the last sync.
-    unsynced: Arc<Mutex<Vec<PathBuf>>>,
+    /// Written since the last sync.
+    unsynced: Arc<Mutex<Unsynced>>,
     failed: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct Unsynced {
+    files: Vec<PathBuf>,
+    /// Folders of these files, and of such as are synced already.
+    dirs: BTreeSet<PathBuf>,
 }
 
 impl Copies {
@@ -44,8 +52,9 @@ impl Copies {
         self.note(&path, written);
         let full = {
             let mut unsynced = self.unsynced();
-            unsynced.push(path);
-            unsynced.len() >= UNSYNCED_MAX
+            unsynced.dirs.extend(path.parent().map(Path::to_owned));
+            unsynced.files.push(path);
+            unsynced.files.len() >= UNSYNCED_MAX
         };
         if full {
             self.sync();
@@ -61,30 +70,32 @@ impl Copies {
 
     /// Makes all copies durable.
     pub(super) fn sync(&self) {
-        let files = std::mem::take(&mut *self.unsynced());
-        let mut dirs: Vec<&Path> = files.iter().filter_map(|path| path.parent()).collect();
-        dirs.sort_unstable();
-        dirs.dedup();
+        let Unsynced { files, dirs } = std::mem::take(&mut *self.unsynced());
         // Their parents too: folders may be new.
-        let parents: Vec<&Path> = dirs
+        let parents: BTreeSet<&Path> = dirs
             .iter()
             .flat_map(|dir| dir.ancestors().skip(1))
             .filter(|dir| dir.starts_with(&self.dir))
             .collect();
-        for path in files
-            .iter()
-            .map(PathBuf::as_path)
-            .chain(dirs)
-            .chain(parents)
-        {
-            let synced = match File::open(path) {
-                Ok(file) => file.sync_all(),
-                // Removed meanwhile.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(e) => Err(e),
-            };
-            self.note(path, synced);
-        }
+        let written = files.iter().chain(&dirs).map(PathBuf::as_path);
+        written.chain(parents).for_each(|path| self.sync_path(path));
+    }
+
+    /// Makes one copy durable ahead of [`Copies::sync`], which has the less to do. Whether there
+    /// was one.
+    pub(super) fn sync_ahead(&self) -> bool {
+        let file = self.unsynced().files.pop();
+        file.inspect(|path| self.sync_path(path)).is_some()
+    }
+
+    fn sync_path(&self, path: &Path) {
+        let synced = match File::open(path) {
+            Ok(file) => file.sync_all(),
+            // Removed meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        };
+        self.note(path, synced);
     }
 
     /// A manifest with a checkpoint is stored: nothing before it is needed, no chunk's head, and no
@@ -150,7 +161,7 @@ impl Copies {
         self.dir.join(key.as_str())
     }
 
-    fn unsynced(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
+    fn unsynced(&self) -> std::sync::MutexGuard<'_, Unsynced> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
