@@ -23,7 +23,7 @@ use taipan_engine::wal::region_files::boot_id;
 
 use crate::boot::{BootVolume, Recovered};
 use crate::budget::{MemoryBudget, machine_memory_bytes};
-use crate::caretaker::{Caretaker, Unlisted};
+use crate::caretaker::{Caretaker, Left, Unlisted};
 use crate::config::Config;
 use crate::connection::{Allowance, ConnectionLimits};
 use crate::daemon::Parts;
@@ -33,7 +33,6 @@ use crate::fetcher::{ChunkTables, Fetcher, FetcherParts, ReadSettings};
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
-use crate::ownership::Ownership;
 use crate::quarantine::Quarantine;
 use crate::recovery::ReadyShard;
 use crate::service::{Service, ServiceParts, Threads};
@@ -71,7 +70,7 @@ impl Assembly {
         parts: Parts<'_>,
         volumes: Vec<BootVolume>,
         recovered: Recovered,
-        ownership: Option<Ownership>,
+        left: Left,
     ) -> Result<Box<Service>> {
         let config = parts.config;
         let listeners = Listeners::bind(&config.listen, &config.socket, &config.limits)?;
@@ -92,14 +91,21 @@ impl Assembly {
             self.start_cores(config, cores, &fetcher, &uploader, &mut watchdog)?;
         populate(&arenas, &addresses);
         let state = Arc::new(UploaderState::default());
-        let upload_parts = self.uploader_parts(config, arenas, uploads, &addresses, &state);
+        let upload_parts = self.uploader_parts(
+            config,
+            arenas,
+            uploads,
+            &addresses,
+            &state,
+            parts.budget.packing_bytes,
+        );
         let upload = Uploader::start(upload_parts, uploader_inbox, uploader.clone())
             .map_err(|e| Error::io("starting the uploader", e))?;
         watchdog
             .start()
             .map_err(|e| Error::io("starting the watchdog", e))?;
-        let backend_asked = ownership.is_none();
-        self.start_caretaker(&parts, &addresses, &uploader, &recovered.files, ownership)?;
+        let backend_asked = left.ownership.is_none();
+        self.start_caretaker(&parts, &addresses, &uploader, &recovered.files, left)?;
         let service = Service::new(ServiceParts {
             config: config.clone(),
             data_dir: parts.data.path().to_owned(),
@@ -130,18 +136,17 @@ impl Assembly {
         Ok(Box::new(service))
     }
 
-    /// `ownership`: the backend's volumes were not listed yet.
     fn start_caretaker(
         &self,
         parts: &Parts<'_>,
         cores: &[CoreAddress],
         uploader: &UploaderAddress,
         files: &WalFiles,
-        ownership: Option<Ownership>,
+        left: Left,
     ) -> Result<()> {
         let data_dir = parts.data.path();
         let boot = boot_id()?;
-        let unlisted = ownership.map(|ownership| Unlisted {
+        let unlisted = left.ownership.map(|ownership| Unlisted {
             ownership,
             configured: parts.config.volumes.clone(),
         });
@@ -159,6 +164,7 @@ impl Assembly {
                 .collect(),
             wal_paths: self.paths.clone(),
             unlisted,
+            again: left.again,
         };
         let started = caretaker.start();
         started.map_err(|e| Error::io("starting the caretaker", e))
@@ -224,6 +230,7 @@ impl Assembly {
         volumes: Vec<UploadVolume>,
         cores: &[CoreAddress],
         state: &Arc<UploaderState>,
+        packing_bytes: u64,
     ) -> UploaderParts {
         let policy = CutPolicy {
             commit_interval_ms: config.commit.interval.as_millis() as u64,
@@ -236,6 +243,8 @@ impl Assembly {
             heads: self.heads.clone(),
             arenas,
             wal_paths: self.paths.clone(),
+            packing_bytes,
+            on_full: config.wal.on_full,
             clock: Arc::clone(&self.clock),
             coordinator: Coordinator::new(policy, self.clock.now()),
             volumes,

@@ -19,6 +19,7 @@ use taipan_engine::wal::LogConfig;
 
 use crate::assembly::Assembly;
 use crate::backend_check::open_checked;
+use crate::caretaker::{Again, Left};
 use crate::config::Config;
 use crate::connection::Allowance;
 use crate::daemon::{Parts, Running};
@@ -65,13 +66,13 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
 
     let (backend, copies) = with_copies(backend, config, parts.data.path());
     let heads = LocalHeads::open(&parts.data.path().join("volumes"))?;
-    let (mut volumes, ownership) =
+    let (mut volumes, left) =
         find_volumes(&parts, &*backend, copies.as_deref(), &heads, &replayed)?;
     let clock = Arc::new(EpochClock::new(first_epoch(&volumes, &replayed)));
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
-    let asked = ownership.is_none().then_some(&*backend);
+    let asked = left.ownership.is_none().then_some(&*backend);
     let recovered = recover(asked, replayed, &volumes)?;
     // Only now is there memory that outlives this process. A crash before leaves what was closed in
     // order closed in order.
@@ -94,7 +95,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         sync,
         started,
     };
-    let running = assembly.start(parts, volumes, recovered, ownership)?;
+    let running = assembly.start(parts, volumes, recovered, left)?;
     let clean = running
         .directory()
         .all()
@@ -134,14 +135,14 @@ fn with_copies(
     (Arc::clone(&copies) as Arc<dyn Backend>, Some(copies))
 }
 
-/// The volumes, and the decision that is still to be carried out if the backend cannot be asked.
+/// The volumes, and what is left to do when the backend can be asked.
 fn find_volumes(
     parts: &Parts<'_>,
     backend: &dyn Backend,
     copies: Option<&LocalMetadata>,
     heads: &LocalHeads,
     replayed: &Replayed,
-) -> Result<(Vec<BootVolume>, Option<Ownership>)> {
+) -> Result<(Vec<BootVolume>, Left)> {
     let heads_dir = parts.data.path().join("volumes");
     let mut ownership = Ownership::decide(parts.config.volumes_open, &heads_dir, heads)?;
     let offline = copies.map(LocalMetadata::offline);
@@ -159,6 +160,7 @@ fn find_volumes(
         quarantine: Quarantine::of(parts.data.path()),
     };
     let found = search.open_all()?;
+    let takes_all = ownership.takes_all;
     if found.backend_asked {
         ownership.settle()?;
         if let Some(copies) = copies {
@@ -166,7 +168,11 @@ fn find_volumes(
             copies.retain(&opened.map(|boot| boot.volume.id).collect::<Vec<_>>());
         }
     }
-    Ok((found.volumes, (!found.backend_asked).then_some(ownership)))
+    let left = Left {
+        again: Again::of(takes_all, &found.volumes, &replayed.volumes()),
+        ownership: (!found.backend_asked).then_some(ownership),
+    };
+    Ok((found.volumes, left))
 }
 
 /// The epoch that stamps the first new records: above all that was stamped here and above every

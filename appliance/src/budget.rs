@@ -12,8 +12,9 @@ use crate::config::{Config, MEMORY_BYTES_MIN};
 const BATCH_MEMORY_GRAIN: u64 = 16 << 20;
 /// Bytes that a connection needs besides its payload: state, queues and socket buffers of ours.
 const CONNECTION_BYTES: u64 = 64 << 10;
-/// Chunks that the uploader holds at once: one being packed, one being stored, one read back.
-const CHUNKS_HELD: u64 = 3;
+/// Chunks of the largest size that the uploader holds at once, of all volumes; see
+/// `CommitConfig::chunks_in_flight` for one volume.
+const CHUNKS_HELD: u64 = 4;
 /// Blocks that arrive from the backend: 64 GETs of 1 MiB that somebody waits for, 12 of 4 MiB ahead
 /// of time, and what is on its way into the cache file; see `fetcher`.
 const READING_BYTES: u64 = 144 << 20;

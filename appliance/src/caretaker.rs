@@ -1,6 +1,8 @@
 //! A thread that finishes what could not be done at once: copies the tail of a fenced volume out of
 //! the WAL, and looks for the backend's volumes after a start without the backend.
 
+mod again;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -28,6 +30,8 @@ use crate::ownership::Ownership;
 use crate::quarantine::{Quarantine, unix_ms, written_ms};
 use crate::uploader::{Request, UploaderAddress};
 
+pub(crate) use again::Again;
+
 /// How often it looks around.
 const TURN: Duration = Duration::from_secs(1);
 /// After a failure it waits so long.
@@ -52,6 +56,15 @@ pub(crate) struct Caretaker {
     pub(crate) wal_paths: Vec<PathBuf>,
     /// Set while the backend's volumes were not listed yet.
     pub(crate) unlisted: Option<Unlisted>,
+    /// What is tried again until it is decided.
+    pub(crate) again: Again,
+}
+
+/// What a start leaves to be done.
+pub(crate) struct Left {
+    /// The backend's volumes were not listed; what was decided about them.
+    pub(crate) ownership: Option<Ownership>,
+    pub(crate) again: Again,
 }
 
 /// What is left to do once the backend can be asked.
@@ -116,6 +129,7 @@ impl Caretaker {
                 let tail = tails.remove(&volume.id);
                 tails.insert(volume.id, self.care_for(volume, tail));
             }
+            self.try_again(&volumes);
             if self.unlisted.is_some() && Instant::now() >= ask_at {
                 if let Err(error) = self.list_again() {
                     tracing::debug!(%error, "the backend cannot be asked yet");

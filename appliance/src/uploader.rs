@@ -21,6 +21,7 @@ use crossbeam_channel::Sender;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::future::{Either, select};
 use futures::stream::StreamExt;
+use glommio::sync::Semaphore;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use taipan_engine::arena::ArenaReader;
 use taipan_engine::backend::Backend;
@@ -30,6 +31,7 @@ use taipan_engine::error::ErrorKind;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::registry::LocalHeads;
 
+use crate::config::OnFull;
 use crate::directory::Directory;
 use crate::fetcher::ChunkTables;
 use crate::inbox::{CoreAddress, CoreMessage};
@@ -48,6 +50,9 @@ const TURN_MS_MAX: u64 = 1000;
 
 /// It is shown so often at most how the commits fare.
 const SHOW_EVERY_MS: u64 = 50;
+
+/// Failing without a success for so long, the backend is away and does not just stumble.
+const AWAY_MS: u64 = 10_000;
 
 /// Priority of the uploader on machines of one or two CPUs.
 const NICE_WHEN_SHARED: i32 = 10;
@@ -146,6 +151,10 @@ pub struct UploaderParts {
     pub arenas: Vec<ArenaReader>,
     /// WAL files by shard.
     pub wal_paths: Vec<PathBuf>,
+    /// Memory for chunks that are packed or stored.
+    pub packing_bytes: u64,
+    /// What becomes of writes when the log is full and the backend away.
+    pub on_full: OnFull,
     /// The global epoch.
     pub clock: Arc<EpochClock>,
     /// Decides on cuts.
@@ -182,6 +191,9 @@ pub struct Uploader {
     metrics: Arc<Metrics>,
     state: Arc<UploaderState>,
     uploads: TaskQueueHandle,
+    on_full: OnFull,
+    /// The cores were told that a full log refuses writes.
+    refusing: bool,
     drains: Vec<Drain>,
     /// Requests that wait for a volume without a commit under way; it is in no cut meanwhile.
     waiting: Vec<Waiting>,
@@ -273,6 +285,8 @@ impl Uploader {
             backend: parts.backend,
             heads: parts.heads,
             blocks: BlockSource::new(parts.arenas, parts.wal_paths),
+            packing_bytes: parts.packing_bytes,
+            packing: Semaphore::new(parts.packing_bytes),
             counters: parts.metrics.backend(),
             saves: Cell::new(0),
             stopped: Cell::new(false),
@@ -302,6 +316,8 @@ impl Uploader {
             metrics: parts.metrics,
             state: parts.state,
             uploads,
+            on_full: parts.on_full,
+            refusing: false,
             drains: Vec::new(),
             waiting: Vec::new(),
             creations: Creations::default(),
@@ -494,11 +510,7 @@ impl Uploader {
         let failing = self.volumes.values().find_map(UploadVolume::last_failure);
         let mut failures = self.volumes.values().filter_map(UploadVolume::last_failure);
         let full = failures.any(|(kind, _)| kind == ErrorKind::Full);
-        if self.state.full.swap(full, Ordering::AcqRel) != full {
-            for core in &self.cores {
-                core.send(CoreMessage::BackendFull(full));
-            }
-        }
+        self.state.full.store(full, Ordering::Release);
         let since = match (
             &failing,
             self.state.failing_since_ms.load(Ordering::Relaxed),
@@ -508,6 +520,13 @@ impl Uploader {
             (Some(_), since) => since,
         };
         self.state.failing_since_ms.store(since, Ordering::Relaxed);
+        let failing_ms = (since > 0).then(|| self.now_ms().saturating_sub(since));
+        let refusing = full || is_away_too_long(self.on_full, failing_ms);
+        if std::mem::replace(&mut self.refusing, refusing) != refusing {
+            for core in &self.cores {
+                core.send(CoreMessage::BackendFull(refusing));
+            }
+        }
         if let Some((_, text)) = failing {
             let mut last = self
                 .state
@@ -519,9 +538,23 @@ impl Uploader {
     }
 }
 
+/// Whether a log that is full because the backend is away refuses writes, as the operator chose.
+fn is_away_too_long(on_full: OnFull, failing_ms: Option<u64>) -> bool {
+    on_full == OnFull::Enospc && failing_ms.is_some_and(|ms| ms >= AWAY_MS)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::WalRate;
+    use super::{AWAY_MS, OnFull, WalRate, is_away_too_long};
+
+    #[test]
+    fn a_full_log_refuses_writes_in_an_outage_only_if_that_was_chosen() {
+        for failing_ms in [None, Some(0), Some(AWAY_MS - 1)] {
+            assert!(!is_away_too_long(OnFull::Enospc, failing_ms));
+        }
+        assert!(is_away_too_long(OnFull::Enospc, Some(AWAY_MS)));
+        assert!(!is_away_too_long(OnFull::Wait, Some(u64::MAX)));
+    }
 
     #[test]
     fn the_rate_follows_what_is_written_and_falls_when_nothing_is() {

@@ -17,7 +17,8 @@ use super::flags::Flags;
 use super::places;
 use super::settings::{
     Cache, Commit, Config, Cores, DATA_CORES_MAX, Fencing, Limits, LogFormat, Logging,
-    MEMORY_BYTES_MIN, VolumeConfig, VolumesOpen, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal, WalSync,
+    MEMORY_BYTES_MIN, OnFull, VolumeConfig, VolumesOpen, WAL_BYTES_MAX, WAL_BYTES_MIN, Wal,
+    WalSync,
 };
 
 /// What of the machine decides defaults.
@@ -207,6 +208,7 @@ fn read_wal(doc: &mut Document) -> Wal {
         ("dsync", WalSync::Dsync),
         ("fdatasync", WalSync::Fdatasync),
     ];
+    let when_full = [("wait", OnFull::Wait), ("enospc", OnFull::Enospc)];
     Wal {
         size_bytes,
         sync: doc.choice("wal.sync", &modes).unwrap_or_default(),
@@ -216,6 +218,7 @@ fn read_wal(doc: &mut Document) -> Wal {
         flush_size_bytes: doc
             .size("wal.flush_size", (16 << 20)..=(1 << 30))
             .unwrap_or(64 << 20),
+        on_full: doc.choice("wal.on_full", &when_full).unwrap_or_default(),
     }
 }
 

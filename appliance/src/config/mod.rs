@@ -15,8 +15,8 @@ pub use load::{Machine, Problems, load};
 pub use reads::{CacheSize, Reads};
 pub use settings::{
     Cache, Commit, Config, Cores, DATA_CORES_MAX, Fencing, Limits, LogFormat, Logging,
-    MEMORY_BYTES_MIN, VolumeConfig, VolumesOpen, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN,
-    Wal, WalSync,
+    MEMORY_BYTES_MIN, OnFull, VolumeConfig, VolumesOpen, WAL_BYTES_DEFAULT, WAL_BYTES_MAX,
+    WAL_BYTES_MIN, Wal, WalSync,
 };
 
 #[cfg(test)]

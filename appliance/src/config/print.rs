@@ -8,7 +8,7 @@ use taipan_engine::size;
 use taipan_engine::volume::{Ack, Durability, OnLostCache};
 
 use super::cpus;
-use super::settings::{Config, Fencing, LogFormat, VolumeConfig, VolumesOpen, WalSync};
+use super::settings::{Config, Fencing, LogFormat, OnFull, VolumeConfig, VolumesOpen, WalSync};
 
 impl Config {
     /// The configuration as TOML; reading it back gives the same.
@@ -104,6 +104,11 @@ impl Config {
         let millis = self.wal.flush_interval.as_millis();
         writeln!(out, "flush_interval_ms = {millis}")?;
         writeln!(out, "flush_size = {}", size_text(self.wal.flush_size_bytes))?;
+        let on_full = match self.wal.on_full {
+            OnFull::Wait => "wait",
+            OnFull::Enospc => "enospc",
+        };
+        writeln!(out, "on_full = {}", text(on_full))?;
 
         writeln!(out, "\n[cache]")?;
         match self.cache.size_bytes {

@@ -167,6 +167,8 @@ pub struct Wal {
     pub flush_interval: Duration,
     /// At most so many answered bytes (of all shards) may be undurable.
     pub flush_size_bytes: u64,
+    /// What becomes of writes when the log is full and the backend away.
+    pub on_full: OnFull,
 }
 
 impl Wal {
@@ -190,6 +192,16 @@ pub enum WalSync {
     Dsync,
     /// Plain writes, then fdatasync.
     Fdatasync,
+}
+
+/// What becomes of writes when the log is full and the backend cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// They wait: an outage passes.
+    #[default]
+    Wait,
+    /// They fail with ENOSPC, as they do when the backend itself is full.
+    Enospc,
 }
 
 /// Read cache settings.

@@ -52,6 +52,7 @@ fn without_flags_and_file_the_defaults_of_the_design_hold() {
     assert_eq!(config.wal.sync, WalSync::Auto);
     assert_eq!(config.wal.flush_interval, Duration::from_millis(100));
     assert_eq!(config.wal.flush_size_bytes, 64 << 20);
+    assert_eq!(config.wal.on_full, OnFull::Wait);
     assert_eq!(config.commit.interval, Duration::from_secs(30));
     assert_eq!(config.commit.pending_bytes, 64 << 20);
     assert_eq!(
@@ -80,6 +81,7 @@ fn flags_win_over_the_file_and_volumes_add_up() {
         [wal]
         size = "1GiB"
         sync = "dsync"
+        on_full = "enospc"
         [cores]
         data = [2, 3]
         [[volume]]
@@ -105,6 +107,7 @@ fn flags_win_over_the_file_and_volumes_add_up() {
     let config = load_with(Some(file), &args).unwrap();
     assert_eq!(config.wal.size_bytes, Some(512 << 20));
     assert_eq!(config.wal.sync, WalSync::Dsync);
+    assert_eq!(config.wal.on_full, OnFull::Enospc);
     assert_eq!(config.listen.len(), 2);
     assert_eq!(
         (config.cores.data.as_slice(), config.cores.uploader),

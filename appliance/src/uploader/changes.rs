@@ -170,6 +170,7 @@ impl Uploader {
     pub(super) fn serve_created(&mut self, creation: &Creation, opened: Opened) {
         let slot = self.directory.free_slot();
         let id = creation.seed.id;
+        let opened_generation = opened.local.generation;
         let volume = Arc::new(Volume::serving(slot, &opened.local, opened.was_clean));
         let (ack, done) = bounded(0);
         for (index, core) in self.cores.iter().enumerate() {
@@ -196,7 +197,8 @@ impl Uploader {
         self.volumes.insert(id, upload);
         self.directory.insert(volume);
         let (name, bytes) = (&creation.name, creation.settings.size_bytes);
-        tracing::info!(volume = %name, %id, bytes, "volume created");
+        let generation = opened_generation.0;
+        tracing::info!(volume = %name, %id, bytes, generation, "volume opened for writing");
     }
 
     /// New settings are stored: they hold from now on.
@@ -219,6 +221,7 @@ impl Uploader {
             let cause = volume.state().1.filter(|_| read_only);
             volume.set_state(state, cause);
         }
+        volume.verified();
         self.coordinator.set_pace(id, VolumePace::of(&settings));
         let read_only = volume.read_only.load(Ordering::Acquire);
         for core in &self.cores {

@@ -3,13 +3,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::join_all;
-use glommio::io::DmaFile;
+use futures::StreamExt;
+use glommio::io::{DmaFile, ReadResult};
 use taipan_engine::arena::ArenaReader;
 use taipan_engine::block::{SHARD_COUNT, ShardId};
 use taipan_engine::chunk::ChunkRef;
@@ -18,7 +19,14 @@ use taipan_engine::pack::{ChunkJob, PackBlock};
 use taipan_engine::wal::{Location, PlaceMap};
 
 /// WAL reads in flight for one chunk.
-const READ_AHEAD: usize = 64;
+const READS_AT_ONCE: usize = 64;
+/// Bytes of blocks that are read before they are copied.
+const WINDOW_BYTES: usize = 4 << 20;
+/// Longest read.
+const READ_BYTES_MAX: usize = 256 << 10;
+/// Blocks of one file with no more than this between them are read together: between two batches
+/// there is a header.
+const GAP_BYTES_MAX: u64 = 4 << 10;
 /// Blocks copied between two looks at whether something more urgent waits.
 const BLOCKS_PER_YIELD: usize = 128;
 
@@ -43,6 +51,13 @@ impl BlockSource {
         }
     }
 
+    /// Bytes of memory that [`BlockSource::build`] takes at most, the object included.
+    pub(super) fn bytes_needed(job: &ChunkJob) -> u64 {
+        let bytes = job.blocks().len() * job.spec.block_size.bytes();
+        // Half of what is read may be gaps.
+        (bytes + 2 * bytes.min(WINDOW_BYTES)) as u64
+    }
+
     /// Builds one chunk object; every block is checked against the CRC of its WAL record.
     pub(super) async fn build(
         &self,
@@ -52,7 +67,8 @@ impl BlockSource {
         let mut builder = job.builder()?;
         let block_bytes = job.spec.block_size.bytes();
         let blocks = job.blocks();
-        let mut ahead: HashMap<usize, Vec<u8>> = HashMap::new();
+        let window_blocks = (WINDOW_BYTES / block_bytes).max(1);
+        let mut ahead = ReadAhead::default();
         for (index, block) in blocks.iter().enumerate() {
             let shard = block.block.shard();
             let location = locate(places, shard, block)?;
@@ -67,15 +83,19 @@ impl BlockSource {
                 builder.push_with(block.crc, from_memory).is_ok()
             });
             if !copied {
-                if !ahead.contains_key(&index) {
-                    let window = &blocks[index..blocks.len().min(index + READ_AHEAD)];
-                    self.read_ahead(index, window, places, block_bytes, &mut ahead)
-                        .await?;
+                if ahead.bytes(index, block_bytes).is_none() {
+                    if index >= ahead.end {
+                        let end = blocks.len().min(index + window_blocks);
+                        ahead = ReadAhead::until(end);
+                    }
+                    let window = &blocks[index..ahead.end];
+                    let wanted = self.evicted(index, window, places, &ahead)?;
+                    self.read_ahead(&wanted, block_bytes, &mut ahead).await?;
                 }
-                let bytes = ahead.remove(&index).ok_or_else(|| {
+                let bytes = ahead.bytes(index, block_bytes).ok_or_else(|| {
                     Error::new(ErrorKind::Transient, "a block was not read").with_shard(shard)
                 })?;
-                builder.push(&bytes, block.crc)?;
+                builder.push(bytes, block.crc)?;
             }
             if index % BLOCKS_PER_YIELD == BLOCKS_PER_YIELD - 1 {
                 glommio::yield_if_needed().await;
@@ -84,15 +104,15 @@ impl BlockSource {
         builder.finish()
     }
 
-    /// Reads the blocks of `window` that are not in memory, many at a time.
-    async fn read_ahead(
+    /// The blocks of `window` that are neither in memory nor read ahead, in the order of the files;
+    /// the first one was asked for in vain already.
+    fn evicted(
         &self,
         first: usize,
         window: &[PackBlock],
         places: &CutPlaces,
-        block_bytes: usize,
-        out: &mut HashMap<usize, Vec<u8>>,
-    ) -> Result<()> {
+        ahead: &ReadAhead,
+    ) -> Result<Vec<Wanted>> {
         let mut wanted = Vec::new();
         for (at, block) in window.iter().enumerate() {
             let shard = block.block.shard();
@@ -102,23 +122,43 @@ impl BlockSource {
                 && location.arena_offset.is_some_and(|offset| {
                     self.arenas[shard.index()].copy(block.place.batch, offset, &mut probe)
                 });
-            if !resident && !out.contains_key(&(first + at)) {
-                wanted.push((first + at, shard, location.file_offset));
+            if !resident && !ahead.places.contains_key(&(first + at)) {
+                wanted.push(Wanted {
+                    shard,
+                    offset: location.file_offset,
+                    index: first + at,
+                });
             }
         }
-        let reads = wanted.into_iter().map(|(index, shard, offset)| async move {
-            self.read(shard, offset, block_bytes)
-                .await
-                .map(|bytes| (index, bytes))
+        wanted.sort_unstable();
+        Ok(wanted)
+    }
+
+    /// Reads blocks, neighbours together and many at a time.
+    async fn read_ahead(
+        &self,
+        wanted: &[Wanted],
+        block_bytes: usize,
+        ahead: &mut ReadAhead,
+    ) -> Result<()> {
+        let spans = spans_of(wanted, block_bytes);
+        let reads = spans.into_iter().map(|span| async move {
+            let bytes = self.read(span.shard, span.offset, span.bytes).await?;
+            Ok::<_, Error>((span, bytes))
         });
-        for read in join_all(reads).await {
-            let (index, bytes) = read?;
-            out.insert(index, bytes);
+        let mut reads = futures::stream::iter(reads).buffer_unordered(READS_AT_ONCE);
+        while let Some(read) = reads.next().await {
+            let (span, bytes) = read?;
+            for one in &wanted[span.blocks.clone()] {
+                let place = (ahead.reads.len(), (one.offset - span.offset) as usize);
+                ahead.places.insert(one.index, place);
+            }
+            ahead.reads.push(bytes);
         }
         Ok(())
     }
 
-    async fn read(&self, shard: ShardId, offset: u64, len: usize) -> Result<Vec<u8>> {
+    async fn read(&self, shard: ShardId, offset: u64, len: usize) -> Result<ReadResult> {
         let path = &self.paths[shard.index()];
         let failed = |e: String| {
             Error::new(ErrorKind::Io, format!("read the WAL to pack it: {e}"))
@@ -147,7 +187,75 @@ impl BlockSource {
         if read.len() != len {
             return Err(failed(format!("{} of {len} bytes", read.len())));
         }
-        Ok(read.to_vec())
+        Ok(read)
+    }
+}
+
+/// A block to be read from the file of its shard; ordered as the files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    shard: ShardId,
+    /// In the file.
+    offset: u64,
+    /// In the chunk.
+    index: usize,
+}
+
+/// What is read at once: neighbours in one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Span {
+    shard: ShardId,
+    offset: u64,
+    bytes: usize,
+    /// Which of the wanted blocks it holds.
+    blocks: Range<usize>,
+}
+
+/// Joins ordered blocks to spans.
+fn spans_of(wanted: &[Wanted], block_bytes: usize) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for (at, one) in wanted.iter().enumerate() {
+        let end = one.offset + block_bytes as u64;
+        if let Some(span) = spans.last_mut() {
+            let joined = (end - span.offset.min(end)) as usize;
+            let near = one.offset <= span.offset + span.bytes as u64 + GAP_BYTES_MAX;
+            if span.shard == one.shard && near && joined <= READ_BYTES_MAX {
+                span.bytes = joined;
+                span.blocks.end = at + 1;
+                continue;
+            }
+        }
+        spans.push(Span {
+            shard: one.shard,
+            offset: one.offset,
+            bytes: block_bytes,
+            blocks: at..at + 1,
+        });
+    }
+    spans
+}
+
+/// Blocks that were read before they are needed.
+#[derive(Default)]
+struct ReadAhead {
+    /// Of blocks of the chunk before this one.
+    end: usize,
+    reads: Vec<ReadResult>,
+    /// By the block's index in the chunk: which read, and where in it.
+    places: HashMap<usize, (usize, usize)>,
+}
+
+impl ReadAhead {
+    fn until(end: usize) -> Self {
+        Self {
+            end,
+            ..Self::default()
+        }
+    }
+
+    fn bytes(&self, index: usize, block_bytes: usize) -> Option<&[u8]> {
+        let (read, at) = *self.places.get(&index)?;
+        self.reads[read].get(at..at + block_bytes)
     }
 }
 
@@ -162,4 +270,41 @@ fn locate(places: &CutPlaces, shard: ShardId, block: &PackBlock) -> Result<Locat
             ))
             .with_shard(shard)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(places: &[(u8, u64)]) -> Vec<Wanted> {
+        let one = |(index, (shard, page)): (usize, &(u8, u64))| Wanted {
+            shard: ShardId::all().nth(usize::from(*shard)).expect("a shard"),
+            offset: page * 4096,
+            index,
+        };
+        places.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn neighbours_of_one_file_are_read_together_over_a_header() {
+        let blocks = wanted(&[(0, 1), (0, 2), (0, 4), (0, 7), (1, 8), (1, 8)]);
+        let spans = spans_of(&blocks, 4096);
+        let found = spans.iter().map(|span| (span.offset / 4096, span.bytes));
+        let found: Vec<_> = found.collect();
+        assert_eq!(found, [(1, 4 * 4096), (7, 4096), (8, 4096)]);
+        let held: Vec<_> = spans.iter().map(|span| span.blocks.clone()).collect();
+        assert_eq!(held, [0..3, 3..4, 4..6]);
+    }
+
+    #[test]
+    fn a_read_has_a_limit() {
+        let pages: Vec<(u8, u64)> = (0..200).map(|page| (3, page)).collect();
+        let spans = spans_of(&wanted(&pages), 4096);
+        assert!(spans.iter().all(|span| span.bytes <= READ_BYTES_MAX));
+        let read: usize = spans.iter().map(|span| span.bytes).sum();
+        assert_eq!((spans.len(), read), (4, 200 * 4096));
+        let large = spans_of(&wanted(&[(0, 0), (0, 16), (0, 128)]), 64 << 10);
+        let found: Vec<usize> = large.iter().map(|span| span.bytes).collect();
+        assert_eq!(found, [128 << 10, 64 << 10]);
+    }
 }

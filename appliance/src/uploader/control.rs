@@ -49,6 +49,15 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
+    /// Open a volume that the start refused, as a start does, and serve it. One attempt.
+    Reopen {
+        /// Its name.
+        name: VolumeName,
+        /// Whoever owns it; else only if it is our own.
+        takes_all: bool,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
     /// Delete a volume.
     Delete {
         /// Its name.
@@ -97,6 +106,11 @@ impl Uploader {
                 reply,
             } => self.create(name, settings, reply),
             Request::Takeover { name, reply } => self.begin_takeover(name, reply),
+            Request::Reopen {
+                name,
+                takes_all,
+                reply,
+            } => self.begin_reopening(&name, takes_all, reply),
             Request::Drain { reply } => {
                 self.coordinator.demand_cut();
                 self.drains.push(Drain {
@@ -191,6 +205,7 @@ impl Uploader {
             Request::Delete { reply, .. } => self.begin_deletion(id, reply),
             Request::Create { .. }
             | Request::Takeover { .. }
+            | Request::Reopen { .. }
             | Request::Drain { .. }
             | Request::Commit { .. }
             | Request::Stop { .. } => {}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use glommio::sync::Semaphore;
 use taipan_engine::backend::{Backend, Put};
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::commit::Event;
@@ -27,6 +28,9 @@ pub(super) struct Means {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) heads: LocalHeads,
     pub(super) blocks: BlockSource,
+    /// Bytes that chunks being packed and stored may take, and what of them is free.
+    pub(super) packing_bytes: u64,
+    pub(super) packing: Semaphore,
     pub(super) counters: Arc<BackendCounters>,
     /// Local head records being saved or removed.
     pub(super) saves: Cell<usize>,
@@ -44,6 +48,10 @@ impl Means {
     }
 
     async fn build_and_put(&self, job: &ChunkJob, places: &CutPlaces) -> Result<ChunkRef> {
+        // Of all volumes together no more than the budget that was printed at start.
+        let needed = BlockSource::bytes_needed(job).min(self.packing_bytes);
+        let closed = |_| Error::new(ErrorKind::Transient, "packing has ended");
+        let _room = self.packing.acquire_permit(needed).await.map_err(closed)?;
         let (body, reference) = self.blocks.build(job, places).await?;
         pass("chunk.put")?;
         self.put(&reference.key.object(), body).await?;

@@ -5,6 +5,8 @@
 //! there by a cut before the cores serve the volume.
 
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use taipan_engine::api::VolumeState;
@@ -15,9 +17,13 @@ use taipan_engine::volume::VolumeName;
 
 use super::changes::{Change, Creation};
 use super::effects::Means;
-use super::patience::{Answer, until_known};
+use super::patience::{Answer, until_known, within};
 use super::{UploadVolume, Uploader};
-use crate::opening::{Opened, open_volume};
+use crate::directory::Volume;
+use crate::opening::{Found, Opened, open_at_start, open_volume};
+
+/// One attempt at opening a volume that a start refused; a large index takes its time.
+const REOPENING: Duration = Duration::from_secs(60);
 
 /// A volume that was taken over and waits for the clock.
 pub(super) struct Taken {
@@ -59,7 +65,61 @@ pub(super) async fn take_over(
     }
 }
 
+/// Opens a volume in the backend as a start does; nothing of it is in the WAL.
+async fn reopen(
+    means: Rc<Means>,
+    volume: Arc<Volume>,
+    takes_all: bool,
+    stamped_through: Epoch,
+    answer: Answer,
+) -> Change {
+    let (backend, heads, id) = (&*means.backend, &means.heads, volume.id);
+    let attempt = async {
+        match open_at_start(backend, heads, id, stamped_through, takes_all).await? {
+            Found::Opened(mut opened) => {
+                registry::begin_serving(heads, &mut opened.local)?;
+                opened.was_clean = true;
+                Ok(opened)
+            }
+            Found::Elsewhere(_) => {
+                let text = "another appliance owns the volume";
+                Err(Error::new(ErrorKind::Fenced, text).with_volume(id))
+            }
+        }
+    };
+    let result = within(REOPENING, "open a volume", attempt).await;
+    Change::TakenOver {
+        name: volume.name.clone(),
+        stamped_through,
+        result,
+        answer,
+    }
+}
+
 impl Uploader {
+    /// Only for a volume that was refused since the start: nothing of it was ever answered here.
+    pub(super) fn begin_reopening(
+        &mut self,
+        name: &VolumeName,
+        takes_all: bool,
+        reply: Sender<Result<()>>,
+    ) {
+        let refused = |volume: &Arc<Volume>| {
+            let state = volume.state().0;
+            state == VolumeState::Refused && !self.volumes.contains_key(&volume.id)
+        };
+        let is_taking = self.taken.iter().any(|taken| taken.name == *name);
+        let found = self.directory.get(name).filter(refused);
+        let Some(volume) = found.filter(|_| !is_taking) else {
+            let text = format!("volume {:?} is not one to be opened again", name.as_str());
+            let _ = reply.send(Err(Error::new(ErrorKind::Busy, text)));
+            return;
+        };
+        let answer = Answer::new(reply, "the opening is pending");
+        let (means, stamped) = (Rc::clone(&self.means), self.clock.now());
+        self.spawn_change(reopen(means, volume, takes_all, stamped, answer));
+    }
+
     pub(super) fn begin_takeover(&mut self, name: VolumeName, reply: Sender<Result<()>>) {
         let present = self.directory.get(&name);
         let refusal = present.as_ref().and_then(|volume| {

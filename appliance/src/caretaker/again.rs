@@ -1,0 +1,195 @@
+//! Volumes of which a start could not say what becomes of them, because the backend did not answer:
+//! they are asked for again until that is known.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use taipan_engine::api::VolumeState;
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::identity::{Generation, VolumeId};
+use taipan_engine::registry::{self, LocalHead};
+
+use super::Caretaker;
+use crate::boot::BootVolume;
+use crate::directory::Volume;
+use crate::uploader::Request;
+
+/// First wait after a failure; doubles with each further one.
+const PAUSE_MIN: Duration = Duration::from_secs(2);
+/// Longest wait after a failure.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// What is tried again.
+pub(crate) struct Again {
+    /// The start was to take over every volume.
+    takes_all: bool,
+    /// Volumes that the start refused and of which the WAL has no record: only a start brings such
+    /// records back. Never one that was served since.
+    refused: HashSet<VolumeId>,
+    pauses: HashMap<VolumeId, Pause>,
+}
+
+impl Again {
+    /// What the start leaves, `volumes` being what it found and `recorded` those of which the WAL
+    /// has records.
+    pub(crate) fn of(takes_all: bool, volumes: &[BootVolume], recorded: &[VolumeId]) -> Self {
+        let is_refused = |boot: &&BootVolume| {
+            let is_closed = boot.opened.is_none() && !recorded.contains(&boot.volume.id);
+            is_closed && boot.volume.state().0 == VolumeState::Refused
+        };
+        let refused = volumes.iter().filter(is_refused);
+        Self {
+            takes_all,
+            refused: refused.map(|boot| boot.volume.id).collect(),
+            pauses: HashMap::new(),
+        }
+    }
+}
+
+/// How long a volume is left alone after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pause {
+    until: Instant,
+    next: Duration,
+}
+
+impl Pause {
+    fn after(before: Option<Self>, now: Instant) -> Self {
+        let wait = before.map_or(PAUSE_MIN, |pause| pause.next);
+        Self {
+            until: now + wait,
+            next: (wait * 2).min(PAUSE_MAX),
+        }
+    }
+}
+
+/// Whether a running daemon may open a volume that its start refused. `local` is what it knows of
+/// it: with answered writes that may be lost, or that must not be merged, it needs a start or an
+/// operator.
+fn may_reopen(local: Option<&LocalHead>) -> bool {
+    local.is_none_or(|local| {
+        let copied = local.quarantine.is_none_or(|range| range.copied);
+        copied && !local.lost_cache
+    })
+}
+
+impl Caretaker {
+    /// Asks for the volumes that are not decided, each after its pause.
+    pub(super) fn try_again(&mut self, volumes: &[Arc<Volume>]) {
+        let is_open = |volume: &Arc<Volume>| match volume.state().0 {
+            VolumeState::Unverified => true,
+            VolumeState::Refused => self.again.refused.contains(&volume.id),
+            _ => false,
+        };
+        let open: Vec<&Arc<Volume>> = volumes.iter().filter(|volume| is_open(volume)).collect();
+        let is_left = |id: &VolumeId| open.iter().any(|volume| volume.id == *id);
+        self.again.pauses.retain(|id, _| is_left(id));
+        for volume in open {
+            let pause = self.again.pauses.get(&volume.id).copied();
+            if pause.is_some_and(|pause| Instant::now() < pause.until) {
+                continue;
+            }
+            let tried = match volume.state().0 {
+                VolumeState::Unverified => self.verify(volume),
+                _ => self.reopen(volume),
+            };
+            if let Err(error) = tried {
+                tracing::debug!(volume = %volume.name, %error, "not decided yet");
+            }
+            let pause = Pause::after(pause, Instant::now());
+            self.again.pauses.insert(volume.id, pause);
+        }
+    }
+
+    /// Stores a manifest without a change: it tells whose the volume is, as a commit would.
+    fn verify(&self, volume: &Volume) -> Result<()> {
+        // First whether the backend answers at all: what waits for it holds up commits.
+        let head = self.ask(registry::read_head(&*self.backend, volume.id, None))?;
+        let local = self.heads.load(volume.id)?;
+        let is_further = |local: &LocalHead| local.is_own(&head) && head.number != local.head;
+        if local.as_ref().is_none_or(is_further) {
+            // Stored by this appliance before it crashed: what became of that a start finds out.
+            return Ok(());
+        }
+        let name = volume.name.clone();
+        self.answered(|reply| Request::Configure {
+            name,
+            change: Box::new(|settings| Ok(settings.clone())),
+            decides: false,
+            reply,
+        })
+    }
+
+    /// Opens a volume that was refused although nothing here speaks against it.
+    fn reopen(&mut self, volume: &Volume) -> Result<()> {
+        let (id, takes_all) = (volume.id, self.again.takes_all);
+        let local = self.heads.load(id)?;
+        if !may_reopen(local.as_ref()) {
+            return Ok(());
+        }
+        let head = self.ask(registry::read_head(&*self.backend, id, None))?;
+        let is_ours = head.generation == Generation(0) || local.is_some_and(|l| l.is_own(&head));
+        if !takes_all && !is_ours {
+            self.directory
+                .replace(Arc::new(Volume::elsewhere(volume.slot, &head)));
+            return Ok(());
+        }
+        let name = volume.name.clone();
+        self.answered(|reply| Request::Reopen {
+            name,
+            takes_all,
+            reply,
+        })?;
+        self.again.refused.remove(&id);
+        Ok(())
+    }
+
+    /// Asks the uploader and waits for the answer, which it gives within about a minute.
+    fn answered(
+        &self,
+        request: impl FnOnce(crossbeam_channel::Sender<Result<()>>) -> Request,
+    ) -> Result<()> {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.uploader.request(request(reply));
+        answer.recv().unwrap_or_else(|_| {
+            let text = "the uploader has stopped";
+            Err(Error::new(ErrorKind::Transient, text))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taipan_engine::identity::Epoch;
+    use taipan_engine::volume::{VolumeName, VolumeSettings};
+
+    #[test]
+    fn pauses_double_up_to_a_minute() {
+        let now = Instant::now();
+        let mut pause = None;
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            let next = Pause::after(pause, now);
+            waits.push((next.until - now).as_secs());
+            pause = Some(next);
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn what_may_hold_answered_writes_is_left_to_a_start() {
+        let name = VolumeName::parse("v").unwrap();
+        let whole = LocalHead::named(VolumeId(1), name, VolumeSettings::with_size(512));
+        assert!(may_reopen(None) && may_reopen(Some(&whole)));
+        let mut lost = whole.clone();
+        lost.lost_cache = true;
+        assert!(!may_reopen(Some(&lost)));
+        let mut disowned = whole;
+        disowned.disown(Epoch(5));
+        assert!(!may_reopen(Some(&disowned)));
+        disowned.quarantine_done();
+        assert!(may_reopen(Some(&disowned)));
+    }
+}

@@ -1,0 +1,100 @@
+//! The bucket is away or fails while a daemon starts: what the start could not decide is decided
+//! when it is back, without a restart and without a write. And what a full log means meanwhile.
+
+use std::time::Duration;
+
+use serde_json::json;
+use taipan_nbd::Errno;
+
+use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::s3::FakeS3;
+use crate::harness::{MIB, pattern, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn write(daemon: &Daemon, place: u64) -> Option<Errno> {
+    let data = pattern(place, 1, MIB as usize);
+    let mut client = daemon.client("vol0");
+    client.set_write_limit(LIMIT);
+    client.write(place * MIB, &data).unwrap()
+}
+
+fn check(daemon: &Daemon, place: u64) {
+    let found = daemon.client("vol0").read(place * MIB, MIB as u32);
+    let found = found.unwrap().unwrap();
+    assert!(found == pattern(place, 1, MIB as usize), "MiB {place}");
+}
+
+fn await_state(daemon: &Daemon, state: &str) {
+    wait_until(&format!("the volume to be {state}"), LIMIT, || {
+        daemon.volume("vol0")["state"] == state
+    });
+}
+
+#[test]
+fn an_idle_volume_is_verified_when_the_bucket_is_back() {
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:64MiB"]).with_bucket(&server.bucket());
+    let daemon = rig.start();
+    assert_eq!(write(&daemon, 3), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    server.go_down();
+    let daemon = rig.start();
+    assert_eq!(daemon.volume("vol0")["state"], "unverified");
+    server.heal();
+    await_state(&daemon, "online");
+    check(&daemon, 3);
+    daemon.stop();
+}
+
+#[test]
+fn a_first_start_that_the_bucket_failed_opens_the_volumes_later() {
+    let server = FakeS3::start();
+    let mut rig = Rig::new(&["vol0:64MiB"]).with_bucket(&server.bucket());
+    let daemon = rig.start();
+    assert_eq!(write(&daemon, 5), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.stop();
+    rig.lose_machine();
+    rig.forget_volumes();
+    let manifests = json!({
+        "verbs": ["get"], "contains": "/manifests/", "action": { "kind": "slow_down" }
+    });
+    server.faults(&json!([manifests]));
+    let daemon = rig.start_or_refuse(&[]).expect("it serves what it can");
+    assert_eq!(daemon.volume("vol0")["state"], "refused");
+    server.heal();
+    await_state(&daemon, "online");
+    check(&daemon, 5);
+    assert_eq!(write(&daemon, 6), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    let daemon = rig.start();
+    check(&daemon, 5);
+    check(&daemon, 6);
+    daemon.stop();
+}
+
+#[test]
+fn a_full_log_refuses_writes_if_the_operator_chose_that() {
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:1GiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&["--wal-size=128MiB", "--set=wal.on_full=enospc"])
+        .with_flags(&["--set=commit.interval_seconds=1"]);
+    let daemon = rig.start();
+    server.go_down();
+    let refused = (0..512).find_map(|place| write(&daemon, place).map(|errno| (place, errno)));
+    let (place, errno) = refused.expect("the log is smaller than that");
+    assert_eq!(errno, Errno::NoSpc);
+    assert_eq!(daemon.client("vol0").flush().unwrap(), None);
+    check(&daemon, 0);
+    check(&daemon, place - 1);
+    server.heal();
+    wait_until("the log to have room again", LIMIT, || {
+        write(&daemon, place).is_none()
+    });
+    check(&daemon, place);
+    daemon.stop();
+}
