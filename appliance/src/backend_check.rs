@@ -173,6 +173,10 @@ impl Backend for CheckedBackend {
         self.inner.probe()
     }
 
+    fn run_beside_reads(&self, task: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
+        self.inner.run_beside_reads(task)
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

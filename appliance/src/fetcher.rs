@@ -1,7 +1,8 @@
 //! Reads committed blocks for the data cores: caches, one GET for all who want the same slots,
-//! read-ahead, and patience with a backend that is away. On a thread of its own, so that a read
-//! never waits behind an upload. See `docs/internals/read-path.md`.
+//! read-ahead, and patience with a backend that is away. On the thread of the backend's reads or on
+//! one of its own, so that a read never waits behind an upload. See `docs/internals/read-path.md`.
 
+mod buffers;
 mod cache_file;
 mod gets;
 mod landing;
@@ -18,18 +19,20 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use taipan_engine::api::{WarmState, WarmStatus, WarmVolume};
-use taipan_engine::backend::Backend;
+use taipan_engine::backend::{Backend, BoxFuture};
 use taipan_engine::block::BlockSize;
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::core::{Failure, Fetch};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::volume::VolumeSettings;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::metrics::{BackendCounters, ColdReadCounters};
 
+pub use buffers::Blocks;
 pub use cache_file::CacheFileSpec;
 pub use settings::ReadSettings;
 pub use tables::ChunkTables;
@@ -69,6 +72,55 @@ enum Message {
     Warm(WarmJob),
 }
 
+/// Threads for the cache file, apart from whatever else blocks. A device that hangs does not hold
+/// up the end of the process.
+struct FileThreads(Option<Runtime>);
+
+impl FileThreads {
+    fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(FILE_THREADS)
+            .thread_name("cache-file")
+            .build()
+            .map_err(|e| Error::io("making the threads of the cache file", e))?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> Handle {
+        let runtime = self.0.as_ref();
+        runtime.expect("taken only at the end").handle().clone()
+    }
+}
+
+impl Drop for FileThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Starts a thread for the reads of a backend that has none.
+fn start_thread(task: BoxFuture<'static, ()>, cpu: Option<usize>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("making the runtime of the reads", e))?;
+    let run = move || {
+        if let Some(id) = cpu {
+            core_affinity::set_for_current(core_affinity::CoreId { id });
+        }
+        runtime.block_on(task);
+        // A backend that hangs must not hold up the end of the process.
+        runtime.shutdown_background();
+    };
+    std::thread::Builder::new()
+        .name("reads".to_owned())
+        .spawn(run)
+        .map_err(|e| Error::io("starting the thread of the reads", e))?;
+    Ok(())
+}
+
 /// Handle of the thread. Its queue is bounded by the requests in flight of all connections. It ends
 /// when the last handle is dropped.
 #[derive(Clone)]
@@ -88,25 +140,18 @@ impl Fetcher {
         let tables = Arc::clone(&parts.tables);
         let cpu = parts.settings.cpu;
         let caches = parts.settings.ram_bytes > 0 || parts.settings.file.is_some();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(FILE_THREADS)
-            .thread_name("cache-file")
-            .build()
-            .map_err(|e| Error::io("making the runtime of the reads", e))?;
-        let reads = Reads::new(parts);
-        let run = move || {
-            if let Some(id) = cpu {
-                core_affinity::set_for_current(core_affinity::CoreId { id });
-            }
-            runtime.block_on(reads.serve(inbox));
-            // A backend or a cache device that hangs must not hold up the end of the process.
-            runtime.shutdown_background();
-        };
-        std::thread::Builder::new()
-            .name("reads".to_owned())
-            .spawn(run)
-            .map_err(|e| Error::io("starting the thread of the reads", e))?;
+        let backend = Arc::clone(&parts.backend);
+        let files = FileThreads::start()?;
+        let reads = Reads::new(parts, files.handle());
+        let task = Box::pin(async move {
+            reads.serve(inbox).await;
+            drop(files);
+        });
+        // The thread that makes the requests also serves the reads: each change of threads costs a
+        // cold read more than everything else that is done for it here.
+        if let Some(task) = backend.run_beside_reads(task) {
+            start_thread(task, cpu)?;
+        }
         Ok(Self {
             messages,
             tables,

@@ -15,6 +15,7 @@ use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::VolumeSettings;
 
 use crate::doorbell::Doorbell;
+use crate::fetcher::Blocks;
 
 /// A message to a data core.
 pub enum CoreMessage {
@@ -54,7 +55,7 @@ pub enum CoreMessage {
         /// The core's operation.
         op: OpKey,
         /// The wanted blocks one after the other.
-        blocks: Result<Vec<u8>, Failure>,
+        blocks: Result<Blocks, Failure>,
         /// Checksums that did not match on the way.
         mismatches: u64,
     },

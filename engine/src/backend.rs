@@ -150,6 +150,12 @@ pub trait Backend: Send + Sync {
     /// The backend in one line, for people.
     fn describe(&self) -> String;
 
+    /// Runs `task` on the thread of this backend's reads, if there is one: reads that it asks for
+    /// then change threads nowhere. Else the task is given back. The thread has tokio's timers.
+    fn run_beside_reads(&self, task: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
+        Some(task)
+    }
+
     /// Which conditional writes it keeps, if that was found out already.
     fn known_conditional_writes(&self) -> Option<ConditionalWrites> {
         None

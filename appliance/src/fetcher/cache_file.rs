@@ -15,11 +15,14 @@ use taipan_engine::chunk::SlotStamp;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
 use taipan_engine::ring::AlignedBuf;
+use tokio::runtime::Handle;
 
 /// Bytes on their way into the file, at most; more is not cached.
 const PENDING_BYTES_MAX: usize = 32 << 20;
 /// Blocks are gathered into writes of at most so many bytes.
 const WRITE_BYTES_MAX: usize = 1 << 20;
+/// Buffers kept to be filled again, at most.
+const SPARE_BUFFERS_MAX: usize = 4;
 /// A cache that takes longer is no help; the device may hang.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 /// Name of the file in its directory.
@@ -37,25 +40,30 @@ pub struct CacheFileSpec {
 /// The cache file and its directory.
 pub(super) struct CacheFile {
     file: Arc<File>,
+    /// Of the runtime whose threads may block on the device.
+    threads: Handle,
     pub(super) map: DiskMap,
     capacity_bytes: u64,
     pending_bytes: usize,
-    batch: Batch,
+    batch: Option<Batch>,
+    /// Buffers that were written, to be filled again.
+    spare: Vec<AlignedBuf>,
     /// Something failed: nothing more is written or read.
     off: bool,
 }
 
 /// Neighbouring blocks on their way into the file.
-#[derive(Default)]
 struct Batch {
     offset: u64,
-    bytes: Vec<u8>,
+    buffer: AlignedBuf,
+    len: usize,
     blocks: Vec<Reserved>,
 }
 
 /// A write to be carried out; its end is told to [`CacheFile::written`].
 pub(super) struct Write {
     file: Arc<File>,
+    threads: Handle,
     batch: Batch,
 }
 
@@ -63,13 +71,14 @@ pub(super) struct Write {
 pub(super) struct Written {
     blocks: Vec<Reserved>,
     bytes: usize,
+    buffer: Option<AlignedBuf>,
     result: io::Result<()>,
 }
 
 impl CacheFile {
     /// Makes the file anew; what an earlier process left in it is not used. Its space is taken at
     /// once, so that it cannot run out later.
-    pub(super) fn create(spec: &CacheFileSpec) -> Result<Self> {
+    pub(super) fn create(spec: &CacheFileSpec, threads: Handle) -> Result<Self> {
         let path = spec.dir.join(FILE_NAME);
         let failed = |what: &str, error| Error::io(what, error).with_path(&path);
         std::fs::create_dir_all(&spec.dir).map_err(|e| failed("make the cache's directory", e))?;
@@ -79,10 +88,12 @@ impl CacheFile {
             .map_err(|e| failed("take the space of the cache file", e))?;
         Ok(Self {
             file: Arc::new(file),
+            threads,
             map: DiskMap::new(spec.bytes),
             capacity_bytes: spec.bytes,
             pending_bytes: 0,
-            batch: Batch::default(),
+            batch: None,
+            spare: Vec::new(),
             off: false,
         })
     }
@@ -130,31 +141,52 @@ impl CacheFile {
         let Some(reserved) = self.map.reserve(key, block_size, stamp) else {
             return false;
         };
-        let end = self.batch.offset + self.batch.bytes.len() as u64;
-        if end != reserved.file_offset || self.batch.bytes.len() >= WRITE_BYTES_MAX {
+        let offset = reserved.file_offset;
+        let goes_on = self.batch.as_ref().is_some_and(|batch| {
+            let fits = batch.len + block.len() <= WRITE_BYTES_MAX;
+            fits && batch.offset + batch.len as u64 == offset
+        });
+        if !goes_on {
             self.flush(writes);
-            self.batch.offset = reserved.file_offset;
         }
-        self.batch.bytes.extend_from_slice(block);
-        self.batch.blocks.push(reserved);
+        let spare = &mut self.spare;
+        let batch = self.batch.get_or_insert_with(|| Batch {
+            offset,
+            buffer: spare
+                .pop()
+                .unwrap_or_else(|| AlignedBuf::zeroed(WRITE_BYTES_MAX)),
+            len: 0,
+            blocks: Vec::new(),
+        });
+        batch.buffer[batch.len..][..block.len()].copy_from_slice(block);
+        batch.len += block.len();
+        batch.blocks.push(reserved);
         self.pending_bytes += block.len();
         true
     }
 
+    /// Whether blocks wait for others to be written with.
+    pub(super) fn has_gathered(&self) -> bool {
+        self.batch.is_some()
+    }
+
     /// Hands over what is gathered.
     pub(super) fn flush(&mut self, writes: &mut Vec<Write>) {
-        if self.batch.blocks.is_empty() {
+        let Some(batch) = self.batch.take() else {
             return;
-        }
+        };
         writes.push(Write {
             file: Arc::clone(&self.file),
-            batch: std::mem::take(&mut self.batch),
+            threads: self.threads.clone(),
+            batch,
         });
     }
 
     /// A write ended. An error switches the cache off: true if it did just now.
     pub(super) fn written(&mut self, written: Written) -> bool {
         self.pending_bytes -= written.bytes;
+        self.spare.extend(written.buffer);
+        self.spare.truncate(SPARE_BUFFERS_MAX);
         for reserved in written.blocks {
             self.map.written(reserved, written.result.is_ok());
         }
@@ -185,8 +217,8 @@ impl CacheFile {
             file.read_exact_at(&mut buffer, offset)?;
             Ok(buffer)
         };
+        let read = self.threads.spawn_blocking(read);
         async move {
-            let read = tokio::task::spawn_blocking(read);
             match tokio::time::timeout(READ_LIMIT, read).await {
                 Ok(read) => read.unwrap_or_else(|error| Err(io::Error::other(error))),
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -198,24 +230,31 @@ impl CacheFile {
 impl Write {
     /// Writes.
     pub(super) async fn run(self) -> Written {
-        let Self { file, batch } = self;
+        let Self {
+            file,
+            threads,
+            batch,
+        } = self;
         let Batch {
             offset,
-            bytes,
+            buffer,
+            len,
             blocks,
         } = batch;
-        let len = bytes.len();
         let write = move || {
-            failpoint::hit("cache.write")?;
-            let mut buffer = AlignedBuf::zeroed(bytes.len());
-            buffer[..bytes.len()].copy_from_slice(&bytes);
-            file.write_all_at(&buffer, offset)
+            let hit = failpoint::hit("cache.write");
+            let result = hit.and_then(|()| file.write_all_at(&buffer[..len], offset));
+            (result, buffer)
         };
-        let result = tokio::task::spawn_blocking(write).await;
+        let (result, buffer) = match threads.spawn_blocking(write).await {
+            Ok((result, buffer)) => (result, Some(buffer)),
+            Err(error) => (Err(io::Error::other(error)), None),
+        };
         Written {
             blocks,
             bytes: len,
-            result: result.unwrap_or_else(|error| Err(io::Error::other(error))),
+            buffer,
+            result,
         }
     }
 }

@@ -9,6 +9,7 @@ use taipan_engine::chunk::{SlotStamp, open_slot, slot_stride};
 use taipan_engine::error::{Error, ErrorKind};
 use taipan_engine::ring::AlignedBuf;
 
+use super::cache_file::Write;
 use super::queues::{Class, Source, Work};
 use super::reads::{Landing, Reads};
 use super::runs::runs;
@@ -142,13 +143,17 @@ impl Reads {
                 block_of(slot),
             );
             let origin = match flight.work.stream {
-                Some(_) if !awaited[index] => Origin::Ahead,
-                _ => Origin::Demand,
+                Some(_) => Origin::Ahead,
+                None => Origin::Demand,
             };
             let file = self.file.as_mut().filter(|file| file.is_on());
             // A warm-up must not push out what is in use.
             if flight.work.warm.is_none() || awaited[index] || file.is_none() {
                 self.ram.insert(key, stamp, block, origin);
+                if origin == Origin::Ahead && awaited[index] {
+                    // The reader has it already: that was the one use for which it was read.
+                    let _used = self.ram.get(&key);
+                }
             }
             let Some(file) = file else { continue };
             if file.put(&key, flight.work.block_size, stamp, block, &mut writes) {
@@ -157,9 +162,19 @@ impl Reads {
                 self.counters.file_skipped.add(1);
             }
         }
+        self.start_writes(writes);
+    }
+
+    /// Writes what is gathered for the cache file.
+    pub(super) fn write_to_file(&mut self) {
+        let mut writes = Vec::new();
         if let Some(file) = &mut self.file {
             file.flush(&mut writes);
         }
+        self.start_writes(writes);
+    }
+
+    fn start_writes(&mut self, writes: Vec<Write>) {
         for write in writes {
             self.flying
                 .push(Box::pin(async move { Landing::Written(write.run().await) }));

@@ -14,9 +14,11 @@ use taipan_engine::core::{Failure, Fetch};
 use taipan_engine::error::Result;
 use taipan_engine::identity::VolumeId;
 use taipan_engine::ring::AlignedBuf;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::MissedTickBehavior;
 
+use super::buffers::Buffers;
 use super::cache_file::{CacheFile, Written};
 use super::gets::Gets;
 use super::queues::{AllFlights, Class, Queues, Source, Work};
@@ -28,7 +30,8 @@ use super::{FetcherParts, Job, Message};
 use crate::inbox::CoreMessage;
 use crate::metrics::ColdReadCounters;
 
-/// How often deadlines are looked at while reads wait.
+/// How often deadlines are looked at while reads wait, and how long single blocks are gathered for
+/// one write to the cache file.
 const SWEEP: Duration = Duration::from_millis(100);
 /// Messages taken before anything else gets its turn.
 const MESSAGES_PER_TURN: usize = 64;
@@ -64,6 +67,7 @@ pub(super) struct Reads {
     pub(super) flights: AllFlights,
     pub(super) queues: Queues,
     pub(super) waiting: HashMap<u64, Waiting>,
+    buffers: Buffers,
     next_read: u64,
     /// Bytes that are read ahead right now.
     pub(super) ahead_flying: u64,
@@ -74,7 +78,7 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    pub(super) fn new(parts: FetcherParts) -> Self {
+    pub(super) fn new(parts: FetcherParts, files: Handle) -> Self {
         let FetcherParts {
             backend,
             tables,
@@ -83,7 +87,7 @@ impl Reads {
             settings,
         } = parts;
         let file = settings.file.as_ref().and_then(|spec| {
-            CacheFile::create(spec)
+            CacheFile::create(spec, files)
                 .inspect_err(|error| tracing::warn!(%error, "there is no chunk cache"))
                 .ok()
         });
@@ -102,6 +106,7 @@ impl Reads {
             flights: AllFlights::default(),
             queues: Queues::default(),
             waiting: HashMap::new(),
+            buffers: Buffers::default(),
             next_read: 0,
             ahead_flying: 0,
             ahead_wasted: 0,
@@ -128,12 +133,21 @@ impl Reads {
                 Some(landing) = self.flying.next(), if !self.flying.is_empty() => {
                     self.land(landing);
                 }
-                _ = sweep.tick(), if !self.waiting.is_empty() => self.expire(Instant::now()),
+                _ = sweep.tick(), if self.has_chores() => {
+                    self.expire(Instant::now());
+                    self.write_to_file();
+                }
             }
             self.go_on_warming();
             self.launch_queued();
             self.publish();
         }
+    }
+
+    /// Whether something is to be done in a while.
+    fn has_chores(&self) -> bool {
+        let gathered = self.file.as_ref().is_some_and(CacheFile::has_gathered);
+        gathered || !self.waiting.is_empty()
     }
 
     fn take(&mut self, message: Message) {
@@ -164,7 +178,7 @@ impl Reads {
         };
         self.counters.blocks.add(fetch.wanted.len() as u64);
         let deadline = Instant::now() + self.gets.deadline;
-        let mut waiting = Waiting::new(fetch, chunk, reply, deadline);
+        let mut waiting = Waiting::new(fetch, chunk, reply, deadline, &self.buffers);
         let missing = self.fill_from_memory(&mut waiting);
         self.follow_stream(&waiting.fetch, &chunk, !missing.is_empty());
         if missing.is_empty() {

@@ -79,7 +79,9 @@ impl Rig {
 
     fn answer(&self) -> (u32, std::result::Result<Vec<u8>, Failure>) {
         match self.inbox.recv_timeout(ANSWER_WAIT) {
-            Ok(CoreMessage::Fetched { op, blocks, .. }) => (op.0, blocks),
+            Ok(CoreMessage::Fetched { op, blocks, .. }) => {
+                (op.0, blocks.map(|blocks| blocks.to_vec()))
+            }
             Ok(_) => panic!("not an answer to a read"),
             Err(error) => panic!("a read is not answered: {error}"),
         }

@@ -6,6 +6,7 @@ use taipan_engine::block::BlockNum;
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::core::{Failure, Fetch};
 
+use super::buffers::{Blocks, Buffers};
 use crate::inbox::{CoreAddress, CoreMessage};
 
 /// Who waits for a slot: the read, and which of its blocks.
@@ -21,7 +22,7 @@ pub(super) struct Waiting {
     pub(super) chunk: ChunkRef,
     pub(super) deadline: Instant,
     reply: CoreAddress,
-    blocks: Vec<u8>,
+    blocks: Blocks,
     /// Blocks that are still missing.
     left: usize,
     failed: bool,
@@ -34,10 +35,11 @@ impl Waiting {
         chunk: ChunkRef,
         reply: CoreAddress,
         deadline: Instant,
+        buffers: &Buffers,
     ) -> Self {
         let left = fetch.wanted.len();
         Self {
-            blocks: vec![0; left * fetch.block_size.bytes()],
+            blocks: buffers.take(left * fetch.block_size.bytes()),
             fetch,
             chunk,
             deadline,
@@ -57,7 +59,7 @@ impl Waiting {
     /// A block is there.
     pub(super) fn fill(&mut self, index: usize, block: &[u8]) {
         let bytes = self.fetch.block_size.bytes();
-        self.blocks[index * bytes..][..bytes].copy_from_slice(block);
+        self.blocks.as_mut()[index * bytes..][..bytes].copy_from_slice(block);
         self.left -= 1;
     }
 

@@ -260,6 +260,10 @@ impl Backend for LocalMetadata {
         self.inner.probe()
     }
 
+    fn run_beside_reads(&self, task: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
+        self.inner.run_beside_reads(task)
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

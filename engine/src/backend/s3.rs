@@ -2,8 +2,10 @@
 //!
 //! Requests run on two threads of the backend's own, each with a tokio runtime and a connection
 //! pool: reads on one, everything else on the other, so that a cold read never waits behind a chunk
-//! on its way out. The futures work under any executor; dropping one cancels its request.
+//! on its way out. The futures work under any executor; dropping one cancels its request. Whoever
+//! reads a lot moves to the reads' thread ([`Backend::run_beside_reads`]) and has no hops.
 
+mod bodies;
 mod client;
 mod credentials;
 mod failure;
@@ -24,6 +26,7 @@ use super::{Backend, BoxFuture, Listed, OBJECT_BYTES_MAX, Probe, Put, VerbCounts
 use crate::error::{Error, Result};
 use crate::object::ObjectKey;
 
+use bodies::Bodies;
 use credentials::Keys;
 use failure::Remedy;
 use lane::{Class, Lane};
@@ -81,6 +84,7 @@ impl S3Backend {
                 client: client::client(&location, keys, idle_max)?,
                 location: Arc::clone(&location),
                 tally: Arc::clone(&tally),
+                bodies: Bodies::default(),
             }))
         };
         let shared = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 2);
@@ -300,6 +304,11 @@ impl Backend for S3Backend {
         let (requests, retries) = (Arc::clone(&self.write_requests), self.retries);
         self.writing
             .run(&self.controls, probe::probe(requests, retries))
+    }
+
+    fn run_beside_reads(&self, task: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
+        self.reading.spawn(task);
+        None
     }
 
     fn describe(&self) -> String {

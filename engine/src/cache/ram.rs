@@ -18,9 +18,11 @@ use crate::chunk::SlotStamp;
 const SMALL_PERCENT: u64 = 25;
 /// Share of the queue of what was read ahead, and what it never exceeds.
 const SCAN_PERCENT: u64 = 25;
-const SCAN_BYTES_MAX: u64 = 128 << 20;
+const SCAN_BYTES_MAX: u64 = 64 << 20;
 /// What an entry costs beside its block: map, queue, slab, allocator.
 const ENTRY_BYTES: u64 = 192;
+/// Blocks whose memory is kept for the next ones, at most.
+const SPARE_MAX: usize = 64;
 /// Rounds that a block survives in the main queue without use, at most.
 const USES_MAX: u8 = 3;
 /// Names remembered of blocks that left, at most as many as entries and never more than this.
@@ -101,6 +103,8 @@ pub struct RamCache {
     map: HashMap<SlotKey, u32>,
     slab: Vec<Option<Entry>>,
     free: Vec<u32>,
+    /// Memory of blocks that left, for those that come.
+    spare: Vec<Box<[u8]>>,
     small: Queue,
     main: Queue,
     /// Read ahead, used or not.
@@ -119,6 +123,7 @@ impl RamCache {
             map: HashMap::new(),
             slab: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             small: Queue::default(),
             main: Queue::default(),
             scan: Queue::default(),
@@ -199,7 +204,7 @@ impl RamCache {
         let entry = Entry {
             key,
             stamp,
-            block: block.into(),
+            block: self.boxed(block),
             uses: 0,
             ahead,
         };
@@ -214,6 +219,16 @@ impl RamCache {
         queue.push(index, cost);
         if ahead {
             self.counts.ahead_bytes += cost;
+        }
+    }
+
+    fn boxed(&mut self, block: &[u8]) -> Box<[u8]> {
+        match self.spare.pop() {
+            Some(mut memory) if memory.len() == block.len() => {
+                memory.copy_from_slice(block);
+                memory
+            }
+            _ => block.into(),
         }
     }
 
@@ -292,6 +307,9 @@ impl RamCache {
         if entry.ahead {
             self.counts.ahead_wasted += 1;
             self.counts.ahead_bytes -= entry.cost();
+        }
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(entry.block);
         }
     }
 

@@ -48,8 +48,18 @@ impl Lane {
         Ok(Self { handle, _running })
     }
 
+    /// Runs `task` on the lane's thread until it ends or the lane is dropped.
+    pub(super) fn spawn(&self, task: BoxFuture<'static, ()>) {
+        drop(self.handle.spawn(task));
+    }
+
+    /// Whether the caller is a task of this lane.
+    fn is_here(&self) -> bool {
+        Handle::try_current().is_ok_and(|here| here.id() == self.handle.id())
+    }
+
     /// Runs `work` on the lane's thread when first polled and the class has a place; dropping the
-    /// future cancels it.
+    /// future cancels it. On that thread it is a part of the caller's task.
     pub(super) fn run<'a, T: Send + 'static>(
         &'a self,
         class: &'a Class,
@@ -58,13 +68,16 @@ impl Lane {
         Box::pin(async move {
             let place = class.enter()?;
             let permits = Arc::clone(&class.permits);
-            let task = self.handle.spawn(async move {
+            let task = async move {
                 let _place = place;
                 // Never closed, so this only waits.
                 let _permit = permits.acquire_owned().await;
                 work.await
-            });
-            CancelledOnDrop(task).await
+            };
+            match self.is_here() {
+                true => task.await,
+                false => CancelledOnDrop(self.handle.spawn(task)).await,
+            }
         })
     }
 }
@@ -166,6 +179,20 @@ mod tests {
         };
         let name = block_on(lane.run(&class, work)).unwrap();
         assert_eq!(name.as_deref(), Some("s3-test"));
+    }
+
+    #[test]
+    fn work_of_the_lane_s_own_tasks_starts_no_other_task() {
+        let lane = Arc::new(Lane::start("s3-test", None, 0).unwrap());
+        let (sender, ids) = oneshot::channel();
+        let own = Arc::clone(&lane);
+        lane.spawn(Box::pin(async move {
+            let class = Class::new("tests", 1, 0);
+            let inner = own.run(&class, async { Ok(tokio::task::id()) }).await;
+            sender.send((tokio::task::id(), inner.unwrap())).unwrap();
+        }));
+        let (outer, inner) = block_on(ids).unwrap();
+        assert_eq!(outer, inner);
     }
 
     #[test]

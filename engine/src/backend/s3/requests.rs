@@ -7,6 +7,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::{Bytes, BytesMut};
 
+use super::bodies::Bodies;
 use super::failure::{Failure, Remedy, causes};
 use super::location::S3Location;
 use super::tally::{Tally, Verb};
@@ -52,6 +53,8 @@ pub(super) struct Requests {
     pub(super) client: Client,
     pub(super) location: Arc<S3Location>,
     pub(super) tally: Arc<Tally>,
+    /// Memory of the bodies that were read.
+    pub(super) bodies: Bodies,
 }
 
 /// The value of the header `x-amz-checksum-crc32c`.
@@ -119,7 +122,7 @@ impl Requests {
             let message = format!("object {key} has {announced} bytes, too many to be one of ours");
             return Err(Failure::new(Remedy::Final, ErrorKind::Corrupt, message));
         }
-        let body = read_body(key, answer.body, announced as usize).await?;
+        let body = read_body(key, answer.body, announced as usize, &self.bodies).await?;
         self.tally.received(Verb::Get, body.len());
         Ok(body)
     }
@@ -288,7 +291,12 @@ fn check_range(
 }
 
 /// Reads a body of exactly `announced` bytes, with one copy at most.
-async fn read_body(key: &str, mut body: ByteStream, announced: usize) -> Attempt<Bytes> {
+async fn read_body(
+    key: &str,
+    mut body: ByteStream,
+    announced: usize,
+    bodies: &Bodies,
+) -> Attempt<Bytes> {
     let mut whole: Option<BytesMut> = None;
     let mut len = 0;
     while let Some(frame) = body.next().await {
@@ -302,11 +310,11 @@ async fn read_body(key: &str, mut body: ByteStream, announced: usize) -> Attempt
         if len == announced && whole.is_none() {
             return Ok(frame);
         }
-        let whole = whole.get_or_insert_with(|| BytesMut::with_capacity(announced));
+        let whole = whole.get_or_insert_with(|| bodies.take(announced));
         whole.extend_from_slice(&frame);
     }
     if len == announced {
-        return Ok(whole.unwrap_or_default().freeze());
+        return Ok(whole.map_or_else(Bytes::new, |whole| bodies.freeze(whole)));
     }
     let message = format!("body of {key} has {len} bytes, announced were {announced}");
     Err(Failure::new(Remedy::Again, ErrorKind::Corrupt, message))
