@@ -6,6 +6,7 @@ mod effects;
 mod joining;
 mod outbox;
 mod publish;
+mod vigil;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -35,6 +36,7 @@ use effects::Carrier;
 use joining::Inquiry;
 use outbox::Outbox;
 use publish::Published;
+use vigil::{Vigil, Watch};
 
 /// Submission entries of the ring.
 const RING_ENTRIES: u32 = 512;
@@ -95,7 +97,7 @@ pub struct DataCoreParts {
     pub limits: ConnectionLimits,
     /// Bound on all connections of all cores together.
     pub allowance: Arc<Allowance>,
-    /// Poll so long before sleeping.
+    /// An idle core stays awake for its next event at most so long.
     pub spin: Duration,
     /// Last turn in milliseconds since `started`, for the watchdog.
     pub heartbeat: Arc<AtomicU64>,
@@ -145,7 +147,7 @@ pub struct DataCore {
     /// Closed connections whose polls are being cancelled: the ring finds those by descriptor, so
     /// it stays open until then.
     closing: HashMap<u64, Connection>,
-    spin: Duration,
+    vigil: Vigil,
     heartbeat: Arc<AtomicU64>,
     started: Instant,
     now_ns: u64,
@@ -204,7 +206,7 @@ impl DataCore {
             ready: VecDeque::new(),
             unsent: Vec::new(),
             closing: HashMap::new(),
-            spin: parts.spin,
+            vigil: Vigil::new(parts.spin),
             heartbeat: parts.heartbeat,
             started: parts.started,
             now_ns: 0,
@@ -260,7 +262,7 @@ impl DataCore {
         self.check_handshakes(now_ms);
         self.check_quiesce(now_ms);
         self.published.publish(now_ms, &self.core, &self.counters);
-        self.sleep_or_submit(now_ms)
+        self.sleep_or_submit()
     }
 
     fn now_ms(&self) -> u64 {
@@ -625,7 +627,7 @@ impl DataCore {
         }
     }
 
-    fn sleep_or_submit(&mut self, now_ms: u64) -> std::io::Result<()> {
+    fn sleep_or_submit(&mut self) -> std::io::Result<()> {
         let busy = !self.ready.is_empty()
             || !self.unsent.is_empty()
             || self.carrier.has_ended()
@@ -637,23 +639,46 @@ impl DataCore {
             self.quiesce.is_some() || !self.starved.is_empty() || !self.inquiries.is_empty();
         let due_ms = if looks_again { 5 } else { TURN_MS_MAX };
         let timeout_ms = self.core.deadline_ms().unwrap_or(due_ms).clamp(1, due_ms);
-        if !self.spin.is_zero() {
-            let until = Instant::now() + self.spin;
-            while Instant::now() < until {
-                self.ring.submit()?;
-                if self.ring.has_completions() || !self.inbox.is_empty() {
-                    return Ok(());
-                }
-                std::hint::spin_loop();
-            }
+        if self.carrier.take_made_durable() {
+            self.vigil.slowed();
+        }
+        // Only clients and other cores answer so soon, not disks.
+        let awake = self.core.unanswered() == 0;
+        if awake && self.await_event()? {
+            return Ok(());
         }
         self.bell.flag().prepare();
         if self.inbox.is_empty() {
-            let _ = now_ms;
+            let begin = Instant::now();
             self.ring.wait(Duration::from_millis(timeout_ms))?;
+            if awake {
+                self.vigil.slept(begin.elapsed());
+            }
         }
         self.bell.flag().clear();
         Ok(())
+    }
+
+    /// Stays awake for a moment if an event is likely; true if one came.
+    fn await_event(&mut self) -> std::io::Result<bool> {
+        if !self.vigil.is_due() {
+            return Ok(false);
+        }
+        let begin = Instant::now();
+        let mut looked = begin;
+        loop {
+            self.ring.submit()?;
+            let now = Instant::now();
+            let since_look = now - std::mem::replace(&mut looked, now);
+            if self.ring.has_completions() || !self.inbox.is_empty() {
+                self.vigil.seen(since_look);
+                return Ok(true);
+            }
+            if self.vigil.looked(since_look, now - begin) == Watch::Over {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     fn report(&self) -> CoreReport {

@@ -55,6 +55,8 @@ pub(super) struct Carrier {
     wal_files: Vec<Arc<File>>,
     pace: BarrierPace,
     spare: Vec<AlignedBuf>,
+    /// Something was made durable since [`Carrier::take_made_durable`].
+    made_durable: bool,
 }
 
 impl Carrier {
@@ -79,7 +81,13 @@ impl Carrier {
             wal_files,
             pace: BarrierPace::new(),
             spare: Vec::new(),
+            made_durable: false,
         }
+    }
+
+    /// Whether something was made durable since the last call.
+    pub(super) fn take_made_durable(&mut self) -> bool {
+        std::mem::take(&mut self.made_durable)
     }
 
     /// Whether [`Carrier::deliver`] has something to do.
@@ -127,6 +135,7 @@ impl Carrier {
                 self.run(op, Kind::Write, slice.len(), 1);
                 let file = self.files[shard.index() / cores];
                 let (offset, dsync) = (write.file_offset, write.dsync);
+                self.made_durable |= dsync;
                 ring.write_arena(file, slice, offset, dsync, token::OP | u64::from(op.0));
             }
             Io::WalRead {
@@ -148,6 +157,7 @@ impl Carrier {
                 ring.read(file, buffer, len, file_offset, token::OP | u64::from(op.0));
             }
             Io::Barrier { op, shards } => {
+                self.made_durable = true;
                 if let Err(error) = failpoint::hit("wal.barrier") {
                     self.refuse(op, error);
                     return;

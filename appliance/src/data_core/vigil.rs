@@ -1,0 +1,176 @@
+//! Whether an idle core stays awake for its next event: only while events come so soon that sleeping
+//! and being woken would take longer than the wait itself, and while nobody else wants the CPU.
+
+use std::time::Duration;
+
+/// Waits in a row that must be short before the core stays awake in the next.
+const SHORT_BEFORE: u32 = 8;
+/// As many at most, after the core was found to be in others' way again and again.
+const SHORT_BEFORE_MAX: u32 = 4096;
+/// Waits that were worth staying awake for, to trust the CPU's being free again.
+const TRUSTED_AFTER: u32 = 256;
+/// What a vain wait costs: so many must be short again.
+const IN_VAIN: u32 = 4;
+/// Between two looks of a core that stays awake; more means that the CPU was taken from it.
+const LOOK_MAX: Duration = Duration::from_micros(8);
+
+/// How soon events have come lately.
+#[derive(Debug)]
+pub(super) struct Vigil {
+    longest: Duration,
+    /// Short waits in a row, at most `short_before`; vain ones subtract.
+    short: u32,
+    short_before: u32,
+    rewarded: u32,
+}
+
+/// What became of staying awake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// Nothing yet: look again.
+    On,
+    /// Nothing came in time, or others need the CPU: sleep.
+    Over,
+}
+
+impl Vigil {
+    /// Stays awake for at most `longest`; zero: never.
+    pub(super) fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            short: 0,
+            short_before: SHORT_BEFORE,
+            rewarded: 0,
+        }
+    }
+
+    /// Whether to stay awake now, looking again and again.
+    pub(super) fn is_due(&self) -> bool {
+        self.short >= self.short_before && !self.longest.is_zero()
+    }
+
+    /// A look in vain, `since_look` after the one before and `waited` after the first.
+    pub(super) fn looked(&mut self, since_look: Duration, waited: Duration) -> Watch {
+        if since_look > LOOK_MAX {
+            self.in_the_way();
+            return Watch::Over;
+        }
+        if waited >= self.longest {
+            self.short = self.short.saturating_sub(IN_VAIN);
+            return Watch::Over;
+        }
+        Watch::On
+    }
+
+    /// An event was seen, `since_look` after the look before.
+    pub(super) fn seen(&mut self, since_look: Duration) {
+        if since_look > LOOK_MAX {
+            return self.in_the_way();
+        }
+        self.rewarded += 1;
+        if self.rewarded >= TRUSTED_AFTER {
+            self.short_before = SHORT_BEFORE;
+        }
+    }
+
+    /// The CPU was taken away: the very client that is waited for may need it. Each time, twice as
+    /// many short waits go by before the next try.
+    fn in_the_way(&mut self) {
+        self.short = 0;
+        self.rewarded = 0;
+        self.short_before = (self.short_before * 2).min(SHORT_BEFORE_MAX);
+    }
+
+    /// The disk was waited for. What a client wins between two of its commits is lost at the
+    /// commit: a busy CPU slows the host's side of a virtual disk down.
+    pub(super) fn slowed(&mut self) {
+        self.short = 0;
+    }
+
+    /// The core slept and something came after `slept`. Half of that may have been the two
+    /// wake-ups, the client's and the core's own, of which being awake spares one.
+    pub(super) fn slept(&mut self, slept: Duration) {
+        if slept <= self.longest * 2 {
+            self.short = (self.short + 1).min(self.short_before);
+        } else {
+            self.short = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_micros(30);
+    const SHORT: Duration = Duration::from_micros(1);
+
+    fn sleeps_until_due(vigil: &mut Vigil) -> u32 {
+        let mut waits = 0;
+        while !vigil.is_due() {
+            vigil.slept(LONGEST * 2);
+            waits += 1;
+        }
+        waits
+    }
+
+    #[test]
+    fn a_client_that_asks_again_at_once_is_awaited_until_it_pauses() {
+        let mut vigil = Vigil::new(LONGEST);
+        assert_eq!(sleeps_until_due(&mut vigil), SHORT_BEFORE);
+        for _ in 0..1000 {
+            assert_eq!(vigil.looked(SHORT, LONGEST / 2), Watch::On);
+            vigil.seen(SHORT);
+            assert!(vigil.is_due());
+        }
+        vigil.slept(LONGEST * 3);
+        assert!(!vigil.is_due(), "it paused");
+    }
+
+    #[test]
+    fn a_client_just_too_slow_costs_one_vain_wait_in_several_requests() {
+        let mut vigil = Vigil::new(LONGEST);
+        sleeps_until_due(&mut vigil);
+        assert_eq!(vigil.looked(SHORT, LONGEST), Watch::Over);
+        assert!(!vigil.is_due());
+        assert_eq!(sleeps_until_due(&mut vigil), IN_VAIN);
+    }
+
+    #[test]
+    fn where_others_need_the_cpu_the_core_stays_awake_ever_more_rarely() {
+        let mut vigil = Vigil::new(LONGEST);
+        let mut before = 0;
+        for _ in 0..20 {
+            let waits = sleeps_until_due(&mut vigil);
+            assert!(waits > before || waits == SHORT_BEFORE_MAX, "{waits}");
+            before = waits;
+            vigil.seen(LOOK_MAX + SHORT);
+        }
+        assert_eq!(sleeps_until_due(&mut vigil), SHORT_BEFORE_MAX);
+        for _ in 0..TRUSTED_AFTER {
+            vigil.seen(SHORT);
+        }
+        vigil.slowed();
+        assert_eq!(sleeps_until_due(&mut vigil), SHORT_BEFORE, "free again");
+    }
+
+    #[test]
+    fn a_client_that_commits_often_is_not_awaited() {
+        let mut vigil = Vigil::new(LONGEST);
+        sleeps_until_due(&mut vigil);
+        vigil.slowed();
+        for _ in 1..SHORT_BEFORE {
+            vigil.slept(LONGEST);
+            assert!(!vigil.is_due());
+        }
+    }
+
+    #[test]
+    fn zero_never_stays_awake() {
+        let mut vigil = Vigil::new(Duration::ZERO);
+        for _ in 0..100 {
+            vigil.slept(Duration::ZERO);
+        }
+        assert!(!vigil.is_due());
+    }
+}
