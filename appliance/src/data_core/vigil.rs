@@ -1,5 +1,5 @@
-//! Whether an idle core stays awake for its next event: only while events come so soon that sleeping
-//! and being woken would take longer than the wait itself, and while nobody else wants the CPU.
+//! Whether an idle core stays awake for its next event: only while events come so soon that
+//! sleeping and being woken would take longer than the wait itself, and nobody else wants the CPU.
 
 use std::time::Duration;
 
