@@ -10,6 +10,8 @@ use crate::identity::{Epoch, Generation, ManifestNum};
 use crate::manifest::CheckpointRef;
 use crate::object::{IndexKey, ObjectKey};
 
+mod stale;
+
 fn name(text: &str) -> VolumeName {
     VolumeName::parse(text).unwrap()
 }
