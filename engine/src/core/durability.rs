@@ -32,7 +32,9 @@ pub struct WritePolicy {
     pub batch_bytes: usize,
     /// Largest run of one record, in bytes; at most a batch's payload.
     pub run_bytes_max: u64,
-    /// Batches that nobody waits for are started only while fewer writes are in flight.
+    /// Batches that nobody waits for are started only while fewer writes are in flight. Twice the
+    /// shards: alike filled, these close all at once, and a device that answers its whole queue at
+    /// once (virtio) stands idle from there to the core's next turn.
     pub writes_in_flight_max: usize,
     /// An open batch is written after so long at the latest if the device is not busy.
     pub write_delay_ms: u64,
@@ -49,7 +51,7 @@ impl Default for WritePolicy {
             sync: SyncMode::Mixed,
             batch_bytes: 256 << 10,
             run_bytes_max: 512 << 10,
-            writes_in_flight_max: 8,
+            writes_in_flight_max: 32,
             write_delay_ms: 4,
             flush_interval_ms: 100,
             undurable_bytes: 2 << 20,
