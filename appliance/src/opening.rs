@@ -2,13 +2,13 @@
 
 use taipan_engine::backend::Backend;
 use taipan_engine::commit::{CommitConfig, Random, VolumeCommit};
-use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::error::Result;
 use taipan_engine::identity::{Epoch, Generation, VolumeId};
-use taipan_engine::index::rebuild::rebuild;
-use taipan_engine::manifest::{Manifest, ManifestKind};
+use taipan_engine::index::rebuild::{Rebuilt, rebuild};
+use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::{
-    History, LocalHead, LocalHeads, OpenedVolume, Opening, begin_serving, open_for_writing,
-    open_own, random_u64, read_head, read_history,
+    self, History, LocalHead, LocalHeads, OpenedVolume, Opening, begin_serving, open_for_writing,
+    open_own, random_u64, read_head,
 };
 
 /// A volume that this process may write.
@@ -71,43 +71,18 @@ pub async fn open_at_start(
     }
 }
 
-/// Opens a volume of ours from local copies, while the backend cannot be reached: under its old
-/// generation, to be verified by its first commit. Nothing is written but the local record, if the
-/// copies are further than it.
+/// Opens a volume of ours from local copies, while the backend cannot be reached; see
+/// [`registry::open_unverified`].
 pub async fn open_unverified(
     copies: &dyn Backend,
     heads: &LocalHeads,
-    mut local: LocalHead,
+    local: LocalHead,
 ) -> Result<Opened> {
-    let refuse = |why: &str| Err(Error::new(ErrorKind::Transient, why).with_volume(local.id));
-    if local.head.0 == 0 {
-        return refuse("this appliance does not own it, as far as its record says");
-    }
-    let history = match read_history(copies, local.id, Some(local.head)).await {
-        Ok(history) => history,
-        Err(error) => {
-            let text = "there are no whole local copies of its metadata";
-            let error = Error::new(ErrorKind::Transient, text).with_source(error);
-            return Err(error.with_volume(local.id));
-        }
-    };
-    let head = history.head();
-    if !local.is_own(head) || head.kind == ManifestKind::Tombstone {
-        return refuse("another appliance owned it when the backend was last asked");
-    }
-    let commit = commit_after(copies, &history).await?;
-    if head.number > local.head {
-        // Stored, and its copy durable, before the process ended. Takeovers without an answer stay
-        // remembered.
-        let intents = std::mem::take(&mut local.intents);
-        local.advance(head);
-        local.intents = intents;
-        heads.save(&local)?;
-    }
+    let (opened, rebuilt) = registry::open_unverified(copies, heads, local).await?;
     Ok(Opened {
-        commit,
-        was_clean: local.clean,
-        local,
+        commit: commit_from(&opened.history, rebuilt)?,
+        local: opened.local,
+        was_clean: opened.was_clean,
         unverified: true,
     })
 }
@@ -123,7 +98,10 @@ async fn build(backend: &dyn Backend, opened: OpenedVolume) -> Result<Opened> {
 
 /// The commits that follow a history, with the index rebuilt.
 pub async fn commit_after(backend: &dyn Backend, history: &History) -> Result<VolumeCommit> {
-    let rebuilt = rebuild(backend, &history.manifests).await?;
+    commit_from(history, rebuild(backend, &history.manifests).await?)
+}
+
+fn commit_from(history: &History, rebuilt: Rebuilt) -> Result<VolumeCommit> {
     let seed = [random_u64()?, random_u64()?, random_u64()?, random_u64()?];
     let config = CommitConfig::default();
     let head = history.head().clone();

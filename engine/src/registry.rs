@@ -21,7 +21,10 @@ use crate::volume::{VolumeName, VolumeSettings};
 pub use history::{Appended, History, append, read_head, read_history, read_manifest};
 pub use local::{Intent, LocalHead, LocalHeads, QuarantineRange, RecordFate};
 pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
-pub use open::{OpenedVolume, Opening, begin_serving, open_for_writing, open_own};
+pub use open::{
+    OpenedVolume, Opening, UNVERIFIED_GAP, begin_serving, open_for_writing, open_own,
+    open_unverified,
+};
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use crate::block::ShardId;
 use crate::identity::{BatchNum, Epoch, VolumeId};
 use crate::index::{LeafChanges, Overlay};
 use crate::shard::{SealedShard, VolumeSlot};
+use crate::wal::ShardLog;
 
 /// Which volumes a cut is of. The others stay as they are, and are stamped on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,10 +61,14 @@ pub struct Committed {
 
 type FrozenVolumes = Vec<(VolumeSlot, VolumeId, Arc<Overlay>)>;
 
-/// A seal whose batches are being written, so that their place in the WAL file is final.
+/// A seal whose batches are being made durable. Their place in the WAL file is final then, and the
+/// bucket never holds what a power loss takes from the disk: else a start without the backend would
+/// serve what was before, and a later one what the bucket has, so that blocks went back in time.
 pub(super) struct Sealing {
     epoch: Epoch,
     parts: Vec<(BatchNum, FrozenVolumes)>,
+    /// All is written, and a barrier was asked for.
+    hastened: bool,
 }
 
 impl Core {
@@ -97,18 +102,32 @@ impl Core {
                 volume.risk.seal(cut);
             }
         }
-        self.sealing = Some(Sealing { epoch: cut, parts });
+        self.sealing = Some(Sealing {
+            epoch: cut,
+            parts,
+            hastened: false,
+        });
         self.hurry_all();
     }
 
-    /// Hands the seal over once its batches are written (or kept in memory by a failed log).
+    /// Hands the seal over once its batches are durable (or kept in memory by a failed log).
     pub(super) fn finish_seal(&mut self) {
-        let Some(sealing) = &self.sealing else { return };
-        let written = |(position, (last, _)): (usize, &(BatchNum, FrozenVolumes))| {
-            let log = self.shards[position].log();
-            log.written_through() >= *last || log.failed().is_some()
+        let Some(sealing) = &mut self.sealing else {
+            return;
         };
-        if !sealing.parts.iter().enumerate().all(written) {
+        let shards = &self.shards;
+        let all = |is_far: fn(&ShardLog, BatchNum) -> bool| {
+            let mut parts = sealing.parts.iter().enumerate();
+            parts.all(|(position, (last, _))| {
+                let log = shards[position].log();
+                is_far(log, *last) || log.failed().is_some()
+            })
+        };
+        if !all(|log, last| log.durable_through() >= last) {
+            if all(|log, last| log.written_through() >= last) && !sealing.hastened {
+                sealing.hastened = true;
+                self.durability.sync_all();
+            }
             return;
         }
         let sealing = self.sealing.take().expect("looked at above");

@@ -6,6 +6,7 @@ use super::random_u64;
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
+use crate::index::rebuild::{Rebuilt, rebuild};
 use crate::manifest::{Manifest, ManifestKind};
 
 /// Lost races after which a takeover gives up for now.
@@ -14,7 +15,8 @@ const RACES_MAX: usize = 8;
 /// A volume opened for writing.
 #[derive(Clone, Debug)]
 pub struct OpenedVolume {
-    /// The manifests from which the index is rebuilt; the last one is our own opening.
+    /// The manifests from which the index is rebuilt; the last one is our own opening (after
+    /// [`open_unverified`], the last one of ours that is known).
     pub history: History,
     /// The record as saved; [`LocalHead::fate`] judges each WAL record. It still says whether the
     /// volume was closed in order: [`begin_serving`] comes before the first answer.
@@ -70,6 +72,54 @@ pub async fn open_own(
     stamped_through: Epoch,
 ) -> Result<Opening> {
     open(backend, heads, id, stamped_through, Reach::Own).await
+}
+
+/// Epochs left out after [`open_unverified`]: more than a process ever ends beyond those of its
+/// records that a crash leaves. A commit of the process before may have been stored without our
+/// knowing, with records of later stamps than any that survived; new ones must not look as if they
+/// were in it.
+pub const UNVERIFIED_GAP: u64 = 1 << 32;
+
+/// Opens a volume of ours from local copies, while the backend cannot be reached: under its old
+/// generation, to be verified by its first commit. Nothing is written but the local record, if the
+/// copies are further than it. With the index.
+pub async fn open_unverified(
+    copies: &dyn Backend,
+    heads: &LocalHeads,
+    mut local: LocalHead,
+) -> Result<(OpenedVolume, Rebuilt)> {
+    let refuse = |why: &str| Err(Error::new(ErrorKind::Transient, why).with_volume(local.id));
+    if local.head.0 == 0 {
+        return refuse("this appliance does not own it, as far as its record says");
+    }
+    let history = match read_history(copies, local.id, Some(local.head)).await {
+        Ok(history) => history,
+        Err(error) => {
+            let text = "there are no whole local copies of its metadata";
+            let error = Error::new(ErrorKind::Transient, text).with_source(error);
+            return Err(error.with_volume(local.id));
+        }
+    };
+    let head = history.head();
+    if !local.is_own(head) || head.kind == ManifestKind::Tombstone {
+        return refuse("another appliance owned it when the backend was last asked");
+    }
+    let rebuilt = rebuild(copies, &history.manifests).await?;
+    if head.number > local.head {
+        // Stored, and its copy durable, before the process ended. Takeovers without an answer stay
+        // remembered.
+        let intents = std::mem::take(&mut local.intents);
+        local.advance(head);
+        local.intents = intents;
+        heads.save(&local)?;
+    }
+    let was_clean = local.clean;
+    let opened = OpenedVolume {
+        history,
+        local,
+        was_clean,
+    };
+    Ok((opened, rebuilt))
 }
 
 /// Notes durably that from here on answers may be given that only the WAL or memory holds. Once the

@@ -2,20 +2,17 @@
 
 use std::sync::Arc;
 
-use futures::executor::block_on;
-
-use super::bucket::{Bucket, Late};
+use super::opening::Opened;
 use super::serve::{Node, arena_bytes, copy_out};
 use super::uploader::{UpVolume, Uploader};
-use super::world::{Crash, Event, Region, World};
+use super::world::{Crash, Region, World};
 use crate::arena::{Arena, ArenaReader};
 use crate::block::{LocalBlock, ShardId};
-use crate::commit::{Coordinator, VolumeCommit};
+use crate::commit::{Coordinator, VolumePace};
 use crate::core::{Core, EpochClock};
-use crate::identity::{Epoch, Incarnation, VolumeId};
-use crate::index::rebuild::rebuild;
+use crate::identity::{Epoch, Incarnation};
 use crate::index::{Overlay, Point};
-use crate::registry::{LocalHead, RecordFate, open_for_writing};
+use crate::registry::{LocalHead, RecordFate, UNVERIFIED_GAP};
 use crate::shard::{Shard, VolumeSlot};
 use crate::volume::VolumeSettings;
 use crate::wal::replay::ProblemKind;
@@ -31,7 +28,7 @@ pub(super) enum Booted {
 }
 
 /// Why a boot stops half way.
-enum Stop {
+pub(super) enum Stop {
     Crashed(Crash),
     Failed(String),
     Broken(String),
@@ -39,13 +36,15 @@ enum Stop {
 
 /// What is made during a boot.
 #[derive(Default)]
-struct Making {
+pub(super) struct Making {
     readers: Vec<ArenaReader>,
-    opened: Vec<(VolumeCommit, LocalHead)>,
+    pub(super) opened: Vec<Opened>,
+    /// Records of volumes that are another writer's, as judged before they were copied out.
+    pub(super) left: Vec<(VolumeSlot, LocalHead)>,
     /// Overlays by volume, then shard.
     overlays: Vec<Vec<Overlay>>,
     shards: Vec<Shard>,
-    stamped: Epoch,
+    pub(super) stamped: Epoch,
 }
 
 impl World {
@@ -100,8 +99,8 @@ impl World {
         self.open_volumes(making)?;
         self.count_lost(&found, making);
         self.copy_out(making)?;
-        for (_, local) in &making.opened {
-            let of_volume = |found: &Recovered| overlay_of(found, local);
+        for opened in &making.opened {
+            let of_volume = |found: &Recovered| overlay_of(found, &opened.local);
             making.overlays.push(found.iter().map(of_volume).collect());
         }
         for (shard, found) in ShardId::all().zip(found) {
@@ -123,7 +122,9 @@ impl World {
 
     /// Copies out what must not be merged: from then on the log need not keep it.
     fn copy_out(&mut self, making: &mut Making) -> Result<(), Stop> {
-        for (_, local) in &mut making.opened {
+        let opened = making.opened.iter_mut().map(|opened| &mut opened.local);
+        let left = making.left.iter_mut().map(|(_, local)| local);
+        for local in opened.chain(left) {
             if local.quarantine.is_none_or(|range| range.copied) {
                 continue;
             }
@@ -143,15 +144,17 @@ impl World {
         };
         let records = found.iter().flat_map(Recovered::records);
         let lost = records.filter(|record| {
-            making.opened.iter().any(|(commit, local)| {
-                let own = commit.volume() == record.volume;
+            let opened = making.opened.iter().map(|opened| &opened.local);
+            let left = making.left.iter().map(|(_, local)| local);
+            opened.chain(left).any(|local| {
+                let own = local.id == record.volume;
                 own && local.fate(record.epoch) == RecordFate::Quarantine
             })
         });
         racing.lost_records = lost.count() as u64;
     }
 
-    fn may_crash(&mut self) -> Result<(), Stop> {
+    pub(super) fn may_crash(&mut self) -> Result<(), Stop> {
         if !self.dice.chance(self.faults.boot) {
             return Ok(());
         }
@@ -216,79 +219,6 @@ impl World {
         Ok(all)
     }
 
-    fn open_volumes(&mut self, making: &mut Making) -> Result<(), Stop> {
-        let is_late = |event: &Event| matches!(event, Event::Land { .. });
-        let keys: Vec<_> = self
-            .queue
-            .iter()
-            .filter(|(_, e)| is_late(e))
-            .map(|(at, _)| *at)
-            .collect();
-        let late: Vec<Late> = keys
-            .into_iter()
-            .filter_map(|at| match self.queue.remove(&at) {
-                Some(Event::Land { late, .. }) => Some(late),
-                _ => None,
-            })
-            .collect();
-        let fails = self.faults.boot / 2;
-        let bucket = Bucket::new(self.objects.clone(), self.dice.fork(), fails, late);
-        let result = (|| {
-            for id in self.ids.clone() {
-                self.may_crash()?;
-                self.open_volume(&bucket, id, making)?;
-            }
-            Ok(())
-        })();
-        let (late, landed, _) = bucket.into_rest();
-        self.coverage.add("a dead life's put landed late", landed);
-        for late in late {
-            let delay = self.dice.range(1..=300_000);
-            self.schedule(delay, Event::Land { late, then: None });
-        }
-        result
-    }
-
-    fn open_volume(
-        &mut self,
-        bucket: &Bucket,
-        id: VolumeId,
-        making: &mut Making,
-    ) -> Result<(), Stop> {
-        let before = self
-            .heads
-            .load(id)
-            .map_err(|e| Stop::Broken(e.to_string()))?;
-        let failed = bucket.failed();
-        let opened = block_on(async {
-            let opened = open_for_writing(bucket, &self.heads, id, making.stamped).await?;
-            let rebuilt = rebuild(bucket, &opened.history.manifests).await?;
-            Ok::<_, crate::error::Error>((opened, rebuilt))
-        });
-        let (opened, rebuilt) = match opened {
-            Ok(opened) => opened,
-            Err(error) if bucket.failed() > failed => {
-                self.coverage
-                    .hit("a boot failed on the backend and was repeated");
-                return Err(Stop::Failed(error.to_string()));
-            }
-            Err(error) => return Err(Stop::Broken(format!("a volume cannot be opened: {error}"))),
-        };
-        let manifests = &opened.history.manifests;
-        let found = manifests
-            .len()
-            .checked_sub(2)
-            .map_or(Epoch(0), |i| manifests[i].epoch);
-        if before.is_some_and(|local| local.committed_epoch < found) {
-            self.coverage.hit("the bucket was ahead of the local head");
-        }
-        let head = opened.history.head().clone();
-        let names = self.dice.names();
-        let commit = VolumeCommit::new(head, rebuilt, self.plan.commit.clone(), names);
-        making.opened.push((commit, opened.local));
-        Ok(())
-    }
-
     /// Makes one shard's log, and writes what only memory held into it.
     fn resume(
         &mut self,
@@ -303,12 +233,12 @@ impl World {
             .map_err(|error| Stop::Broken(format!("a log does not resume: {error}")))?;
         self.write_out(shard, &mut log)?;
         for record in &found.region_only {
-            let volume = making
-                .opened
-                .iter()
-                .position(|(c, _)| c.volume() == record.volume);
-            let volume = volume.expect("all volumes are open");
-            if making.opened[volume].1.fate(record.epoch) != RecordFate::Replay {
+            let is_its = |opened: &Opened| opened.local.id == record.volume;
+            let Some(volume) = making.opened.iter().position(is_its) else {
+                // It is another writer's, and was copied out.
+                continue;
+            };
+            if making.opened[volume].local.fate(record.epoch) != RecordFate::Replay {
                 continue;
             }
             let mut points: Vec<Point> = Vec::new();
@@ -365,12 +295,16 @@ impl World {
         let Making {
             readers,
             opened,
+            left,
             mut overlays,
             shards,
             stamped,
         } = making;
-        let heads = opened.iter().map(|(_, local)| local.judged_through()).max();
-        let epoch = heads.unwrap_or_default().max(stamped).next();
+        let heads = opened.iter().map(|opened| opened.local.judged_through());
+        let mut epoch = heads.max().unwrap_or_default().max(stamped).next();
+        if opened.iter().any(|opened| opened.unverified) {
+            epoch = Epoch(epoch.0 + UNVERIFIED_GAP);
+        }
         let clock = Arc::new(EpochClock::new(epoch));
         let count = self.plan.cores;
         let mut by_core: Vec<Vec<Shard>> = (0..count).map(|_| Vec::new()).collect();
@@ -384,26 +318,20 @@ impl World {
                 Core::new(index, count, Arc::clone(&clock), shards, self.plan.write)
             })
             .collect();
-        let mut volumes = Vec::new();
-        for (index, (commit, local)) in opened.into_iter().enumerate() {
-            let slot = VolumeSlot(index as u32);
-            let head = commit.head();
-            let settings: &VolumeSettings = &head.settings;
-            for (number, core) in cores.iter_mut().enumerate() {
-                core.tick(self.now_us / super::plan::MS);
-                let own = ShardId::all().filter(|shard| shard.core(count) == number);
-                let parts = own
-                    .map(|shard| {
-                        let overlay = std::mem::take(&mut overlays[index][shard.index()]);
-                        (shard, overlay, commit.base().shard(shard).clone())
-                    })
-                    .collect();
-                let released = local.released_through();
-                core.add_volume(slot, head.volume, settings, false, released, parts);
-            }
-            volumes.push(UpVolume::new(commit, local, slot));
+        let mut coordinator = Coordinator::new(self.plan.cut.clone(), clock.now());
+        for (opened, overlays) in opened.iter().zip(&mut overlays) {
+            let settings = self.settings_of(opened);
+            coordinator.set_pace(opened.local.id, VolumePace::of(&settings));
+            self.add_volume(&mut cores, opened, &settings, overlays);
         }
-        let coordinator = Coordinator::new(self.plan.cut.clone(), clock.now());
+        for (slot, local) in left {
+            self.fenced.volumes.insert(slot.0 as usize);
+            for (number, core) in cores.iter_mut().enumerate() {
+                self.fenced.told.insert((number, slot.0 as usize));
+                core.forget_volume(local.id);
+            }
+        }
+        let volumes = opened.into_iter().map(UpVolume::new).collect();
         let uploader = Uploader::new(coordinator, volumes, count);
         let incarnation = Incarnation(self.incarnation);
         Node::new(
@@ -414,6 +342,46 @@ impl World {
             incarnation,
             uploader,
         )
+    }
+}
+
+/// What the cores get of a volume.
+impl World {
+    /// Its settings; the limit in bytes is lower than an operator may choose.
+    fn settings_of(&self, opened: &Opened) -> VolumeSettings {
+        VolumeSettings {
+            rpo_bytes: self.plan.volumes[opened.slot.0 as usize].rpo_bytes,
+            ..opened.commit.head().settings.clone()
+        }
+    }
+
+    fn add_volume(
+        &self,
+        cores: &mut [Core],
+        opened: &Opened,
+        settings: &VolumeSettings,
+        overlays: &mut [Overlay],
+    ) {
+        let count = cores.len();
+        for (number, core) in cores.iter_mut().enumerate() {
+            core.tick(self.now_us / super::plan::MS);
+            let own = ShardId::all().filter(|shard| shard.core(count) == number);
+            let parts = own
+                .map(|shard| {
+                    let overlay = std::mem::take(&mut overlays[shard.index()]);
+                    (shard, overlay, opened.commit.base().shard(shard).clone())
+                })
+                .collect();
+            let released = opened.local.released_through();
+            core.add_volume(
+                opened.slot,
+                opened.local.id,
+                settings,
+                false,
+                released,
+                parts,
+            );
+        }
     }
 }
 

@@ -1,19 +1,23 @@
 //! Clients and their connections: they stay alive over the appliance's lives, reconnect, and hold
 //! it to what it answered. Mirrors `appliance::connection` on the server's side.
 
+mod audit;
+mod judge;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use super::dice::Dice;
-use super::oracle::Oracle;
-use super::pattern::WriteId;
-use super::plan::{MS, Plan};
+use super::oracle::{Kept, Oracle};
+use super::pattern::{Lattice, WriteId};
+use super::plan::{MS, Plan, VolumePlan};
+use super::risk::Begun;
 use super::serve::Message;
 use super::workload::{Taste, Wish};
 use super::world::{Event, World};
 use crate::core::{Done, Failure, Origin, Progress, RequestKey, Ticket};
 use crate::shard::VolumeSlot;
-use crate::volume::Ack;
+use crate::volume::{Ack, Durability};
 
 /// A request on its way to the server.
 pub(super) struct Request {
@@ -26,13 +30,20 @@ pub(super) struct Request {
 #[derive(Clone, Debug)]
 enum Asked {
     Read { cells: Range<u32>, began: u64 },
-    Write { id: WriteId, durable: bool },
+    Write { id: WriteId, place: Kept },
     Flush { began: u64 },
 }
 
 struct Operation {
     asked: Asked,
     sent_us: u64,
+}
+
+/// A request in the hands of a core.
+struct Running {
+    key: RequestKey,
+    /// What it adds to what the bucket lacks; `None`: nothing is written.
+    adds: Option<Begun>,
 }
 
 /// Both ends of a connection.
@@ -50,7 +61,7 @@ struct Connection {
     /// Arrived and not yet looked at.
     input: VecDeque<Request>,
     /// What the core works on, by ticket.
-    running: BTreeMap<u64, RequestKey>,
+    running: BTreeMap<u64, Running>,
     /// Asked and not yet answered, as the client sees it.
     waiting: BTreeMap<u64, Operation>,
     /// Answers arrive in order.
@@ -72,8 +83,19 @@ struct Client {
     watches: bool,
 }
 
+/// Where a write is once it is answered, and what was answered before once a FLUSH is.
+fn kept(volume: &VolumePlan, fua: bool) -> Kept {
+    match (volume.ack, volume.durability) {
+        (_, Durability::Remote) if fua => Kept::Bucket,
+        (Ack::Memory, _) if !fua => Kept::Memory,
+        _ => Kept::Disk,
+    }
+}
+
 /// Suspect ranges that a client keeps in mind.
 const SUSPECT_MAX: usize = 4;
+/// Longest thought of a client in a long life.
+const LONG_THINK_US: u64 = 30 * MS;
 
 /// All clients and connections, dead ones included.
 pub(super) struct Clients {
@@ -107,10 +129,14 @@ impl Clients {
         }
     }
 
-    pub(super) fn begin_life(&mut self, dice: &mut Dice) {
+    /// Clients come back with another taste; in a long life they think for longer.
+    pub(super) fn begin_life(&mut self, dice: &mut Dice, is_long: bool) {
         self.stopped = false;
         for client in &mut self.clients {
             client.taste = Taste::new(dice, self.hot_shard);
+            if is_long {
+                client.taste.think_us = LONG_THINK_US;
+            }
             client.flush_first = dice.chance(500);
         }
     }
@@ -150,6 +176,18 @@ impl Clients {
     }
 }
 
+/// Bytes that the bucket lacks after a write; zeros take none. `None`: it writes nothing.
+fn bytes_added(wish: &Wish, lattice: Lattice) -> Option<u64> {
+    match wish {
+        Wish::Read(_) | Wish::Flush => None,
+        Wish::Mark { cells, .. } => (!lattice.whole_blocks(cells).is_empty()).then_some(0),
+        Wish::Write { cells, .. } => {
+            let blocks = lattice.block(cells.end - 1) - lattice.block(cells.start) + 1;
+            Some(u64::from(blocks) * lattice.block_size.bytes() as u64)
+        }
+    }
+}
+
 impl World {
     pub(super) fn schedule_clients(&mut self) {
         for client in 0..self.clients.clients.len() {
@@ -167,8 +205,7 @@ impl World {
         let delay = self.dice.range(1..=think_us);
         self.schedule(delay, Event::Client { client: index });
         let volume = self.clients.clients[index].volume;
-        let racing = self.racing.as_ref();
-        if racing.is_some_and(|racing| racing.fenced.contains(&volume)) {
+        if self.fenced.volumes.contains(&volume) {
             // Connections to it are refused.
             return;
         }
@@ -269,7 +306,10 @@ impl World {
             "connection {number} dies with {} requests",
             waiting.len()
         ));
-        let client = &mut self.clients.clients[client];
+        let Some(client) = self.clients.clients.get_mut(client) else {
+            // It reads everything back, and stops.
+            return;
+        };
         client.connection = None;
         client.flush_first = self.dice.chance(500);
         client.watches = self.dice.chance(400);
@@ -334,8 +374,8 @@ impl World {
                 .sum()
         };
         let parked = dropped(core);
-        for key in running.into_values() {
-            core.cancel(key);
+        for running in running.into_values() {
+            core.cancel(running.key);
         }
         let left = dropped(core);
         if left < parked {
@@ -350,7 +390,7 @@ impl World {
     /// A client asks for something.
     fn ask(&mut self, number: u32, wish: Wish) {
         let volume = self.clients.at(number).volume;
-        let ack = self.plan.volumes[volume].1;
+        let place = |fua| kept(&self.plan.volumes[volume], fua);
         let lattice = self.oracle.lattices[volume];
         let (mut data, ticket) = (Vec::new(), self.clients.next_ticket);
         self.clients.next_ticket += 1;
@@ -367,7 +407,7 @@ impl World {
                 data = lattice.fill(cells, id);
                 Asked::Write {
                     id,
-                    durable: *fua || ack == Ack::Durable,
+                    place: place(*fua),
                 }
             }
             Wish::Mark { cells, kind, fua } => {
@@ -378,7 +418,7 @@ impl World {
                 let id = self.oracle.begin(volume, changed, true);
                 Asked::Write {
                     id,
-                    durable: *fua || ack == Ack::Durable,
+                    place: place(*fua),
                 }
             }
         };
@@ -440,6 +480,8 @@ impl World {
         let volume = self.clients.at(number).volume;
         let lattice = self.oracle.lattices[volume];
         let slot = VolumeSlot(volume as u32);
+        let adds = bytes_added(&request.wish, lattice);
+        let adds = adds.map(|bytes| self.risk.begins(volume, bytes));
         let origin = Origin::Client(Ticket(u64::from(number) << 32 | request.ticket));
         let core = &mut self.node.as_mut().expect("it runs").cores[core];
         let patches = core.counters().wal_reads + core.counters().fetches;
@@ -477,10 +519,15 @@ impl World {
                 .hit("a partial write waited for the old block");
         }
         match progress {
-            Progress::Done => self.reply(number, request.ticket, Ok(()), data),
+            Progress::Done => {
+                self.note_risk(volume, adds, true);
+                self.reply(number, request.ticket, Ok(()), data);
+            }
             Progress::Failed(failure) => self.reply(number, request.ticket, Err(failure), data),
             Progress::Pending(key) => {
-                self.clients.at(number).running.insert(request.ticket, key);
+                let running = Running { key, adds };
+                let connection = self.clients.at(number);
+                connection.running.insert(request.ticket, running);
             }
         }
     }
@@ -492,8 +539,13 @@ impl World {
         if connection.closed {
             return self.note(format_args!("#{ticket} ends unheard {:?}", done.result));
         }
+        let volume = connection.volume;
         let known = connection.running.remove(&ticket);
-        assert_eq!(known, Some(done.key), "an answer belongs to a request");
+        let known = known.expect("an answer belongs to a request");
+        assert_eq!(known.key, done.key);
+        if done.result.is_ok() {
+            self.note_risk(volume, known.adds, false);
+        }
         self.reply(number, ticket, done.result, done.data);
     }
 
@@ -515,25 +567,6 @@ impl World {
                 data,
             },
         );
-    }
-
-    /// A core that knows that another writer has the volume acknowledges nothing of it any more.
-    fn check_right_to_answer(&mut self, number: u32, ticket: u64) {
-        let Some(racing) = &mut self.racing else {
-            return;
-        };
-        let connection = &self.clients.connections[number as usize];
-        let place = (connection.core, connection.volume);
-        let asked = connection.waiting.get(&ticket).map(|wait| &wait.asked);
-        if !matches!(asked, Some(Asked::Write { .. } | Asked::Flush { .. })) {
-            return;
-        }
-        *racing.answered.entry(place.1).or_default() += 1;
-        if racing.told.contains(&place) {
-            self.violate(format!(
-                "#{ticket} is acknowledged after its volume was fenced"
-            ));
-        }
     }
 
     /// At the end of a life some answers still get through, of each connection the first ones.
@@ -592,127 +625,18 @@ impl World {
             Asked::Read { cells, began } => {
                 self.oracle.read((volume, cells), *began, data, settled)
             }
-            Asked::Write { id, durable } => {
-                self.oracle.answered(*id, *durable);
-                Ok(())
+            Asked::Write { id, place } => {
+                self.oracle.answered(*id, *place);
+                self.look_into_the_bucket(volume, *place)
             }
             Asked::Flush { began } => {
-                self.oracle.flushed(volume, *began);
-                Ok(())
+                let place = kept(&self.plan.volumes[volume], true);
+                self.oracle.flushed(volume, *began, place);
+                self.look_into_the_bucket(volume, place)
             }
         };
         if let Err(what) = verdict {
             self.violate(format!("#{ticket}: {what}"));
         }
-    }
-
-    /// A request may fail only if something was made to fail.
-    fn judge_failure(
-        &mut self,
-        volume: usize,
-        operation: &Operation,
-        failure: Failure,
-        ticket: u64,
-    ) {
-        let read_fault = self
-            .last_read_fault_us
-            .is_some_and(|at| at >= operation.sent_us);
-        let log_failed = self.node.as_ref().is_some_and(|node| {
-            node.cores
-                .iter()
-                .flat_map(|core| core.shards())
-                .any(|s| s.log().failed().is_some())
-        });
-        let racing = self.racing.as_ref();
-        if racing.is_some_and(|racing| racing.fenced.contains(&volume)) {
-            return;
-        }
-        let excused = match (&operation.asked, failure) {
-            (Asked::Read { .. }, Failure::Io) => {
-                self.coverage.hit("a read failed on rot or errors");
-                read_fault
-            }
-            (Asked::Flush { .. }, Failure::Io) => {
-                self.coverage.hit("a flush failed on a failed shard");
-                log_failed
-            }
-            (Asked::Write { .. }, Failure::Io) => log_failed || read_fault,
-            (Asked::Write { .. }, Failure::NoSpace) => {
-                // The cores hear a little later that there is room again.
-                let is_full = self.node.as_ref().is_some_and(|node| node.uploader.full);
-                let was_full = self.last_full_us;
-                is_full || was_full.is_some_and(|at| at + 20 * MS >= operation.sent_us)
-            }
-            _ => false,
-        };
-        if !excused {
-            self.violate(format!(
-                "#{ticket} on volume {volume} fails without cause: {failure:?}"
-            ));
-        }
-    }
-
-    /// Reads every volume wholly, from connections of its own, and judges. `settled`: what is read
-    /// must be durable already (right after a recovery).
-    pub(super) fn audit(&mut self, settled: bool) -> Result<(), String> {
-        let faults = std::mem::take(&mut self.faults);
-        self.note(format_args!("audit, settled: {settled}"));
-        for volume in 0..self.oracle.lattices.len() {
-            let lattice = self.oracle.lattices[volume];
-            let number = self.connect(usize::MAX, volume);
-            self.clients.at(number).settled = settled;
-            let mut first = 0;
-            while first < lattice.blocks {
-                let end = (first + 7).min(lattice.blocks);
-                self.ask(number, Wish::Read(lattice.of_blocks(first..end)));
-                first = end;
-            }
-            let deadline = self.now_us + 20_000 * MS;
-            while !self.clients.at(number).waiting.is_empty() {
-                if self.now_us > deadline || !self.step()? {
-                    return Err("a read is never answered".to_owned());
-                }
-            }
-            self.clients.at(number).dead = true;
-            self.close_connection(number);
-        }
-        self.faults = faults;
-        Ok(())
-    }
-
-    /// Whether all is answered, durable and committed.
-    pub(super) fn is_quiet(&self) -> bool {
-        let node = self.node_ref();
-        self.clients.waiting() == 0
-            && node.inbox.iter().all(VecDeque::is_empty)
-            && node
-                .cores
-                .iter()
-                .all(|core| core.is_quiet() && core.load().pending_bytes == 0)
-            && node.uploader.is_quiet()
-    }
-
-    pub(super) fn unrest(&self) -> String {
-        let node = self.node_ref();
-        let cores = node.cores.iter().map(|core| {
-            let parked: usize = (0..core.shards().len()).map(|p| core.parked(p)).sum();
-            format!(
-                "[unanswered {} parked {parked} pending {} quiet {}]",
-                core.unanswered(),
-                core.load().pending_bytes,
-                core.is_quiet()
-            )
-        });
-        let volumes = node
-            .uploader
-            .volumes
-            .values()
-            .map(|v| format!("{:?}", v.commit.status()));
-        format!(
-            "{} requests wait; cores {}; commits {}",
-            self.clients.waiting(),
-            cores.collect::<Vec<_>>().join(" "),
-            volumes.collect::<Vec<_>>().join(" ")
-        )
     }
 }

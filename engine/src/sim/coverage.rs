@@ -4,6 +4,13 @@ use std::collections::BTreeMap;
 
 /// Everything that a range of seeds has to reach, else the simulator does not test what it claims.
 pub const EVENTS: &[&str] = &[
+    "a FLUSH or FUA waited for the bucket",
+    "a commit that was never answered fenced a start without the backend",
+    "a data directory was lost",
+    "a volume was served without the backend",
+    "an unverified volume was verified",
+    "writes waited because the bucket lacked too much",
+    "writes went on when the bucket lacked less",
     "a block was read from a chunk",
     "a block was read from the WAL file",
     "a boot failed on a read error and was repeated",

@@ -280,7 +280,7 @@ impl World {
 impl Scenario {
     /// All of them; `deep` ones take minutes, the others seconds.
     pub fn all(deep: bool) -> Vec<Self> {
-        let more = u32::from(deep);
+        let more = 2 * u32::from(deep);
         let mut all = Self::takeovers(more);
         all.extend(Self::disks(more));
         all

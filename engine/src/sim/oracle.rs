@@ -37,6 +37,16 @@ struct Version {
     outdone: u64,
     /// Not even a power loss brings it back.
     gone: bool,
+    /// Not even the loss of the disk does: the bucket holds something newer.
+    replaced: bool,
+}
+
+/// Where a write is that was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kept {
+    Memory,
+    Disk,
+    Bucket,
 }
 
 /// Versions of one cell, in the order in which their writes began. The first is the initial zeros.
@@ -62,6 +72,7 @@ impl Oracle {
             dead: NEVER,
             outdone: NEVER,
             gone: false,
+            replaced: false,
         };
         let cells = lattices
             .iter()
@@ -118,6 +129,7 @@ impl Oracle {
                 dead: NEVER,
                 outdone: NEVER,
                 gone: false,
+                replaced: false,
             };
             self.cells[volume][cell as usize] = vec![version];
         }
@@ -167,6 +179,7 @@ impl Oracle {
                 dead: NEVER,
                 outdone: NEVER,
                 gone: false,
+                replaced: false,
             });
         }
         id
@@ -177,8 +190,8 @@ impl Oracle {
         self.writes[id as usize].cells.clone()
     }
 
-    /// The client is told that it succeeded; `durable`: and that it is on the medium.
-    pub(super) fn answered(&mut self, id: WriteId, durable: bool) {
+    /// The client is told that it succeeded, and where it is.
+    pub(super) fn answered(&mut self, id: WriteId, place: Kept) {
         let now = self.tick();
         let write = &mut self.writes[id as usize];
         (write.ended, write.answered) = (now, true);
@@ -188,7 +201,8 @@ impl Oracle {
                 if version.id != id && self.writes[version.id as usize].ended < began {
                     version.dead = version.dead.min(now);
                     version.outdone = version.outdone.min(now);
-                    version.gone |= durable;
+                    version.gone |= place >= Kept::Disk;
+                    version.replaced |= place >= Kept::Bucket;
                 }
             }
         }
@@ -203,10 +217,11 @@ impl Oracle {
         }
     }
 
-    /// A FLUSH that began at `began` succeeded.
-    pub(super) fn flushed(&mut self, volume: usize, began: u64) {
+    /// A FLUSH that began at `began` succeeded: what was answered before is in that place.
+    pub(super) fn flushed(&mut self, volume: usize, began: u64, place: Kept) {
         for version in self.cells[volume].iter_mut().flatten() {
             version.gone |= version.outdone < began;
+            version.replaced |= version.outdone < began && place >= Kept::Bucket;
         }
     }
 
@@ -355,8 +370,9 @@ impl Oracle {
         }
     }
 
-    /// The image in the bucket: it must be a cut. Nothing that was outdone before the beginning of
-    /// anything that it holds may be in it. `complete`: it holds everything answered.
+    /// The image in the bucket: it must be a cut with everything that was flushed to the bucket.
+    /// Nothing that was outdone before the beginning of anything that it holds may be in it.
+    /// `complete`: it holds everything answered.
     pub(super) fn image(&mut self, volume: usize, data: &[u8], complete: bool) -> Verdict {
         let cells = 0..self.lattices[volume].cells();
         let ids = self.lattices[volume].identify(&cells, data)?;
@@ -371,7 +387,7 @@ impl Oracle {
         for (cell, id) in cells.clone().zip(&ids) {
             if !self
                 .candidates(volume, cell, *id)
-                .any(|version| version.outdone >= through)
+                .any(|version| version.outdone >= through && !version.replaced)
             {
                 return Err(format!(
                     "the image is no cut: {} is write {id}, the image holds things begun at \
@@ -411,7 +427,11 @@ impl Oracle {
                 time(write.ended),
                 if write.answered { " ok" } else { "" },
                 time(version.dead),
-                if version.gone { " gone" } else { "" }
+                match (version.gone, version.replaced) {
+                    (_, true) => " replaced",
+                    (true, false) => " gone",
+                    (false, false) => "",
+                }
             )
         });
         told.collect::<Vec<_>>().join(" ")

@@ -5,7 +5,7 @@ use super::pattern::Lattice;
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::commit::{CommitConfig, CutPolicy};
 use crate::core::{SyncMode, WritePolicy};
-use crate::volume::Ack;
+use crate::volume::{Ack, Durability, VolumeSettings};
 use crate::wal::LogConfig;
 
 /// Microseconds of a millisecond.
@@ -13,7 +13,7 @@ pub(super) const MS: u64 = 1000;
 
 pub(super) struct Plan {
     pub(super) cores: usize,
-    pub(super) volumes: Vec<(Lattice, Ack)>,
+    pub(super) volumes: Vec<VolumePlan>,
     pub(super) log: LogConfig,
     pub(super) write: WritePolicy,
     pub(super) cut: CutPolicy,
@@ -26,6 +26,61 @@ pub(super) struct Plan {
     pub(super) turn_delay_us: u64,
     /// Longest read of the backend, in microseconds.
     pub(super) get_us: u64,
+    /// The appliance keeps copies of metadata, from which it may start without the backend.
+    pub(super) keeps_copies: bool,
+}
+
+/// How a volume is set up.
+#[derive(Clone)]
+pub(super) struct VolumePlan {
+    pub(super) lattice: Lattice,
+    pub(super) ack: Ack,
+    pub(super) durability: Durability,
+    /// Bytes that the bucket may lack; 0: any. Less than an operator may choose.
+    pub(super) rpo_bytes: u64,
+    /// Seconds for which the bucket may lack something; 0: any.
+    pub(super) rpo_seconds: u64,
+}
+
+impl VolumePlan {
+    fn new(dice: &mut Dice, volume: u32) -> Self {
+        let bytes = dice.pick(&[4096, 4096, 16384, 65536]);
+        let block_size = BlockSize::new(bytes).expect("a block size");
+        let blocks = dice.range(17..=56) as u32;
+        let ack = match dice.chance(200) {
+            true => Ack::Durable,
+            false => Ack::Memory,
+        };
+        let durability = match dice.chance(250) {
+            true => Durability::Remote,
+            false => Durability::Local,
+        };
+        let lattice = Lattice {
+            volume,
+            block_size,
+            blocks,
+        };
+        Self {
+            lattice,
+            ack,
+            durability,
+            rpo_bytes: dice.pick(&[0, 0, 0, 8, 24]) * u64::from(bytes),
+            rpo_seconds: u64::from(dice.chance(15)),
+        }
+    }
+
+    /// The settings with which it is created.
+    pub(super) fn settings(&self) -> VolumeSettings {
+        VolumeSettings {
+            size_bytes: self.lattice.size_bytes(),
+            block_size_bytes: self.lattice.block_size.bytes() as u32,
+            chunk_size_bytes: 1 << 20,
+            ack: self.ack,
+            durability: self.durability,
+            rpo_seconds: self.rpo_seconds,
+            ..VolumeSettings::with_size(0)
+        }
+    }
 }
 
 /// Something after which a crash is interesting.
@@ -59,6 +114,8 @@ pub(super) struct Faults {
     pub(super) away_us: (u64, u64),
     /// While it is away it says that it is full.
     pub(super) full: bool,
+    /// It is away already when the appliance starts.
+    pub(super) away_at_boot: bool,
     /// The life ends soon after so many more of these moments.
     pub(super) fatal: Option<(Moment, u32)>,
     /// Writes to this shard's file fail between these times of the life.
@@ -69,24 +126,7 @@ impl Plan {
     pub(super) fn new(dice: &mut Dice) -> Self {
         let log = log_config(dice);
         let volumes = (0..dice.range(1..=3))
-            .map(|index| {
-                let bytes = dice.pick(&[4096, 4096, 16384, 65536]);
-                let block_size = BlockSize::new(bytes).expect("a block size");
-                let blocks = dice.range(17..=56) as u32;
-                let ack = if dice.chance(200) {
-                    Ack::Durable
-                } else {
-                    Ack::Memory
-                };
-                (
-                    Lattice {
-                        volume: index as u32,
-                        block_size,
-                        blocks,
-                    },
-                    ack,
-                )
-            })
+            .map(|volume| VolumePlan::new(dice, volume as u32))
             .collect();
         let write = WritePolicy {
             sync: dice.pick(&[
@@ -129,7 +169,15 @@ impl Plan {
             hot_shard: dice.chance(600).then(|| dice.below(16) as u32),
             turn_delay_us: dice.pick(&[5, 50, 500]),
             get_us: dice.pick(&[500, 5 * MS, 60 * MS, 400 * MS]),
+            keeps_copies: dice.chance(400),
         }
+    }
+}
+
+impl Plan {
+    /// Whether a volume limits for how long the bucket may lack something.
+    pub(super) fn has_time_limit(&self) -> bool {
+        self.volumes.iter().any(|volume| volume.rpo_seconds > 0)
     }
 }
 

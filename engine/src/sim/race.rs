@@ -4,13 +4,16 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use futures::executor::block_on;
 
 use super::dice::Dice;
 use super::disk::WalFile;
+use super::heads_dir::HeadsDir;
 use super::image::read_image;
+use super::oracle::Oracle;
 use super::plan::{Faults, MS};
 use super::world::{Crash, Outcome, Started, Violation, World};
 use crate::identity::{Generation, ManifestNum};
@@ -21,6 +24,8 @@ pub const RACE_EVENTS: &[&str] = &[
     "race: a copy of an old data directory was restored",
     "race: a data directory was lost",
     "race: a fenced appliance stopped",
+    "race: a restart left a volume to its new owner",
+    "race: a start without the backend was fenced when it was back",
     "race: a living appliance was taken over",
     "race: a paused appliance was taken over and went on",
     "race: a takeover died right after its fencing put",
@@ -37,6 +42,10 @@ struct Copy {
     files: Vec<WalFile>,
     wal_id: crate::wal::WalId,
     incarnation: u64,
+    /// Copies of metadata.
+    metadata: Vec<(PathBuf, Vec<u8>)>,
+    /// What clients knew, and could not be sure of.
+    oracle: Oracle,
 }
 
 struct Race {
@@ -114,11 +123,18 @@ impl Race {
             let other = 1 - self.owners[0];
             self.prepare(other)?;
             self.take_over(other)?;
+            if self.nodes[1 - other].node.is_none() && self.dice.chance(600) {
+                self.come_back(1 - other)?;
+            }
             let life_us = self.dice.range(20..=100) * MS;
             self.go_on(&[0, 1], life_us)?;
             self.check_fenced(1 - other)?;
         }
         let owner = self.owners[0];
+        let others = self.owners.iter().any(|of| *of != owner);
+        if others || self.nodes[owner].node.is_none() {
+            self.take_over(owner)?;
+        }
         self.stop(1 - owner, Crash::Kill);
         self.nodes[owner].calm_down()?;
         self.nodes[owner].check_images(true)
@@ -156,20 +172,47 @@ impl Race {
                 self.strange[index] = true;
             }
             1 if self.is_overtaken(index)? => {
-                let copy = self.copies[index].take().expect("it was looked at");
-                self.hit(index, "race: a copy of an old data directory was restored");
-                let world = &mut self.nodes[index];
-                world.lose_disk();
-                (world.files, world.wal_id) = (copy.files, copy.wal_id);
-                world.incarnation = copy.incarnation;
-                for head in &copy.heads {
-                    world.heads.save(head).map_err(|e| e.to_string())?;
-                }
-                self.strange[index] = true;
+                self.restore(index)?;
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// The data directory and the WAL become what they were when the copy was made.
+    fn restore(&mut self, index: usize) -> Result<(), String> {
+        let copy = self.copies[index].take().expect("it was looked at");
+        self.hit(index, "race: a copy of an old data directory was restored");
+        let world = &mut self.nodes[index];
+        world.lose_disk();
+        world.takes_all = false;
+        (world.files, world.wal_id) = (copy.files, copy.wal_id);
+        world.incarnation = copy.incarnation;
+        world.oracle = copy.oracle;
+        for head in &copy.heads {
+            world.heads.save(head).map_err(|e| e.to_string())?;
+        }
+        if let Some(copies) = &world.copies_dir {
+            copies.restore(&copy.metadata);
+        }
+        self.strange[index] = true;
+        Ok(())
+    }
+
+    /// An appliance that was taken over starts again by itself: it leaves what is another's alone;
+    /// while the backend is away it serves what it last knew, until its next commit.
+    fn come_back(&mut self, index: usize) -> Result<(), String> {
+        if self.dice.chance(300) && self.is_overtaken(index)? {
+            self.restore(index)?;
+        }
+        let world = &mut self.nodes[index];
+        world.faults = faults(&mut world.dice, true);
+        if world.copies_dir.is_some() && !world.takes_all && world.dice.chance(500) {
+            world.faults.away_at_boot = true;
+            world.faults.away_us = (0, world.dice.range(1..=15) * MS);
+            world.faults.full = false;
+        }
+        self.try_open(index)
     }
 
     /// Whether every volume was opened anew since the copy was made.
@@ -198,11 +241,15 @@ impl Race {
             .iter()
             .map(|id| world.heads.load(*id).expect("head records can be read"))
             .collect();
+        let mut oracle = world.oracle.clone();
+        oracle.crashed(true);
         Some(Copy {
             heads: heads?,
             files: world.files.iter().map(WalFile::copy_settled).collect(),
             wal_id: world.wal_id,
             incarnation: world.incarnation,
+            metadata: world.copies_dir.iter().flat_map(HeadsDir::files).collect(),
+            oracle,
         })
     }
 
@@ -226,6 +273,8 @@ impl Race {
             let crash = self.a_crash();
             self.stop(index, crash);
         }
+        // The operator wants all of them.
+        self.nodes[index].takes_all = true;
         if self.dice.chance(300) {
             self.nodes[index].faults.boot = 150;
             self.try_open(index)?;
@@ -286,13 +335,12 @@ impl Race {
         if changed {
             // All that the new owner has is the image: nothing of its own log is merged.
             self.nodes[index].audit(true)?;
-            let world = &mut self.nodes[index];
-            let lost = world.racing().lost_records;
-            let event = "race: records of a lost lineage were not merged";
-            world.coverage.add(event, lost);
         }
         let world = &mut self.nodes[index];
-        world.clients.begin_life(&mut world.dice);
+        let lost = world.racing().lost_records;
+        let event = "race: records of a lost lineage were not merged";
+        world.coverage.add(event, lost);
+        world.clients.begin_life(&mut world.dice, false);
         world.schedule_clients();
         Ok(())
     }
@@ -343,7 +391,7 @@ impl Race {
         world.racing().answered.clear();
         let mut early = BTreeMap::new();
         for round in 0..20 {
-            let fenced = &world.racing().fenced;
+            let fenced = &world.fenced.volumes;
             if lost.iter().all(|volume| fenced.contains(volume)) {
                 break;
             }
@@ -353,7 +401,7 @@ impl Race {
             world.demand_cut();
             world.run_for(20 * MS)?;
         }
-        let fenced = world.racing().fenced.clone();
+        let fenced = world.fenced.volumes.clone();
         for volume in lost {
             if fenced.contains(&volume) {
                 world.coverage.hit("race: a fenced appliance stopped");

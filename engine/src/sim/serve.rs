@@ -12,7 +12,7 @@ use crate::arena::ArenaReader;
 use crate::block::ShardId;
 use crate::chunk::ChunkRef;
 use crate::core::{Committed, Core, EpochClock, Failure, Fetch, Io, OpKey, PeerMessage};
-use crate::identity::{BatchNum, Incarnation};
+use crate::identity::{BatchNum, Epoch, Incarnation, VolumeId};
 use crate::shard::VolumeSlot;
 use crate::wal::{Health, WalWrite};
 
@@ -43,6 +43,8 @@ pub(super) enum Message {
     },
     Seal,
     Committed(Committed),
+    /// The bucket holds everything of the volume stamped up to here.
+    Covered(VolumeSlot, VolumeId, Epoch),
     BackendFull(bool),
     /// Another writer owns the volume.
     Fence(VolumeSlot),
@@ -87,6 +89,10 @@ pub(super) struct Node {
     pub(super) uploader_turn_at: Option<u64>,
     /// The WAL was full while the backend was away, and writes waited.
     starved: bool,
+    /// Parts of writes that ever waited because the bucket lacked too much.
+    held: u64,
+    /// Some still do, or others behind them.
+    holds: bool,
 }
 
 impl Node {
@@ -109,6 +115,8 @@ impl Node {
             uploader,
             uploader_turn_at: None,
             starved: false,
+            held: 0,
+            holds: false,
         }
     }
 
@@ -281,7 +289,7 @@ impl World {
             Message::DeadClosed { connection } => return self.dead_closed(connection),
             Message::Hangup { connection } => return self.close_connection(connection),
             Message::Fence(slot) => {
-                self.racing().told.insert((core, slot.0 as usize));
+                self.fenced.told.insert((core, slot.0 as usize));
                 let own = &mut self.node.as_mut().expect("it runs").cores[core];
                 own.fence_volume(slot);
                 return self.close_volume(core, slot);
@@ -301,6 +309,7 @@ impl World {
                 Err(failure) => core.fetched(op, Err(failure)),
             },
             Message::Committed(commit) => core.committed(commit),
+            Message::Covered(slot, id, through) => core.covered(slot, id, through),
             Message::BackendFull(full) => core.set_backend_full(full),
             Message::Device { op, result, data } => {
                 core.io_done(op, result.map_err(io::Error::from_raw_os_error), &data);
@@ -318,6 +327,7 @@ impl World {
         );
         let (sealed, load) = (effects.sealed.take(), effects.load.take());
         let applied = std::mem::take(&mut effects.applied);
+        let wants = std::mem::take(&mut effects.wants);
         let done = std::mem::take(&mut effects.done);
         let peers = std::mem::take(&mut effects.peers);
         for io in io {
@@ -351,6 +361,9 @@ impl World {
         }
         if let Some(load) = load {
             self.tell_uploader(UpMessage::Load(load));
+        }
+        for (volume, through) in wants {
+            self.tell_uploader(UpMessage::Want(volume, through));
         }
         for (volume, epoch) in applied {
             self.tell_uploader(UpMessage::Applied(volume, epoch));
@@ -569,6 +582,22 @@ impl World {
             node.starved = false;
             self.coverage.hit("writes resumed after the WAL was full");
         }
+        let node = self.node.as_mut().expect("it runs");
+        let held: u64 = node
+            .cores
+            .iter()
+            .map(|c| c.counters().parked_for_bucket)
+            .sum();
+        if std::mem::replace(&mut node.held, held) < held {
+            node.holds = true;
+            self.coverage
+                .hit("writes waited because the bucket lacked too much");
+        }
+        if node.holds && !waiting {
+            node.holds = false;
+            self.coverage
+                .hit("writes went on when the bucket lacked less");
+        }
         let node = self.node.as_ref().expect("it runs");
         let (mut survived, mut failed) = (0, 0);
         for shard in node.cores.iter().flat_map(Core::shards) {
@@ -613,6 +642,10 @@ impl World {
         let blocks = self.fetch_blocks(&fetch, &chunk);
         if let Err(why) = &blocks {
             self.coverage.hit("a chunk was deleted under a read");
+            if self.racing.is_some() {
+                // By the one who owns the volume now.
+                self.last_read_fault_us = Some(self.now_us);
+            }
             self.note(format_args!("c{core} fetch fails: {why}"));
         }
         self.coverage.hit("a block was read from a chunk");

@@ -21,6 +21,15 @@ fn seeds_keep_every_promise_and_reach_everything() {
     );
 }
 
+/// Seed 930 was the first to show it: the bucket had blocks that a power loss took from the disk, a
+/// start without the backend served what was before, and a later one what the bucket had.
+#[test]
+fn a_start_without_the_backend_never_lets_a_block_go_back_in_time() {
+    if let Err(violation) = run(930) {
+        panic!("{violation}");
+    }
+}
+
 #[test]
 fn a_seed_is_one_run() {
     for seed in [1, 7, 42] {

@@ -5,32 +5,33 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::executor::block_on;
 
 use super::bucket::{Late, lost};
+use super::opening::Opened;
 use super::plan::{MS, Moment};
 use super::serve::Message;
 use super::world::{Event, World};
 use crate::backend::{Backend, Put};
 use crate::block::{SHARD_COUNT, ShardId};
-use crate::chunk::{ChunkRef, slot_stride, verify_slot};
+use crate::chunk::ChunkRef;
 use crate::commit::{self, Coordinator, Effect, Load, Publication, SealedVolume, VolumeCommit};
-use crate::core::{Committed, CoreLoad, Fetch, SealedCore};
+use crate::core::{Committed, CoreLoad, SealedCore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Epoch, Generation, VolumeId};
 use crate::index::ChunkOrdinal;
 use crate::object::{ObjectKey, SealedRef};
-use crate::pack::{ChunkJob, PackBlock, PackPlan};
+use crate::pack::{ChunkJob, PackPlan};
 use crate::registry::LocalHead;
 use crate::shard::VolumeSlot;
 use crate::wal::PlaceMap;
 
-type CutPlaces = [Option<Arc<PlaceMap>>; SHARD_COUNT];
+pub(super) type CutPlaces = [Option<Arc<PlaceMap>>; SHARD_COUNT];
 
 pub(super) enum UpMessage {
     Sealed(SealedCore),
     Applied(VolumeId, Epoch),
+    Want(VolumeId, Epoch),
     Load(CoreLoad),
     Event(VolumeId, commit::Event),
 }
@@ -70,6 +71,8 @@ pub(super) struct UpVolume {
     pub(super) slot: VolumeSlot,
     places: Rc<CutPlaces>,
     publishing: Option<(Epoch, usize)>,
+    /// Served under its old generation, because the backend could not be asked.
+    pub(super) unverified: bool,
 }
 
 /// The uploader's state.
@@ -159,11 +162,18 @@ impl Uploader {
 }
 
 impl UpVolume {
-    pub(super) fn new(commit: VolumeCommit, local: LocalHead, slot: VolumeSlot) -> Self {
+    pub(super) fn new(opened: Opened) -> Self {
+        let Opened {
+            slot,
+            commit,
+            local,
+            unverified,
+        } = opened;
         Self {
             commit,
             local,
             slot,
+            unverified,
             places: Rc::new(CutPlaces::default()),
             publishing: None,
         }
@@ -251,7 +261,11 @@ impl World {
         let now_ms = self.now_us / MS;
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         match message {
-            UpMessage::Sealed(sealed) => uploader.sealed(sealed),
+            UpMessage::Sealed(sealed) => {
+                uploader.sealed(sealed);
+                self.tell_fulfilled();
+            }
+            UpMessage::Want(volume, through) => uploader.coordinator.want(volume, through),
             UpMessage::Load(load) => {
                 let core = load.core;
                 uploader.loads[core] = load;
@@ -268,7 +282,15 @@ impl World {
                 }
                 volume.publishing = None;
                 volume.commit.handle(commit::Event::Published, now_ms);
+                let was_unverified = std::mem::take(&mut volume.unverified);
                 uploader.coordinator.volume_done(id);
+                let covered = uploader.coordinator.covered(id);
+                if was_unverified {
+                    self.coverage.hit("an unverified volume was verified");
+                }
+                self.tell_fulfilled();
+                // Also those whose writes wait because the bucket lacks too much.
+                self.tell_covered(id, covered);
                 self.note(format_args!("committed epoch {epoch} of {id}"));
             }
             UpMessage::Event(id, event) => {
@@ -279,6 +301,24 @@ impl World {
                     self.coverage.hit("a commit was repeated after a failure");
                 }
             }
+        }
+    }
+
+    /// Tells the cores which volumes the bucket holds as far as their clients wait for it.
+    fn tell_fulfilled(&mut self) {
+        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        for (id, through) in uploader.coordinator.fulfilled() {
+            self.tell_covered(id, through);
+        }
+    }
+
+    fn tell_covered(&mut self, id: VolumeId, through: Epoch) {
+        let Some(volume) = self.node_ref().uploader.volumes.get(&id) else {
+            return;
+        };
+        let slot = volume.slot;
+        for core in 0..self.plan.cores {
+            self.post(core, Message::Covered(slot, id, through));
         }
     }
 
@@ -302,6 +342,11 @@ impl World {
             "the coordinator alone moves the clock"
         );
         self.note(format_args!("cut {} {:?}", cut.epoch, cut.reason));
+        for (volume, id) in self.ids.iter().enumerate() {
+            if cut.scope.has(*id) {
+                self.risk.cut(volume, cut.epoch);
+            }
+        }
         for core in 0..self.plan.cores {
             self.post(core, Message::Seal);
         }
@@ -328,7 +373,9 @@ impl World {
         for id in self.ids.clone() {
             loop {
                 let uploader = &mut self.node.as_mut().expect("it runs").uploader;
-                let volume = uploader.volumes.get_mut(&id).expect("an open volume");
+                let Some(volume) = uploader.volumes.get_mut(&id) else {
+                    break;
+                };
                 let Some(effect) = volume.commit.next_effect(now_ms) else {
                     break;
                 };
@@ -391,13 +438,23 @@ impl World {
     /// Another writer owns the volume: nothing more of it is acknowledged.
     fn fenced(&mut self, id: VolumeId, by: Generation) {
         self.note(format_args!("volume {id} is fenced by generation {by}"));
-        let Some(racing) = &mut self.racing else {
-            return self.violate(format!("volume {id} was fenced by {by}, nobody did"));
-        };
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        let (slot, unverified) = {
+            let volume = &uploader.volumes[&id];
+            (volume.slot, volume.unverified)
+        };
         uploader.coordinator.forget_volume(id);
-        let slot = uploader.volumes[&id].slot;
-        racing.fenced.insert(slot.0 as usize);
+        if self.racing.is_none() {
+            if !unverified {
+                return self.violate(format!("volume {id} was fenced by {by}, nobody did"));
+            }
+            self.coverage
+                .hit("a commit that was never answered fenced a start without the backend");
+        } else if unverified {
+            self.coverage
+                .hit("race: a start without the backend was fenced when it was back");
+        }
+        self.fenced.volumes.insert(slot.0 as usize);
         for core in 0..self.plan.cores {
             self.post(core, Message::Fence(slot));
         }
@@ -437,6 +494,14 @@ impl World {
         );
     }
 
+    /// The backend, with copies of metadata if there are any and the answer is heard.
+    fn store(&self, is_heard: bool) -> &dyn Backend {
+        match &self.copies {
+            Some(copies) if is_heard => copies,
+            _ => &self.objects,
+        }
+    }
+
     /// A request reaches the backend.
     pub(super) fn land(&mut self, late: Late, then: Option<Landing>) {
         let Some(landing) = then else {
@@ -447,11 +512,12 @@ impl World {
         if is_manifest {
             self.moment(Moment::Manifest);
         }
+        // What gets no answer is not copied.
+        let is_heard = !landing.lost && landing.life == self.life;
+        let store = self.store(is_heard);
         let result = match &late {
-            Late::Put(key, body) => {
-                block_on(self.objects.put_if_absent(key, body.clone())).map(Some)
-            }
-            Late::Delete(key) => block_on(self.objects.delete(key)).map(|()| None),
+            Late::Put(key, body) => block_on(store.put_if_absent(key, body.clone())).map(Some),
+            Late::Delete(key) => block_on(store.delete(key)).map(|()| None),
         };
         let created = self.racing.is_none() || matches!(result, Ok(Some(Put::Created)));
         if is_manifest
@@ -542,7 +608,7 @@ impl World {
                 let result = if fails {
                     Err(lost())
                 } else {
-                    block_on(self.objects.get(&key))
+                    block_on(self.store(true).get(&key))
                 };
                 let event = commit::Event::ManifestGot(result);
                 self.schedule(
@@ -557,44 +623,13 @@ impl World {
         }
     }
 
-    /// Packs a chunk: blocks out of memory if they are still there, else out of the WAL file.
-    fn build(&mut self, job: &ChunkJob, places: &CutPlaces) -> Result<(Bytes, ChunkRef)> {
-        let mut bytes = vec![0; job.spec.block_size.bytes()];
-        let mut builder = job.builder()?;
-        for block in job.blocks() {
-            self.read_block(block, places, &mut bytes)?;
-            builder.push(&bytes, block.crc)?;
-        }
-        builder.finish()
-    }
-
-    fn read_block(
-        &mut self,
-        block: &PackBlock,
-        places: &CutPlaces,
-        bytes: &mut [u8],
-    ) -> Result<()> {
-        let shard: ShardId = block.block.shard();
-        let location = places[shard.index()]
-            .as_ref()
-            .and_then(|map| map.locate(block.place))
-            .ok_or_else(|| Error::corrupt("a sealed block's batch is unknown"))?;
-        let reader = &self.node_ref().readers[shard.index()];
-        if location
-            .arena_offset
-            .is_some_and(|at| reader.copy(block.place.batch, at, bytes))
-        {
-            return Ok(());
-        }
-        self.coverage.hit("a cut packed blocks from the WAL file");
-        self.read_wal(shard, location.file_offset, bytes)
-            .map_err(|_| Error::new(ErrorKind::Io, "the simulated disk does not read"))
-    }
-
     fn publish(&mut self, id: VolumeId, publication: Publication) {
         let cores = self.plan.cores;
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         uploader.fill_tables(id);
+        let index = self.ids.iter().position(|known| *known == id);
+        let index = index.expect("a volume of its own");
+        self.risk.committed(index, publication.epoch);
         let volume = uploader.volumes.get_mut(&id).expect("an open volume");
         volume.publishing = Some((publication.epoch, cores));
         let slot = volume.slot;
@@ -612,22 +647,5 @@ impl World {
             };
             self.post(core, Message::Committed(committed));
         }
-    }
-
-    /// What the fetcher returns for a read: the wanted blocks, verified.
-    pub(super) fn fetch_blocks(&mut self, fetch: &Fetch, chunk: &ChunkRef) -> Result<Vec<u8>> {
-        let range = chunk.slot_range(fetch.block_size, fetch.first_slot, fetch.slots);
-        let key = chunk.key.object();
-        let bytes = block_on(
-            self.objects
-                .get_range(&key, range.start, range.end - range.start),
-        )?;
-        let stride = slot_stride(fetch.block_size);
-        let mut blocks = Vec::new();
-        for (slot, block) in &fetch.wanted {
-            let slot = &bytes[*slot as usize * stride..][..stride];
-            blocks.extend_from_slice(verify_slot(slot, fetch.block_size, *block)?);
-        }
-        Ok(blocks)
     }
 }

@@ -15,16 +15,17 @@ use super::heads_dir::HeadsDir;
 use super::image::read_image;
 use super::oracle::Oracle;
 use super::plan::{Faults, MS, Moment, Plan};
+use super::racing::Racing;
+use super::risk::Risk;
 use super::serve::{Device, Node};
 use super::uploader::Landing;
-use crate::backend::MemBackend;
-use crate::block::{PAGE_BYTES, ShardId};
+use crate::backend::{LocalMetadata, MemBackend};
+use crate::block::ShardId;
 use crate::chunk::ChunkRef;
 use crate::core::{Core, Failure, Fetch, OpKey};
-use crate::identity::{BatchNum, Incarnation, VolumeId, WriterToken};
+use crate::identity::{Incarnation, VolumeId, WriterToken};
 use crate::registry::{LocalHeads, VolumeSeed, create_volume};
-use crate::volume::{VolumeName, VolumeSettings};
-use crate::wal::format::LogHead;
+use crate::volume::VolumeName;
 use crate::wal::{BootId, WalId};
 
 /// Lines of the trace kept for a report.
@@ -161,10 +162,12 @@ pub(super) struct World {
     sequence: u64,
     pub(super) events: u64,
     pub(super) coverage: Coverage,
-    trace: VecDeque<String>,
-    trace_hash: u64,
+    pub(super) trace: VecDeque<String>,
+    pub(super) trace_hash: u64,
     /// Every line of the trace is printed.
-    aloud: bool,
+    pub(super) aloud: bool,
+    pub(super) fenced: Fenced,
+    pub(super) risk: Risk,
     /// In a race: which appliance this is, and what it lost.
     pub(super) racing: Option<Racing>,
     // What outlives a life.
@@ -176,6 +179,11 @@ pub(super) struct World {
     pub(super) objects: MemBackend,
     pub(super) heads: LocalHeads,
     _heads_dir: HeadsDir,
+    /// Copies of metadata, if the appliance keeps any.
+    pub(super) copies_dir: Option<HeadsDir>,
+    pub(super) copies: Option<LocalMetadata>,
+    /// The data directory is new: the next start takes over every volume.
+    pub(super) takes_all: bool,
     pub(super) ids: Vec<VolumeId>,
     pub(super) oracle: Oracle,
     pub(super) clients: Clients,
@@ -221,30 +229,28 @@ fn run_world(mut world: World, seed: u64) -> Result<Outcome, Box<Violation>> {
     }
 }
 
-/// What one of two appliances knows of the race.
+/// Volumes that this life serves no more, or never did, because they are another writer's.
 #[derive(Default)]
-pub(super) struct Racing {
-    pub(super) label: usize,
-    /// Volumes whose commits another writer has ended in this life.
-    pub(super) fenced: BTreeSet<usize>,
-    /// Cores that know it.
+pub(super) struct Fenced {
+    pub(super) volumes: BTreeSet<usize>,
+    /// Cores that know it, with the volume.
     pub(super) told: BTreeSet<(usize, usize)>,
-    /// Writes answered, by volume.
-    pub(super) answered: BTreeMap<usize, u64>,
-    /// Records found in the last boot that are of a lost lineage.
-    pub(super) lost_records: u64,
 }
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice);
-        let lattices = plan.volumes.iter().map(|(lattice, _)| *lattice).collect();
+        let lattices = plan.volumes.iter().map(|volume| volume.lattice).collect();
         let heads_dir = HeadsDir::new(&format!("simulator-{seed}"));
         let heads = LocalHeads::open(heads_dir.path()).expect("a directory for head records");
+        let copies_dir = plan
+            .keeps_copies
+            .then(|| HeadsDir::new(&format!("copies-{seed}")));
         let mut world = Self {
             clients: Clients::new(&plan, &mut dice),
             oracle: Oracle::new(lattices),
+            risk: Risk::new(&plan.volumes),
             plan,
             faults: Faults::default(),
             now_us: 0,
@@ -259,6 +265,7 @@ impl World {
             trace_hash: 0xCBF2_9CE4_8422_2325,
             aloud: false,
             racing: None,
+            fenced: Fenced::default(),
             wal_id: WalId(dice.number()),
             boot_id: 1,
             incarnation: 0,
@@ -267,6 +274,9 @@ impl World {
             objects: MemBackend::new(),
             heads,
             _heads_dir: heads_dir,
+            copies_dir,
+            copies: None,
+            takes_all: true,
             ids: Vec::new(),
             last_read_fault_us: None,
             last_full_us: None,
@@ -274,56 +284,21 @@ impl World {
             node: None,
             dice,
         };
+        world.keep_copies();
         world.make_files();
         world.create_volumes();
         world
     }
 
-    /// Creates the WAL files as `wal::files` does.
-    pub(super) fn make_files(&mut self) {
-        let bytes = self.plan.log.file_bytes() as usize;
-        self.files = ShardId::all()
-            .map(|shard| {
-                let mut file = WalFile::new(bytes);
-                for sequence in [0, 1] {
-                    let head = self.first_head(shard, sequence);
-                    let mut page = vec![0; PAGE_BYTES];
-                    head.encode(&mut page);
-                    file.format(head.file_offset() as usize, &page);
-                }
-                file
-            })
-            .collect();
-    }
-
-    fn first_head(&self, shard: ShardId, sequence: u64) -> LogHead {
-        LogHead {
-            shard,
-            wal: self.wal_id,
-            incarnation: Incarnation(0),
-            first: BatchNum(1),
-            sequence,
-            segment_bytes: self.plan.log.segment_bytes,
-            segments: self.plan.log.segments,
-            durable_through: BatchNum(0),
-            released_before: BatchNum(1),
-        }
-    }
-
     fn create_volumes(&mut self) {
-        for (lattice, ack) in self.plan.volumes.clone() {
+        for plan in self.plan.volumes.clone() {
             let seed = VolumeSeed {
                 id: VolumeId(self.dice.number()),
                 token: WriterToken(self.dice.number()),
             };
-            let name = VolumeName::parse(&format!("vol{}", lattice.volume)).expect("a good name");
-            let settings = VolumeSettings {
-                size_bytes: lattice.size_bytes(),
-                block_size_bytes: lattice.block_size.bytes() as u32,
-                chunk_size_bytes: 1 << 20,
-                ack,
-                ..VolumeSettings::with_size(0)
-            };
+            let name = format!("vol{}", plan.lattice.volume);
+            let name = VolumeName::parse(&name).expect("a good name");
+            let settings = plan.settings();
             block_on(create_volume(&self.objects, seed, &name, &settings)).expect("created");
             self.ids.push(seed.id);
         }
@@ -342,27 +317,66 @@ impl World {
 
     /// The whole run.
     fn live(&mut self) -> Result<(), String> {
+        let mut is_disk_new = false;
         for life in 0..self.plan.lives {
-            let life_us = self.dice.range(10..=250) * MS;
+            let is_long = self.plan.has_time_limit() && self.dice.chance(500);
+            let life_us = match is_long {
+                true => self.dice.range(1200..=1800) * MS,
+                false => self.dice.range(10..=250) * MS,
+            };
             self.faults = Faults::new(&mut self.dice, life_us);
+            if is_long {
+                self.faults.away_us = (50 * MS, self.dice.range(1150..=1600) * MS);
+            }
+            self.may_start_without_backend(life_us);
             self.start()?;
-            if self.dice.chance(600) {
+            if std::mem::take(&mut is_disk_new) {
+                self.begin_with_the_bucket()?;
+            } else if self.dice.chance(600) {
                 self.audit(true)?;
             }
-            self.clients.begin_life(&mut self.dice);
+            self.clients.begin_life(&mut self.dice, is_long);
             self.schedule_clients();
             self.run_for(life_us)?;
             if life + 1 < self.plan.lives {
-                let crash = if self.dice.chance(500) {
+                is_disk_new = self.dice.chance(150);
+                let crash = if is_disk_new || self.dice.chance(500) {
                     Crash::Kill
                 } else {
                     Crash::Power
                 };
                 self.crash(crash);
+                if is_disk_new {
+                    self.coverage.hit("a data directory was lost");
+                    self.lose_disk();
+                }
             }
         }
         self.calm_down()?;
         self.last_words()
+    }
+
+    /// The backend may be away when the appliance starts, if it can do without.
+    fn may_start_without_backend(&mut self, life_us: u64) {
+        if self.copies_dir.is_some() && !self.takes_all && self.dice.chance(300) {
+            self.faults.away_at_boot = true;
+            self.faults.away_us = (0, self.dice.below(life_us));
+            self.faults.full = false;
+        }
+    }
+
+    /// All that is left is the image in the bucket: it must be a cut that has everything flushed
+    /// to it, and it is all that is served.
+    fn begin_with_the_bucket(&mut self) -> Result<(), String> {
+        for volume in 0..self.ids.len() {
+            let lattice = self.oracle.lattices[volume];
+            let image = read_image(&self.objects, self.ids[volume], lattice)
+                .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
+            self.oracle.image(volume, &image, false)?;
+            let before = self.oracle.clone();
+            self.oracle.adopt(&before, volume, &image)?;
+        }
+        self.audit(true)
     }
 
     /// Boots until it works. Every failed or interrupted boot leaves the world as it made it.
@@ -452,10 +466,8 @@ impl World {
         }
         self.clients.server_gone(&mut self.oracle);
         self.oracle.crashed(crash == Crash::Power);
-        if let Some(racing) = &mut self.racing {
-            racing.fenced.clear();
-            racing.told.clear();
-        }
+        self.fenced = Fenced::default();
+        self.risk.restart();
         // Requests that the backend has stay with it; everything else dies with the process.
         let queue = std::mem::take(&mut self.queue);
         self.queue = queue
@@ -481,11 +493,15 @@ impl World {
         });
         if failed {
             // A failed shard stays failed; the operator restarts.
-            self.crash(Crash::Kill);
-            self.start()?;
+            self.restart()?;
         }
         self.demand_cut();
         while !self.is_quiet() {
+            if !self.fenced.volumes.is_empty() {
+                // Of an answer that was never heard: the operator restarts.
+                self.restart()?;
+                self.demand_cut();
+            }
             if self.now_us > deadline || !self.step()? {
                 return Err(format!("it does not come to rest: {}", self.unrest()));
             }
@@ -494,6 +510,11 @@ impl World {
             }
         }
         self.audit(false)
+    }
+
+    fn restart(&mut self) -> Result<(), String> {
+        self.crash(Crash::Kill);
+        self.start()
     }
 
     /// Everything is in the bucket now; it must be enough.
@@ -507,9 +528,7 @@ impl World {
         self.queue.clear();
         self.regions.clear();
         self.clients.server_gone(&mut self.oracle);
-        self.wal_id = WalId(self.dice.number());
-        self.incarnation = 0;
-        self.make_files();
+        self.new_wal();
         self.note(format_args!("the WAL is replaced by an empty one"));
         self.start()?;
         self.audit(false)
@@ -523,7 +542,7 @@ impl World {
         Ok(())
     }
 
-    fn check_image(&mut self, volume: usize, complete: bool) -> Result<(), String> {
+    pub(super) fn check_image(&mut self, volume: usize, complete: bool) -> Result<(), String> {
         let lattice = self.oracle.lattices[volume];
         let image = read_image(&self.objects, self.ids[volume], lattice)
             .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
@@ -623,48 +642,5 @@ impl World {
     pub(super) fn within(&self, (from, to): (u64, u64)) -> bool {
         let at = self.now_us - self.life_began_us;
         self.node.is_some() && (from..to).contains(&at)
-    }
-}
-
-/// For two appliances on one bucket.
-impl World {
-    pub(super) fn enter_race(&mut self, label: usize, aloud: bool) {
-        self.aloud = aloud;
-        self.racing = Some(Racing {
-            label,
-            ..Racing::default()
-        });
-    }
-
-    pub(super) fn racing(&mut self) -> &mut Racing {
-        self.racing.as_mut().expect("it is one of two")
-    }
-
-    /// Uses the bucket and the volumes of another one.
-    pub(super) fn share_bucket(&mut self, other: &Self, dice: Dice) {
-        self.objects = other.objects.clone();
-        self.ids.clone_from(&other.ids);
-        self.dice = dice;
-        self.wal_id = WalId(self.dice.number());
-        self.make_files();
-    }
-
-    /// The data directory and all memory are gone; a new one is made.
-    pub(super) fn lose_disk(&mut self) {
-        self.regions.clear();
-        self.wal_id = WalId(self.dice.number());
-        self.incarnation = 0;
-        self.make_files();
-        for id in &self.ids {
-            self.heads.remove(*id).expect("the directory is sound");
-        }
-    }
-
-    /// Ends the run; the hash and the last lines of its trace.
-    pub(super) fn end_race(&mut self) -> (u64, Vec<String>) {
-        if let Some(node) = &mut self.node {
-            node.abandon();
-        }
-        (self.trace_hash, self.trace.drain(..).collect())
     }
 }

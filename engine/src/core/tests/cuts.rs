@@ -30,16 +30,19 @@ fn a_core_that_looks_at_the_clock_late_stamps_nothing_with_the_old_epoch() {
 }
 
 #[test]
-fn a_cut_is_handed_over_once_its_batches_are_written() {
+fn a_cut_is_handed_over_once_its_batches_are_durable() {
     let mut rig = Rig::new(1);
     rig.write(3, 1);
+    rig.write(4, 1);
     rig.clock.advance();
     rig.turn();
-    assert!(rig.sealed.is_empty());
-    assert_eq!(rig.end_some(is_write, None), 1);
+    assert_eq!(rig.end_some(is_write, None), 2);
+    assert!(rig.sealed.is_empty(), "a power loss may still take them");
+    rig.turn();
+    assert_eq!(rig.end_some(|io| !is_write(io), None), 1, "a barrier");
     assert_eq!(rig.sealed.len(), 1);
     assert_eq!(rig.sealed[0].shards.len(), 16);
-    assert!(holds(&rig, 3));
+    assert!(holds(&rig, 3) && holds(&rig, 4));
 }
 
 #[test]
