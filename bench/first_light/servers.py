@@ -15,6 +15,7 @@ from pathlib import Path
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 VOLUME = "vol0"
 START_SECONDS_MAX = 120
+IDLE_SECONDS_MAX = 60
 SETTLE_SECONDS_MAX = 180
 
 
@@ -54,6 +55,17 @@ class CpuMeter:
             if name.startswith("data-"):
                 data += seconds - self.threads.get(thread, (name, 0.0))[1]
         return data, process_cpu_seconds(self.pid) - self.process
+
+
+def wait_idle(server):
+    """Waits until a server uses no CPU any more."""
+    deadline = time.monotonic() + IDLE_SECONDS_MAX
+    while time.monotonic() < deadline:
+        meter = CpuMeter(server.pid)
+        time.sleep(0.3)
+        if meter.spent()[1] < 0.02:
+            return
+    raise BenchError(f"{server.name} does not become idle")
 
 
 def memory_bytes(pid):
@@ -187,8 +199,9 @@ class Taipand(Server):
         return self.call("GET", "/v1/status")
 
     def settle(self):
+        """All is packed, and what a start leaves to be done beside the first requests is done."""
         self.call("POST", "/v1/drain")
-        time.sleep(0.3)
+        wait_idle(self)
 
     def counters(self):
         """Sums of the counters over their labels, and `name{source}` for block sources."""
