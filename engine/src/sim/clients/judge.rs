@@ -42,7 +42,11 @@ impl World {
         if !matches!(asked, Some(Asked::Write { .. } | Asked::Flush { .. })) {
             return;
         }
-        if let Some(racing) = &mut self.racing {
+        // A FLUSH with nothing new under it promises nothing that another owner could miss, and
+        // asks for no commit at which the fence would be seen.
+        if let Some(racing) = &mut self.racing
+            && matches!(asked, Some(Asked::Write { .. }))
+        {
             *racing.answered.entry(place.1).or_default() += 1;
         }
         if self.fenced.told.contains(&place) {
