@@ -17,6 +17,9 @@ pub const PAGE_BYTES: usize = 4096;
 pub struct ShardId(u8);
 
 impl ShardId {
+    /// The first shard.
+    pub const FIRST: Self = Self(0);
+
     /// The shard with this index; `None` unless below [`SHARD_COUNT`].
     pub fn new(index: u8) -> Option<Self> {
         (usize::from(index) < SHARD_COUNT).then_some(Self(index))

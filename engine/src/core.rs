@@ -8,6 +8,7 @@ mod bucket;
 mod cut;
 mod durability;
 mod exposure;
+mod map;
 mod nearfull;
 mod park;
 mod peer;
@@ -663,7 +664,7 @@ impl Core {
         if self.awaits_bucket(key) {
             return;
         }
-        let (origin, result, data) = self.requests.remove(key).answer();
+        let (origin, result, data, extents) = self.requests.remove(key).answer();
         match origin {
             Origin::Client(ticket) => {
                 self.effects.done.push(Done {
@@ -671,6 +672,7 @@ impl Core {
                     key,
                     result,
                     data,
+                    extents,
                 });
             }
             Origin::Peer(core, request) => {

@@ -14,6 +14,7 @@ pub mod chunk;
 pub mod commit;
 pub mod core;
 pub mod error;
+pub mod extents;
 pub mod failpoint;
 pub mod fuzz;
 pub mod identity;

@@ -1,5 +1,7 @@
 //! One shard: its log and, for every volume, where each of its blocks is.
 
+mod map;
+
 use std::ops::Range;
 use std::sync::Arc;
 

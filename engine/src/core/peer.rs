@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::request::{Failure, Origin, Progress, RequestKey};
 use super::{Core, Request};
 use crate::block::{BlockNum, Span};
+use crate::extents::{MapQuery, ShardRuns};
 use crate::shard::VolumeSlot;
 use crate::wal::MarkKind;
 
@@ -57,6 +58,22 @@ pub enum PeerMessage {
         /// The volume.
         slot: VolumeSlot,
     },
+    /// Tell what your blocks of the span hold.
+    Map {
+        /// The asker's request.
+        request: RequestKey,
+        /// The volume.
+        slot: VolumeSlot,
+        /// The whole question.
+        query: MapQuery,
+    },
+    /// What they hold.
+    Mapped {
+        /// The asker's request.
+        request: RequestKey,
+        /// The runs of each shard of the answering core that the span touches.
+        result: Result<Vec<ShardRuns>, Failure>,
+    },
     /// The client of the request is gone.
     Cancel {
         /// The asker's request.
@@ -76,17 +93,17 @@ pub enum PeerMessage {
 impl Core {
     /// Handles a message of data core `from`.
     pub fn peer(&mut self, from: usize, message: PeerMessage) {
-        let (request, progress, data) = match message {
+        let origin = |request| Origin::Peer(from, request);
+        let mut read = Vec::new();
+        let (request, progress) = match message {
             PeerMessage::Read {
                 request,
                 slot,
                 offset,
                 len,
             } => {
-                let mut data = Vec::new();
-                let progress =
-                    self.read_own(Origin::Peer(from, request), slot, offset, len, &mut data);
-                (request, progress, data)
+                let progress = self.read_own(origin(request), slot, offset, len, &mut read);
+                (request, progress)
             }
             PeerMessage::Write {
                 request,
@@ -95,12 +112,8 @@ impl Core {
                 data,
                 durable,
             } => {
-                let origin = Origin::Peer(from, request);
-                (
-                    request,
-                    self.write_own(origin, slot, offset, &data, durable),
-                    Vec::new(),
-                )
+                let progress = self.write_own(origin(request), slot, offset, &data, durable);
+                (request, progress)
             }
             PeerMessage::Mark {
                 request,
@@ -110,18 +123,22 @@ impl Core {
                 kind,
                 durable,
             } => {
-                let origin = Origin::Peer(from, request);
-                (
-                    request,
-                    self.mark_own(origin, slot, offset, len, kind, durable),
-                    Vec::new(),
-                )
+                let progress = self.mark_own(origin(request), slot, offset, len, kind, durable);
+                (request, progress)
             }
-            PeerMessage::Flush { request, slot } => (
+            PeerMessage::Flush { request, slot } => {
+                (request, self.flush_own(origin(request), slot))
+            }
+            PeerMessage::Map {
                 request,
-                self.flush_own(Origin::Peer(from, request), slot),
-                Vec::new(),
-            ),
+                slot,
+                query,
+            } => {
+                let result = self.map_own(slot, query);
+                let answer = PeerMessage::Mapped { request, result };
+                return self.effects.peers.push((from, answer));
+            }
+            PeerMessage::Mapped { request, result } => return self.mapped(request, result),
             PeerMessage::Cancel { request } => return self.cancel_peer(from, request),
             PeerMessage::Done {
                 request,
@@ -136,14 +153,12 @@ impl Core {
             Progress::Failed(failure) => Err(failure),
             Progress::Pending(_) => return,
         };
-        self.effects.peers.push((
-            from,
-            PeerMessage::Done {
-                request,
-                result,
-                data,
-            },
-        ));
+        let answer = PeerMessage::Done {
+            request,
+            result,
+            data: read,
+        };
+        self.effects.peers.push((from, answer));
     }
 
     /// Asks every other core in `mask` for its part of the request.

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
+use super::map::PendingMap;
 use crate::block::{SHARD_COUNT, Span};
+use crate::extents::Extent;
 use crate::identity::BatchNum;
 use crate::shard::VolumeSlot;
 
@@ -58,6 +60,8 @@ pub struct Done {
     pub result: Result<(), Failure>,
     /// The bytes of a read; empty otherwise.
     pub data: Vec<u8>,
+    /// The extents of a map; empty otherwise.
+    pub extents: Vec<Extent>,
 }
 
 /// Batches, one a shard, that must be durable before an answer.
@@ -98,6 +102,8 @@ pub(super) struct Request {
     pub(super) data: Vec<u8>,
     /// What a read covers.
     pub(super) span: Option<Span>,
+    /// What is known of a map.
+    pub(super) map: Option<Box<PendingMap>>,
     /// What must be durable before the answer (FUA, FLUSH, `ack = durable`).
     pub(super) durable: bool,
     pub(super) needs: Needs,
@@ -118,6 +124,7 @@ impl Request {
             failure: None,
             data: Vec::new(),
             span: None,
+            map: None,
             durable,
             needs: Needs::default(),
             remote: None,
@@ -128,13 +135,12 @@ impl Request {
     }
 
     /// Takes the outcome; the request may be dropped now.
-    pub(super) fn answer(mut self) -> (Origin, Result<(), Failure>, Vec<u8>) {
+    pub(super) fn answer(mut self) -> (Origin, Result<(), Failure>, Vec<u8>, Vec<Extent>) {
         self.answered = true;
-        (
-            self.origin,
-            self.failure.map_or(Ok(()), Err),
-            std::mem::take(&mut self.data),
-        )
+        let result = self.failure.map_or(Ok(()), Err);
+        let map = self.map.take().filter(|_| result.is_ok());
+        let extents = map.map_or_else(Vec::new, |map| map.extents());
+        (self.origin, result, std::mem::take(&mut self.data), extents)
     }
 }
 

@@ -5,6 +5,7 @@ mod counters;
 mod cuts;
 mod durability;
 mod errors;
+mod mapping;
 mod merging;
 mod parking;
 mod peers;

@@ -1,5 +1,7 @@
 //! One immutable leaf of the committed index: where each of 4096 neighbouring blocks is packed.
 
+mod scan;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The uncommitted part of one volume's index in one shard: blocks in the WAL, and zeroed ranges.
 
+mod scan;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -9,6 +11,8 @@ use hashbrown::hash_table::Entry as TableEntry;
 use crate::block::LocalBlock;
 use crate::identity::{BatchNum, Lsn};
 use crate::wal::place::Place;
+
+pub use scan::Scan;
 
 /// The newest data of one block, still in the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 mod audit;
 mod judge;
+mod maps;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -64,6 +65,7 @@ struct Connection {
     running: BTreeMap<u64, Running>,
     /// Asked and not yet answered, as the client sees it.
     waiting: BTreeMap<u64, Operation>,
+    maps: maps::AskedMaps,
     /// Answers arrive in order.
     reply_at_us: u64,
     arrive_at_us: u64,
@@ -252,6 +254,7 @@ impl World {
             input: VecDeque::new(),
             running: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            maps: maps::AskedMaps::new(),
             reply_at_us: 0,
             arrive_at_us: 0,
             settled: false,
@@ -482,6 +485,9 @@ impl World {
         let slot = VolumeSlot(volume as u32);
         let adds = bytes_added(&request.wish, lattice);
         let adds = adds.map(|bytes| self.risk.begins(volume, bytes));
+        if let Wish::Read(cells) = &request.wish {
+            self.ask_map(number, request.ticket, cells);
+        }
         let origin = Origin::Client(Ticket(u64::from(number) << 32 | request.ticket));
         let core = &mut self.node.as_mut().expect("it runs").cores[core];
         let patches = core.counters().wal_reads + core.counters().fetches;
@@ -535,6 +541,9 @@ impl World {
     /// The core has finished a request.
     pub(super) fn request_done(&mut self, done: Done) {
         let (number, ticket) = ((done.ticket.0 >> 32) as u32, done.ticket.0 & 0xFFFF_FFFF);
+        if self.map_done(number, &done) {
+            return;
+        }
         let connection = self.clients.at(number);
         if connection.closed {
             return self.note(format_args!("#{ticket} ends unheard {:?}", done.result));

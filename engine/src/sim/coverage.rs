@@ -28,6 +28,7 @@ pub const EVENTS: &[&str] = &[
     "a flush failed on a failed shard",
     "a later batch was kept and an earlier one lost",
     "a log failed closed",
+    "a map told of zeros",
     "a partial write waited for the old block",
     "a power loss tore a batch",
     "a process was killed",
@@ -43,6 +44,7 @@ pub const EVENTS: &[&str] = &[
     "the bucket was ahead of the local head",
     "the WAL was full while the backend was away",
     "two recoveries in a row were interrupted",
+    "two cores shared a map",
     "two cores shared a request",
     "writes resumed after the WAL was full",
 ];

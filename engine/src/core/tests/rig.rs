@@ -11,6 +11,7 @@ use crate::core::{
     Committed, Core, CoreLoad, Done, EpochClock, Failure, Fetch, Io, Origin, Progress, SealedCore,
     Ticket, WritePolicy,
 };
+use crate::extents::{Extent, MapQuery};
 use crate::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use crate::index::{ChunkLoc, ChunkOrdinal, Leaf, LeafChanges, LeafKey, Overlay, ShardBase};
 use crate::shard::{Shard, VolumeSlot};
@@ -85,7 +86,20 @@ impl Rig {
         Self::with_policy(cores, lazy())
     }
 
+    /// `cores` cores with one volume of blocks of so many bytes.
+    pub(super) fn with_blocks(cores: usize, block_bytes: u32) -> Self {
+        let policy = WritePolicy {
+            run_bytes_max: lazy().run_bytes_max.max(u64::from(block_bytes)),
+            ..lazy()
+        };
+        Self::with(cores, policy, block_bytes)
+    }
+
     pub(super) fn with_policy(cores: usize, policy: WritePolicy) -> Self {
+        Self::with(cores, policy, BLOCK as u32)
+    }
+
+    fn with(cores: usize, policy: WritePolicy, block_bytes: u32) -> Self {
         let clock = Arc::new(EpochClock::new(Epoch(1)));
         let core = |index| {
             let own = ShardId::all().filter(|id| id.core(cores) == index);
@@ -106,7 +120,7 @@ impl Rig {
             next_ticket: 0,
             now_ms: 0,
         };
-        rig.add_volume(SLOT, VOLUME);
+        rig.add_volume_of(SLOT, VOLUME, block_bytes);
         // The logs write their heads first.
         rig.cores.iter_mut().for_each(Core::make_durable);
         rig.settle();
@@ -114,7 +128,14 @@ impl Rig {
     }
 
     pub(super) fn add_volume(&mut self, slot: VolumeSlot, id: VolumeId) {
-        let settings = VolumeSettings::with_size(1 << 30);
+        self.add_volume_of(slot, id, BLOCK as u32);
+    }
+
+    pub(super) fn add_volume_of(&mut self, slot: VolumeSlot, id: VolumeId, block_bytes: u32) {
+        let settings = VolumeSettings {
+            block_size_bytes: block_bytes,
+            ..VolumeSettings::with_size(1 << 30)
+        };
         let count = self.cores.len();
         for (index, core) in self.cores.iter_mut().enumerate() {
             let own = ShardId::all().filter(|shard| shard.core(count) == index);
@@ -258,6 +279,21 @@ impl Rig {
         ticket
     }
 
+    /// The map of a range, as core `core` tells it.
+    pub(super) fn map_on(&mut self, core: usize, query: MapQuery) -> Vec<Extent> {
+        let (ticket, origin) = self.origin();
+        let mut out = Vec::new();
+        let progress = self.cores[core].map(origin, SLOT, query, &mut out);
+        self.book(ticket, progress, Vec::new());
+        let done = self.done.remove(&ticket).expect("peers answer at once");
+        assert_eq!(done.result, Ok(()));
+        if matches!(progress, Progress::Done) {
+            return out;
+        }
+        assert!(out.is_empty());
+        done.extents
+    }
+
     fn book(&mut self, ticket: u64, progress: Progress, data: Vec<u8>) {
         let result = match progress {
             Progress::Done => Ok(()),
@@ -269,6 +305,7 @@ impl Rig {
             key: crate::core::RequestKey(u32::MAX),
             result,
             data,
+            extents: Vec::new(),
         };
         self.done.insert(ticket, done);
         self.turn();

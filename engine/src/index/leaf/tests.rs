@@ -39,6 +39,11 @@ fn check(model: &Model, leaf: Option<&Leaf>) {
     leaf.for_each(|index, loc| seen.push((index, loc)));
     assert_eq!(seen, entries(model));
     assert_eq!(leaf.mapped(), model.len() as u64);
+    for range in [0..LEAF_BLOCKS as u16, 63..64, 100..2500, 4000..4096] {
+        let mut mapped = Vec::new();
+        leaf.mapped_ranges(range.clone(), |part| mapped.extend(part));
+        assert!(mapped.iter().eq(model.range(range).map(|(index, _)| index)));
+    }
     assert_eq!(Leaf::decode(leaf.encode()).unwrap(), *leaf);
     assert!(leaf.encode().len() <= LEAF_BYTES_MAX);
 }

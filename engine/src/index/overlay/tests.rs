@@ -199,3 +199,44 @@ fn the_hash_spreads_strides() {
         );
     }
 }
+
+#[test]
+fn a_scan_tells_what_lookups_tell_as_far_as_it_goes() {
+    let mut seed = 7u64;
+    let mut below = |limit: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % limit
+    };
+    for round in 0..60 {
+        let mut overlay = Overlay::new();
+        let blocks = if round % 2 == 0 { 200 } else { 5000 };
+        for lsn in 1..400 {
+            let at = below(blocks);
+            if below(4) == 0 {
+                overlay.insert_zero(at..at + 1 + below(30), Lsn(lsn));
+            } else {
+                overlay.insert_point(LocalBlock(at), point(lsn, lsn));
+            }
+        }
+        for _ in 0..20 {
+            let start = below(blocks);
+            let longest = [8, blocks][below(2) as usize];
+            let range = start..start + 1 + below(longest);
+            let most = [1, 3, 50, 4096][below(4) as usize];
+            let scan = overlay.scan(range.clone(), most);
+            assert!(scan.end > range.start && scan.end <= range.end);
+            assert!(scan.points.len() <= most && scan.zeros.len() <= most);
+            assert!(most < 4096 || scan.end == range.end);
+            assert!(scan.points.is_sorted_by(|a, b| a.0 < b.0));
+            for local in range.start..scan.end {
+                let told = scan.points.iter().find(|(at, _)| at.0 == local);
+                let zeroed = scan.zeros.iter().any(|zero| zero.contains(&local));
+                match overlay.lookup(LocalBlock(local)) {
+                    Some(Hit::Data(point)) => assert_eq!(told.map(|t| t.1), Some(point)),
+                    Some(Hit::Zero(_)) => assert!(told.is_none() && zeroed),
+                    None => assert!(told.is_none() && !zeroed),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Maps: which parts of a range hold data, and where, from the index alone.
+
+use super::request::{Failure, Origin, Progress, RequestKey};
+use super::{Core, PeerMessage, Request};
+use crate::block::Span;
+use crate::extents::{Extent, MapQuery, ShardRuns, interleave};
+use crate::shard::{Shard, VolumeSlot};
+
+/// A map whose shards have not all answered.
+pub(super) struct PendingMap {
+    span: Span,
+    extents_max: usize,
+    answers: Vec<ShardRuns>,
+}
+
+impl PendingMap {
+    /// The answer, once every shard has said what it knows.
+    pub(super) fn extents(&self) -> Vec<Extent> {
+        interleave(self.span, &self.answers, self.extents_max)
+    }
+}
+
+impl Core {
+    /// Tells what a range of the volume holds, from its first byte on: at least one block, at most
+    /// [`MapQuery::extents_max`] extents; a shorter answer than was asked for is normal. Done: the
+    /// extents were appended to `out`. Pending: they come with the [`super::Done`].
+    ///
+    /// What was answered before is seen; a write still under way may be seen or not.
+    pub fn map(
+        &mut self,
+        origin: Origin,
+        slot: VolumeSlot,
+        query: MapQuery,
+        out: &mut Vec<Extent>,
+    ) -> Progress {
+        let Some(volume) = self.served(slot) else {
+            return Progress::Failed(Failure::Gone);
+        };
+        if query.len == 0 {
+            return Progress::Done;
+        }
+        let span = Span {
+            offset: query.offset,
+            len: query.len,
+            block_size: volume.block_size,
+        };
+        let map = PendingMap {
+            span,
+            extents_max: query.extents_max,
+            answers: self.map_shards(slot, span, query),
+        };
+        let mask = self.peers_of(span);
+        if mask == 0 {
+            out.extend(map.extents());
+            return Progress::Done;
+        }
+        let mut request = Request::new(origin, false);
+        request.map = Some(Box::new(map));
+        let key = self.requests.insert(request);
+        self.ask_peers(key, mask, |request| PeerMessage::Map {
+            request,
+            slot,
+            query,
+        });
+        Progress::Pending(key)
+    }
+
+    /// The part of another core's map that is of own shards.
+    pub(super) fn map_own(
+        &self,
+        slot: VolumeSlot,
+        query: MapQuery,
+    ) -> Result<Vec<ShardRuns>, Failure> {
+        let volume = self.served(slot).ok_or(Failure::Gone)?;
+        let span = Span {
+            offset: query.offset,
+            len: query.len,
+            block_size: volume.block_size,
+        };
+        Ok(self.map_shards(slot, span, query))
+    }
+
+    fn map_shards(&self, slot: VolumeSlot, span: Span, query: MapQuery) -> Vec<ShardRuns> {
+        // So many extents have at most as many runs in any one shard.
+        let runs_max = query.extents_max;
+        let own = self.shards.iter().map(Shard::id);
+        let asked = own.map(|shard| (shard, span.local_range(shard)));
+        asked
+            .zip(&self.shards)
+            .filter(|((_, range), _)| !range.is_empty())
+            .map(|((id, range), shard)| (id, shard.map(slot, range, query.view, runs_max)))
+            .collect()
+    }
+
+    /// A peer has answered its part of a map.
+    pub(super) fn mapped(&mut self, key: RequestKey, result: Result<Vec<ShardRuns>, Failure>) {
+        let result = result.map(|mut answers| {
+            if let Some(map) = &mut self.requests.get(key).map {
+                map.answers.append(&mut answers);
+            }
+        });
+        self.part_done(key, result);
+    }
+}

@@ -1,0 +1,289 @@
+//! Maps against a model of every block, on one core and on several.
+
+use super::rig::{BLOCK, Rig, SLOT};
+use crate::core::{Failure, Origin, Progress, Ticket};
+use crate::extents::{BlockState, Content, Extent, MapQuery, Stored, View};
+use crate::identity::Epoch;
+use crate::shard::VolumeSlot;
+use crate::wal::MarkKind;
+
+/// Blocks that are written, zeroed and trimmed.
+const BLOCKS: u64 = 96;
+/// One of each shard behind them that always holds data, so that no leaf is ever empty.
+const SENTINELS: std::ops::Range<u64> = BLOCKS..BLOCKS + 16;
+
+#[derive(Clone, Copy)]
+struct Cell {
+    content: Content,
+    /// Cuts before its newest record.
+    stamp: u64,
+    committed: bool,
+}
+
+/// What every block must be.
+struct Model {
+    cells: Vec<Cell>,
+    block_bytes: u64,
+    /// Nothing is undurable.
+    flushed: bool,
+    cuts: u64,
+}
+
+impl Model {
+    fn new(block_bytes: u64) -> Self {
+        let never = Cell {
+            content: Content::Hole,
+            stamp: 0,
+            committed: true,
+        };
+        Self {
+            cells: vec![never; SENTINELS.end as usize],
+            block_bytes,
+            flushed: true,
+            cuts: 0,
+        }
+    }
+
+    fn change(&mut self, blocks: std::ops::Range<u64>, content: Content) {
+        let new = Cell {
+            content,
+            stamp: self.cuts,
+            committed: false,
+        };
+        self.cells[blocks.start as usize..blocks.end as usize].fill(new);
+        self.flushed = false;
+    }
+
+    fn data_blocks(&self) -> Vec<u64> {
+        let is_data = |block: &u64| self.cells[*block as usize].content == Content::Data;
+        (0..self.cells.len() as u64).filter(is_data).collect()
+    }
+
+    fn committed(&mut self, cut: u64) {
+        for cell in self.cells.iter_mut().filter(|cell| cell.stamp < cut) {
+            cell.committed = true;
+            if cell.content == Content::Zero {
+                cell.content = Content::Hole;
+            }
+        }
+    }
+
+    fn state(&self, rig: &Rig, block: u64, view: View) -> BlockState {
+        let Some(cell) = self.cells.get(block as usize) else {
+            return BlockState::HOLE;
+        };
+        view.of(BlockState {
+            content: cell.content,
+            stored: match cell.committed {
+                true => Stored::Committed,
+                false if self.flushed => Stored::Local,
+                false => Stored::Undurable,
+            },
+            in_memory: cell.content != Content::Data || rig.is_resident(block),
+        })
+    }
+
+    /// The whole answer.
+    fn extents(&self, rig: &Rig, query: MapQuery) -> Vec<Extent> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let (mut at, end) = (query.offset, query.offset + query.len);
+        while at < end {
+            let block = at / self.block_bytes;
+            let len = ((block + 1) * self.block_bytes).min(end) - at;
+            let state = self.state(rig, block, query.view);
+            match extents.last_mut() {
+                Some(last) if last.state == state => last.len += len,
+                _ => extents.push(Extent { len, state }),
+            }
+            at += len;
+        }
+        extents
+    }
+
+    fn check(&self, rig: &mut Rig, core: usize, query: MapQuery) {
+        let told = rig.map_on(core, query);
+        let mut expected = self.extents(rig, query);
+        // Nothing here is so large that anything but the wanted number shortens the answer.
+        expected.truncate(query.extents_max);
+        let covered: u64 = told.iter().map(|extent| extent.len).sum();
+        let first = self.block_bytes - query.offset % self.block_bytes;
+        assert!(covered >= first.min(query.len), "{query:?}: {told:?}");
+        if told.len() == query.extents_max {
+            // Its last extent may be cut short by a shard that has told enough.
+            let (told_last, last) = (told.last().unwrap(), expected.last_mut().unwrap());
+            assert!(told_last.len <= last.len);
+            last.len = told_last.len;
+        }
+        assert_eq!(told, expected, "{query:?} on {core}");
+    }
+}
+
+struct Lcg(u64);
+
+impl Lcg {
+    fn below(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = self.0.wrapping_add(1);
+        (self.0 >> 33) % below
+    }
+
+    /// A question about any part, more or less precise.
+    fn query(&mut self, model: &Model) -> MapQuery {
+        let bytes = (SENTINELS.end + 40) * model.block_bytes;
+        let offset = self.below(bytes - 1);
+        MapQuery {
+            offset,
+            len: 1 + self.below(bytes - offset),
+            view: View {
+                stored: model.flushed && self.below(2) == 0,
+                in_memory: self.below(2) == 0,
+            },
+            extents_max: [1, 2, 7, 1000][self.below(4) as usize],
+        }
+    }
+}
+
+fn settle_flush(rig: &mut Rig, model: &mut Model) {
+    let flush = rig.flush_on(0);
+    rig.settle();
+    assert_eq!(rig.result(flush), Some(Ok(())));
+    model.flushed = true;
+}
+
+/// Writes, zeroes or trims some blocks.
+fn change(rig: &mut Rig, model: &mut Model, dice: &mut Lcg) {
+    let start = dice.below(BLOCKS);
+    let count = 1 + dice.below((BLOCKS - start).min(64 * BLOCK / model.block_bytes + 3));
+    let (offset, len) = (start * model.block_bytes, count * model.block_bytes);
+    let core = dice.below(rig.cores.len() as u64) as usize;
+    let (ticket, content) = match dice.below(4) {
+        0 => (rig.mark(offset, len, MarkKind::Zero), Content::Zero),
+        1 => (rig.mark(offset, len, MarkKind::Trim), Content::Zero),
+        _ => {
+            let data = vec![1 + dice.below(255) as u8; len as usize];
+            (rig.write_on(core, offset, &data, false), Content::Data)
+        }
+    };
+    rig.settle();
+    assert_eq!(rig.result(ticket), Some(Ok(())));
+    model.change(start..start + count, content);
+}
+
+fn compare(cores: usize, block_bytes: u64, seed: u64) {
+    let mut rig = Rig::with_blocks(cores, block_bytes as u32);
+    let mut model = Model::new(block_bytes);
+    let mut dice = Lcg(seed);
+    for block in SENTINELS {
+        let data = vec![9; block_bytes as usize];
+        rig.write_on(0, block * block_bytes, &data, false);
+        rig.settle();
+    }
+    model.change(SENTINELS, Content::Data);
+    for _ in 0..12 {
+        let until_cut = 1 + dice.below(4);
+        (0..until_cut).for_each(|_| change(&mut rig, &mut model, &mut dice));
+        if dice.below(2) == 0 {
+            settle_flush(&mut rig, &mut model);
+        }
+        (0..8).for_each(|_| {
+            let query = dice.query(&model);
+            model.check(&mut rig, dice.below(cores as u64) as usize, query);
+        });
+        let cut: Epoch = rig.cut();
+        model.cuts += 1;
+        let (blocks, cut_model) = (model.data_blocks(), model.cuts);
+        change(&mut rig, &mut model, &mut dice);
+        settle_flush(&mut rig, &mut model);
+        (0..4).for_each(|_| {
+            let query = dice.query(&model);
+            model.check(&mut rig, 0, query);
+        });
+        rig.commit(cut, cut_model as u32, &blocks);
+        model.committed(cut_model);
+        (0..8).for_each(|_| {
+            let query = dice.query(&model);
+            model.check(&mut rig, dice.below(cores as u64) as usize, query);
+        });
+    }
+    assert!(rig.cores.iter().all(|core| core.unanswered() == 0));
+}
+
+#[test]
+fn maps_agree_with_a_model_of_every_block() {
+    for seed in 0..12 {
+        compare(1, BLOCK, seed);
+        compare(3, BLOCK, seed);
+        compare(1, 16 * BLOCK, seed);
+        compare(3, 16 * BLOCK, seed);
+    }
+}
+
+#[test]
+fn a_hole_of_any_size_is_one_extent() {
+    for cores in [1, 3] {
+        let mut rig = Rig::new(cores);
+        rig.write(3, 1);
+        let query = MapQuery {
+            offset: 4 * BLOCK + 1,
+            len: (1 << 45) + 1,
+            view: View::default(),
+            extents_max: 10,
+        };
+        let hole = Extent {
+            len: query.len,
+            state: BlockState::HOLE,
+        };
+        assert_eq!(rig.map_on(0, query), [hole]);
+        let told = rig.map_on(0, MapQuery { offset: 0, ..query });
+        assert_eq!(told.len(), 3);
+        assert_eq!((told[0].len, told[1].len), (3 * BLOCK, BLOCK));
+    }
+}
+
+#[test]
+fn data_counts_as_undurable_until_it_is_flushed() {
+    let mut rig = Rig::new(2);
+    rig.write(3, 1);
+    let query = MapQuery {
+        offset: 3 * BLOCK,
+        len: BLOCK,
+        view: View {
+            stored: true,
+            in_memory: true,
+        },
+        extents_max: 1,
+    };
+    let told = rig.map_on(0, query)[0].state;
+    assert_eq!((told.stored, told.in_memory), (Stored::Undurable, true));
+    rig.flush_on(0);
+    rig.settle();
+    assert_eq!(rig.map_on(0, query)[0].state.stored, Stored::Local);
+    let cut = rig.cut();
+    rig.commit(cut, 0, &[3]);
+    let told = rig.map_on(0, query)[0].state;
+    assert_eq!((told.stored, told.in_memory), (Stored::Committed, true));
+    rig.evict(3);
+    assert!(!rig.map_on(0, query)[0].state.in_memory);
+}
+
+#[test]
+fn a_volume_that_is_not_served_has_no_map() {
+    let mut rig = Rig::new(2);
+    let query = MapQuery {
+        offset: 0,
+        len: 64 * BLOCK,
+        view: View::default(),
+        extents_max: 1,
+    };
+    let origin = Origin::Client(Ticket(77));
+    let other = VolumeSlot(1);
+    let progress = rig.cores[0].map(origin, other, query, &mut Vec::new());
+    assert_eq!(progress, Progress::Failed(Failure::Gone));
+    // The peer has given it up already.
+    rig.cores[1].remove_volume(SLOT);
+    let progress = rig.cores[0].map(origin, SLOT, query, &mut Vec::new());
+    assert!(matches!(progress, Progress::Pending(_)));
+    rig.turn();
+    assert_eq!(rig.result(77), Some(Err(Failure::Gone)));
+    assert!(rig.done[&77].extents.is_empty());
+}

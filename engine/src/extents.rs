@@ -1,0 +1,108 @@
+//! Which parts of a volume hold data, and where that is: the answer to a map of a byte range.
+//!
+//! Each shard answers [`Runs`] over its own blocks, [`interleave`] makes [`Extent`]s of those of
+//! all shards. See `docs/internals/extent-index.md`.
+
+mod interleave;
+mod runs;
+
+pub use interleave::{ShardRuns, interleave};
+pub use runs::{Run, Runs};
+
+/// Most runs that one shard answers.
+pub const RUNS_MAX: usize = 2048;
+/// Most extents of an answer.
+pub const EXTENTS_MAX: usize = 16 << 10;
+
+/// What a range reads as, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// Zeros: it was never written, or is committed as zeroed.
+    Hole,
+    /// Zeros: an uncommitted record says so.
+    Zero,
+    /// What was written.
+    Data,
+}
+
+/// How far the newest version of a block has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stored {
+    /// Answered at most: a power loss takes it. Zeroed ranges count as this until nothing of their
+    /// shard is undurable.
+    Undurable,
+    /// Durable, but only in the local log.
+    Local,
+    /// In a committed manifest; so is every hole.
+    Committed,
+}
+
+/// What is told of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockState {
+    /// What it reads as.
+    pub content: Content,
+    /// How far it has come.
+    pub stored: Stored,
+    /// It is read without input and output.
+    pub in_memory: bool,
+}
+
+impl BlockState {
+    /// A block that nothing is known of.
+    pub const HOLE: Self = Self {
+        content: Content::Hole,
+        stored: Stored::Committed,
+        in_memory: true,
+    };
+}
+
+/// Neighbouring bytes of one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, above zero.
+    pub len: u64,
+    /// What they are.
+    pub state: BlockState,
+}
+
+/// Which differences between blocks matter besides their content; fewer make longer extents. Of the
+/// others the answer says what it says of a hole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// [`BlockState::stored`].
+    pub stored: bool,
+    /// [`BlockState::in_memory`].
+    pub in_memory: bool,
+}
+
+impl View {
+    /// `state` without the differences that do not matter.
+    pub(crate) fn of(self, state: BlockState) -> BlockState {
+        BlockState {
+            content: state.content,
+            stored: if self.stored {
+                state.stored
+            } else {
+                Stored::Committed
+            },
+            in_memory: state.in_memory || !self.in_memory,
+        }
+    }
+}
+
+/// A question for the map of a byte range, which lies inside the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapQuery {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What matters.
+    pub view: View,
+    /// Most extents wanted, at least 1; never more than [`EXTENTS_MAX`] come.
+    pub extents_max: usize,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! States of consecutive shard-local blocks, as runs.
+
+use std::ops::Range;
+
+use super::BlockState;
+
+/// Blocks of one state, from the end of the run before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// One beyond the last shard-local block.
+    pub end: u64,
+    /// What the blocks are.
+    pub state: BlockState,
+}
+
+/// States of all shard-local blocks from `start` on, as far as they are known. Ends ascend, and
+/// neighbours differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runs {
+    start: u64,
+    runs: Vec<Run>,
+}
+
+impl Runs {
+    /// Nothing yet, from the block `start` on.
+    pub fn new(start: u64) -> Self {
+        Self {
+            start,
+            runs: Vec::new(),
+        }
+    }
+
+    /// The blocks covered.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end()
+    }
+
+    /// The runs, ascending.
+    pub fn as_slice(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Goes on with `state` up to `end`; nothing happens if that is covered.
+    pub fn push(&mut self, end: u64, state: BlockState) {
+        if end <= self.end() {
+            return;
+        }
+        match self.runs.last_mut() {
+            Some(last) if last.state == state => last.end = end,
+            _ => self.runs.push(Run { end, state }),
+        }
+    }
+
+    /// These runs with `over` on top: ascending ranges that do not overlap. What of them is not
+    /// covered is left out.
+    #[must_use]
+    pub fn painted(&self, over: impl IntoIterator<Item = (Range<u64>, BlockState)>) -> Self {
+        let mut out = Self::new(self.start);
+        let mut under = self.runs.iter().copied().peekable();
+        let mut copy_to = |out: &mut Self, to: u64| {
+            while let Some(run) = under.peek() {
+                out.push(run.end.min(to), run.state);
+                if run.end > to {
+                    return;
+                }
+                under.next();
+            }
+        };
+        for (range, state) in over {
+            copy_to(&mut out, range.start);
+            out.push(range.end.min(self.end()), state);
+        }
+        copy_to(&mut out, self.end());
+        out
+    }
+
+    /// Keeps the first `runs` runs, at least one.
+    pub fn truncate(&mut self, runs: usize) {
+        self.runs.truncate(runs.max(1));
+    }
+
+    fn end(&self) -> u64 {
+        self.runs.last().map_or(self.start, |run| run.end)
+    }
+}
