@@ -147,3 +147,6 @@ impl ClientHandshake {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
