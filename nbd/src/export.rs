@@ -36,6 +36,8 @@ impl TransmissionFlags {
     pub const SEND_CACHE: Self = Self(1 << 10);
     /// The FAST_ZERO flag is honoured.
     pub const SEND_FAST_ZERO: Self = Self(1 << 11);
+    /// BLOCK_STATUS may name contexts in a payload (extended headers only).
+    pub const BLOCK_STATUS_PAYLOAD: Self = Self(1 << 12);
 
     /// Everything that this crate's [`validate`](crate::validate) can let through.
     pub const FULL_SERVICE: Self = Self(
@@ -76,7 +78,7 @@ impl TransmissionFlags {
 
     /// Flag names in bit order, joined by `|`.
     fn names(self) -> impl Iterator<Item = &'static str> {
-        const NAMES: [(TransmissionFlags, &str); 11] = [
+        const NAMES: [(TransmissionFlags, &str); 12] = [
             (TransmissionFlags::HAS_FLAGS, "HAS_FLAGS"),
             (TransmissionFlags::READ_ONLY, "READ_ONLY"),
             (TransmissionFlags::SEND_FLUSH, "SEND_FLUSH"),
@@ -88,6 +90,10 @@ impl TransmissionFlags {
             (TransmissionFlags::CAN_MULTI_CONN, "CAN_MULTI_CONN"),
             (TransmissionFlags::SEND_CACHE, "SEND_CACHE"),
             (TransmissionFlags::SEND_FAST_ZERO, "SEND_FAST_ZERO"),
+            (
+                TransmissionFlags::BLOCK_STATUS_PAYLOAD,
+                "BLOCK_STATUS_PAYLOAD",
+            ),
         ];
         NAMES
             .into_iter()
@@ -155,7 +161,8 @@ impl ExportInfo {
         }
     }
 
-    /// The flags that go on the wire. Read-only exports do not offer what they would refuse, and
+    /// The flags that go on the wire of a plain session ([`Session::transmission_flags`](crate::Session::transmission_flags) adds those
+    /// that depend on what was negotiated). Read-only exports do not offer what they would refuse, and
     /// FAST_ZERO is never offered without WRITE_ZEROES.
     pub fn transmission_flags(&self) -> TransmissionFlags {
         type Flags = TransmissionFlags;
@@ -201,6 +208,17 @@ pub trait ExportDirectory {
 
     /// The export of that name; the empty name asks for a default.
     fn find(&self, name: &str) -> Result<ExportInfo, LookupError>;
+
+    /// Calls `visit` with the full name of every metadata context that the export of that name
+    /// has, such as [`base:allocation`](crate::protocol::context::BASE_ALLOCATION), each once, in
+    /// the order in which clients shall see them. Wildcards and unknown namespaces are this crate's
+    /// business. An export without contexts, which is the default, visits nothing.
+    ///
+    /// Asked only when [`Features::meta_contexts`](crate::Features::meta_contexts) is on.
+    fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
+        let _ = visit;
+        self.find(name).map(|_| ())
+    }
 }
 
 #[cfg(test)]

@@ -23,8 +23,10 @@
 
 #![forbid(unsafe_code)]
 
+mod chunk;
 mod client;
 mod codec;
+mod command;
 mod errno;
 mod export;
 mod framer;
@@ -33,11 +35,20 @@ pub mod protocol;
 mod reply;
 mod request;
 mod server;
+mod session;
 mod validate;
+mod wide_request;
 
-pub use client::{
-    ClientAdvance, ClientEnd, ClientError, ClientExport, ClientHandshake, Goal, ListedExport,
+pub use chunk::{
+    EXTENDED_CHUNK_BYTES, EXTENTS_MAX, NoExtents, ReadReply, ReadReplyError, ReplyHead, ReplyTo,
+    STRUCTURED_CHUNK_BYTES, StatusChunk,
 };
+pub use client::{
+    Chunk, ClientAdvance, ClientEnd, ClientError, ClientExport, ClientHandshake, Goal,
+    ListedExport, ReplyError, ReplyHeader, ReplyKind, ReplyProgress, ReplyReader, ReplyTracker,
+    StatusExtent, StatusExtents, Wishes,
+};
+pub use command::{Command, StatusQuery, status_payload};
 pub use errno::Errno;
 pub use export::{
     BlockSizes, ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED,
@@ -46,6 +57,8 @@ pub use export::{
 pub use reply::{SIMPLE_REPLY_BYTES, SimpleReply, simple_reply};
 pub use request::{BadMagic, REQUEST_BYTES, RequestHeader};
 pub use server::{
-    Advance, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
+    Advance, Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
 };
+pub use session::{CONTEXTS_MAX, ContextIds, HeaderStyle, MetaContext, Session};
 pub use validate::{Op, Refusal, validate};
+pub use wide_request::{EXTENDED_REQUEST_BYTES, LengthTooLong, Request};

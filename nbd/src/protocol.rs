@@ -13,6 +13,13 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// First four bytes of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 
+/// First four bytes of a request with extended headers.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// First four bytes of a chunk of a structured reply.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// First four bytes of a chunk of a reply with extended headers.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
 /// Bytes of the server's greeting: two magics and the handshake flags.
 pub const GREETING_BYTES: usize = 18;
 /// Bytes of the client's flags.
@@ -70,6 +77,8 @@ pub mod option_reply {
     pub const SERVER: u32 = 2;
     /// One information of INFO or GO.
     pub const INFO: u32 = 3;
+    /// One metadata context of LIST_META_CONTEXT or SET_META_CONTEXT.
+    pub const META_CONTEXT: u32 = 4;
     /// Bit that all errors have.
     pub const ERROR_BIT: u32 = 1 << 31;
     /// The server does not know the option.
@@ -140,4 +149,66 @@ pub mod command_flag {
     pub const FAST_ZERO: u16 = 1 << 4;
     /// The length is that of a payload (extended headers).
     pub const PAYLOAD_LEN: u16 = 1 << 5;
+}
+
+/// Flags of a chunk.
+pub mod chunk_flag {
+    /// The last chunk of its reply.
+    pub const DONE: u16 = 1 << 0;
+}
+
+/// Types of the chunks of structured replies and of replies with extended headers.
+pub mod chunk {
+    /// Nothing; ends a reply.
+    pub const NONE: u16 = 0;
+    /// Offset u64 and data of a READ.
+    pub const OFFSET_DATA: u16 = 1;
+    /// Offset u64 and length u32 of zeros of a READ.
+    pub const OFFSET_HOLE: u16 = 2;
+    /// Context u32, then extents: length u32, status u32.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// Context u32, count u32, then extents: length u64, status u64. Extended headers only.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
+    /// Bit that all errors have.
+    pub const ERROR_BIT: u16 = 1 << 15;
+    /// Error u32, text length u16, text.
+    pub const ERROR: u16 = ERROR_BIT | 1;
+    /// The same, then the offset u64 where it happened.
+    pub const ERROR_OFFSET: u16 = ERROR_BIT | 2;
+}
+
+/// Names of metadata contexts. A client matches them as strings: they never change.
+pub mod context {
+    /// Which ranges are holes and which read as zeros: see [`state`](super::state).
+    pub const BASE_ALLOCATION: &str = "base:allocation";
+    /// How many layers down the content of a range lies.
+    pub const QEMU_ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+    /// Followed by the name of a bitmap: which ranges have changed.
+    pub const QEMU_DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+    /// How safe the content of a range is.
+    pub const TAIPAN_DURABILITY: &str = "taipan:durability";
+    /// Where the content of a range can be read from.
+    pub const TAIPAN_RESIDENCY: &str = "taipan:residency";
+}
+
+/// Status of an extent, by context. 0 is always safe to say, except of a dirty bitmap.
+pub mod state {
+    /// `base:allocation`: not allocated, a later write may find no space.
+    pub const HOLE: u32 = 1 << 0;
+    /// `base:allocation`: reads as zeros.
+    pub const ZERO: u32 = 1 << 1;
+    /// `qemu:dirty-bitmap:`: changed.
+    pub const DIRTY: u32 = 1 << 0;
+    /// `taipan:durability`: nothing is promised, not even after a power cut.
+    pub const UNFLUSHED: u32 = 0;
+    /// `taipan:durability`: durable on this machine only.
+    pub const LOCAL_ONLY: u32 = 1;
+    /// `taipan:durability`: durable in the backend.
+    pub const REMOTE_DURABLE: u32 = 2;
+    /// `taipan:residency`: only in the backend.
+    pub const IN_BACKEND: u32 = 0;
+    /// `taipan:residency`: on the local NVMe.
+    pub const ON_NVME: u32 = 1;
+    /// `taipan:residency`: in memory.
+    pub const IN_MEMORY: u32 = 2;
 }

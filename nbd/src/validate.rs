@@ -4,6 +4,7 @@ use crate::errno::Errno;
 use crate::export::{ExportInfo, PAYLOAD_BYTES_ACCEPTED, TransmissionFlags};
 use crate::protocol::{command, command_flag};
 use crate::request::RequestHeader;
+use crate::wide_request::Request;
 
 /// A request that may be served. Ranges lie inside the export; a length of zero is to be answered
 /// with success and no effect.
@@ -75,7 +76,7 @@ pub struct Refusal {
 /// order. Nothing of the payload is looked at.
 #[inline]
 pub fn validate(header: &RequestHeader, export: &ExportInfo) -> Result<Op, Refusal> {
-    match decide(header, export) {
+    match decide(&Request::from(*header), export) {
         Ok(op) => Ok(op),
         Err(errno) => {
             let payload = header.payload_len();
@@ -89,36 +90,29 @@ pub fn validate(header: &RequestHeader, export: &ExportInfo) -> Result<Op, Refus
     }
 }
 
+/// The decision for the plain protocol, whatever the width of the length on the wire.
 #[inline]
-fn decide(header: &RequestHeader, export: &ExportInfo) -> Result<Op, Errno> {
-    let RequestHeader {
+pub(crate) fn decide(request: &Request, export: &ExportInfo) -> Result<Op, Errno> {
+    let Request {
         flags,
         offset,
-        length,
+        length: len,
         ..
-    } = *header;
-    let len = u64::from(length);
+    } = *request;
     let fua = flags & command_flag::FUA != 0;
-    match header.command {
+    match request.command {
         command::READ => {
             check_flags(flags, command_flag::FUA, export)?;
             check_range(offset, len, export, Errno::Inval)?;
-            check_payload(length)?;
-            Ok(Op::Read {
-                offset,
-                len: length,
-            })
+            let len = check_payload(len)?;
+            Ok(Op::Read { offset, len })
         }
         command::WRITE => {
             check_flags(flags, command_flag::FUA, export)?;
             check_writable(export)?;
             check_range(offset, len, export, Errno::NoSpc)?;
-            check_payload(length)?;
-            Ok(Op::Write {
-                offset,
-                len: length,
-                fua,
-            })
+            let len = check_payload(len)?;
+            Ok(Op::Write { offset, len, fua })
         }
         command::DISC => Ok(Op::Disconnect),
         command::FLUSH => {
@@ -162,7 +156,7 @@ fn decide(header: &RequestHeader, export: &ExportInfo) -> Result<Op, Errno> {
 /// FUA is legal on every command once it is offered, because clients send it on every command;
 /// what is not offered, and a flag on the wrong command, is EINVAL.
 #[inline]
-fn check_flags(flags: u16, legal: u16, export: &ExportInfo) -> Result<(), Errno> {
+pub(crate) fn check_flags(flags: u16, legal: u16, export: &ExportInfo) -> Result<(), Errno> {
     if flags == 0 {
         return Ok(());
     }
@@ -201,7 +195,12 @@ fn check_writable(export: &ExportInfo) -> Result<(), Errno> {
 /// The range must lie inside the export (else `beyond`; no sum that could overflow) and on the grid
 /// of the minimum block size.
 #[inline]
-fn check_range(offset: u64, len: u64, export: &ExportInfo, beyond: Errno) -> Result<(), Errno> {
+pub(crate) fn check_range(
+    offset: u64,
+    len: u64,
+    export: &ExportInfo,
+    beyond: Errno,
+) -> Result<(), Errno> {
     if offset > export.size || len > export.size - offset {
         return Err(beyond);
     }
@@ -214,11 +213,10 @@ fn check_range(offset: u64, len: u64, export: &ExportInfo, beyond: Errno) -> Res
 }
 
 #[inline]
-fn check_payload(length: u32) -> Result<(), Errno> {
-    if length > PAYLOAD_BYTES_ACCEPTED {
-        Err(Errno::Inval)
-    } else {
-        Ok(())
+fn check_payload(length: u64) -> Result<u32, Errno> {
+    match u32::try_from(length) {
+        Ok(length) if length <= PAYLOAD_BYTES_ACCEPTED => Ok(length),
+        _ => Err(Errno::Inval),
     }
 }
 

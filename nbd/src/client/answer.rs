@@ -6,6 +6,7 @@ use super::{
 use crate::codec::{Cursor, string};
 use crate::export::{BlockSizes, TransmissionFlags};
 use crate::protocol::{info, option, option_reply};
+use crate::session::HeaderStyle;
 
 const BAD_STRING: ClientError =
     ClientError::Malformed("string that is too long, not UTF-8 or with NUL");
@@ -18,11 +19,15 @@ impl ClientHandshake {
         data: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Option<ClientEnd>, ClientError> {
+        if self.asked != self.goal.option() {
+            self.negotiated(kind, data, out)?;
+            return Ok(None);
+        }
         match (kind, &self.goal) {
             (option_reply::INFO, Goal::Go(_) | Goal::Info(_)) => self.informed(data),
             (option_reply::SERVER, Goal::List) => self.listed(data),
             (option_reply::ACK, _) => self.acknowledged(data, out).map(Some),
-            (option_reply::ERR_UNSUP, Goal::Go(name)) => {
+            (option_reply::ERR_UNSUP, Goal::Go(name)) if self.headers != HeaderStyle::Extended => {
                 send_option(out, option::EXPORT_NAME, &[name.as_bytes()]);
                 self.stage = Stage::ExportNameReply;
                 Ok(None)
@@ -62,6 +67,8 @@ impl ClientHandshake {
             block_sizes: self.block_sizes,
             canonical_name: self.name.take(),
             description: self.description.take(),
+            headers: self.headers,
+            contexts: std::mem::take(&mut self.contexts),
             ..export
         })
     }

@@ -1,6 +1,10 @@
 //! The client's side of the handshake, for the bench, the tools and the tests.
 
 mod answer;
+mod chunk;
+mod negotiation;
+mod reader;
+mod tracker;
 
 use std::fmt;
 use std::mem;
@@ -13,11 +17,20 @@ use crate::protocol::{
     OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES, OPTION_REPLY_MAGIC, STRING_BYTES_MAX, handshake_flag,
     info, option,
 };
+use crate::session::{HeaderStyle, MetaContext};
+
+pub use chunk::{Chunk, StatusExtent, StatusExtents};
+pub use negotiation::Wishes;
+pub use reader::{ReplyError, ReplyHeader, ReplyKind, ReplyReader};
+pub use tracker::{ReplyProgress, ReplyTracker};
 
 /// Longest single reply to an option that is read, in bytes.
 const REPLY_BYTES_MAX: u32 = 64 << 10;
 /// Most replies to one option that are read; also the longest list of exports.
 const REPLIES_MAX: u32 = 1 << 20;
+
+/// Longest option that is sent, in bytes: [`Wishes`] see to it.
+const OPTION_BYTES_MAX: usize = 128 << 10;
 
 /// What the client came for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +48,11 @@ pub enum Goal {
 #[derive(Debug)]
 pub struct ClientHandshake {
     goal: Goal,
+    wishes: Wishes,
+    /// The option that was sent last.
+    asked: u32,
+    headers: HeaderStyle,
+    contexts: Vec<MetaContext>,
     stage: Stage,
     framer: Framer,
     no_zeroes: bool,
@@ -90,6 +108,11 @@ pub struct ClientExport {
     pub canonical_name: Option<String>,
     /// Text for people, if the server told.
     pub description: Option<String>,
+    /// Which headers requests and replies have.
+    pub headers: HeaderStyle,
+    /// With [`Goal::Go`] the contexts that were selected, with [`Goal::Info`] those that could be
+    /// (their ids mean nothing).
+    pub contexts: Vec<MetaContext>,
 }
 
 /// One entry of a server's list.
@@ -107,6 +130,8 @@ pub struct ListedExport {
 pub enum ClientError {
     /// `advance` was called after the end.
     AlreadyEnded,
+    /// The contexts wished for cannot be sent: too many, longer than 4096 bytes or with NUL.
+    ContextsInvalid,
     /// A message of the server breaks the protocol.
     Malformed(&'static str),
     /// The name asked for cannot be sent: longer than 4096 bytes or with NUL.
@@ -126,15 +151,28 @@ pub enum ClientError {
 }
 
 impl ClientHandshake {
-    /// A handshake that waits for the server's greeting.
+    /// A handshake that waits for the server's greeting and wishes for nothing.
     pub fn new(goal: Goal) -> Result<Self, ClientError> {
+        Self::with_wishes(goal, Wishes::default())
+    }
+
+    /// A handshake that waits for the server's greeting. What a server does not have of the wishes
+    /// is left out; [`ClientExport`] tells.
+    pub fn with_wishes(goal: Goal, wishes: Wishes) -> Result<Self, ClientError> {
+        if !wishes.can_be_sent() {
+            return Err(ClientError::ContextsInvalid);
+        }
         if let Goal::Go(name) | Goal::Info(name) = &goal
             && string(name.as_bytes()).is_none()
         {
             return Err(ClientError::NameInvalid);
         }
         Ok(Self {
+            asked: goal.option(),
             goal,
+            wishes,
+            headers: HeaderStyle::Simple,
+            contexts: Vec::new(),
             stage: Stage::Greeting,
             framer: Framer::default(),
             no_zeroes: false,
@@ -202,10 +240,12 @@ impl ClientHandshake {
                     let Some(data) = framer.take(&mut rest, need) else {
                         break;
                     };
-                    end = Some(ClientEnd::Transmission(ClientExport::new(
-                        be_u64(data, 0),
-                        TransmissionFlags::from_bits(be_u16(data, 8)),
-                    )));
+                    let flags = TransmissionFlags::from_bits(be_u16(data, 8));
+                    end = Some(ClientEnd::Transmission(ClientExport {
+                        headers: self.headers,
+                        contexts: mem::take(&mut self.contexts),
+                        ..ClientExport::new(be_u64(data, 0), flags)
+                    }));
                 }
                 Stage::Ended => return Err(ClientError::AlreadyEnded),
             }
@@ -238,19 +278,25 @@ impl ClientHandshake {
                 return Ok(Stage::ExportNameReply);
             }
             _ if !fixed_newstyle => return Err(ClientError::OldServer),
-            Goal::Go(name) | Goal::Info(name) => {
-                send_info_request(out, self.goal.option(), name);
-            }
-            Goal::List => send_option(out, option::LIST, &[]),
+            _ => self.ask_first(out),
         }
         Ok(Stage::ReplyHeader)
+    }
+
+    /// Sends the option that the client came for.
+    fn ask_for_goal(&mut self, out: &mut Vec<u8>) {
+        self.asked = self.goal.option();
+        match &self.goal {
+            Goal::Go(name) | Goal::Info(name) => send_info_request(out, self.asked, name),
+            Goal::List => send_option(out, option::LIST, &[]),
+        }
     }
 
     fn reply_header(&mut self, header: &[u8]) -> Result<Stage, ClientError> {
         if be_u64(header, 0) != OPTION_REPLY_MAGIC {
             return Err(ClientError::Malformed("reply without the magic of replies"));
         }
-        if be_u32(header, 8) != self.goal.option() {
+        if be_u32(header, 8) != self.asked {
             return Err(ClientError::Malformed(
                 "reply to an option that was not sent",
             ));
@@ -290,13 +336,15 @@ impl ClientExport {
             block_sizes: None,
             canonical_name: None,
             description: None,
+            headers: HeaderStyle::Simple,
+            contexts: Vec::new(),
         }
     }
 }
 
 fn send_option(out: &mut Vec<u8>, option: u32, parts: &[&[u8]]) {
     let len: usize = parts.iter().map(|part| part.len()).sum();
-    debug_assert!(len <= STRING_BYTES_MAX + 64, "option of {len} bytes");
+    debug_assert!(len <= OPTION_BYTES_MAX, "option of {len} bytes");
     out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
     out.extend_from_slice(&option.to_be_bytes());
     out.extend_from_slice(&(len as u32).to_be_bytes());
@@ -322,6 +370,9 @@ impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AlreadyEnded => f.write_str("the handshake had ended before"),
+            Self::ContextsInvalid => {
+                f.write_str("contexts are at most 64, with a namespace, without NUL, 64 KiB in all")
+            }
             Self::Malformed(what) => write!(f, "the server broke the protocol: {what}"),
             Self::NameInvalid => write!(
                 f,

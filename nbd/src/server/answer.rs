@@ -2,17 +2,18 @@
 
 use super::{HandshakeEnd, HandshakeError, Selected, ServerHandshake};
 use crate::codec::{Cursor, clip, string};
-use crate::export::{ExportDirectory, ExportInfo, LookupError};
+use crate::export::{ExportDirectory, ExportInfo, LookupError, TransmissionFlags};
 use crate::protocol::{
     EXPORT_NAME_ZEROES, OPTION_REPLY_MAGIC, STRING_BYTES_MAX, info, option, option_reply,
 };
+use crate::session::HeaderStyle;
 
 type Answer = Result<Option<HandshakeEnd>, HandshakeError>;
 
 impl ServerHandshake {
     /// Answers an option whose data was looked at.
     pub(super) fn answer(
-        &self,
+        &mut self,
         option: u32,
         data: &[u8],
         out: &mut Vec<u8>,
@@ -20,7 +21,11 @@ impl ServerHandshake {
     ) -> Answer {
         match option {
             option::EXPORT_NAME => self.export_name(data, out, exports),
-            _ => Ok(info_or_go(option, data, out, exports)),
+            _ if self.offers(option) => {
+                self.negotiate(option, Some(data), out, exports);
+                Ok(None)
+            }
+            _ => Ok(self.info_or_go(option, data, out, exports)),
         }
     }
 
@@ -44,6 +49,7 @@ impl ServerHandshake {
                 let text = format!("{len} bytes are too many for this option");
                 refuse(out, option, option_reply::ERR_TOO_BIG, &text);
             }
+            _ if self.offers(option) => self.negotiate(option, None, out, exports),
             _ => {
                 let text = format!("option {option} is not supported");
                 refuse(out, option, option_reply::ERR_UNSUP, &text);
@@ -54,6 +60,9 @@ impl ServerHandshake {
 
     /// EXPORT_NAME has no error reply: whatever is wrong closes the connection.
     fn export_name(&self, data: &[u8], out: &mut Vec<u8>, exports: &dyn ExportDirectory) -> Answer {
+        if self.negotiated.headers() == HeaderStyle::Extended {
+            return Err(HandshakeError::ExportNameAfterExtendedHeaders);
+        }
         let name = string(data).ok_or(HandshakeError::InvalidName)?;
         let Ok(found) = exports.find(name) else {
             return Err(HandshakeError::ExportRefused(name.to_owned()));
@@ -61,14 +70,17 @@ impl ServerHandshake {
         if found.min_block > 1 {
             return Err(HandshakeError::BlockSizeRequired(name.to_owned()));
         }
+        let session = self.negotiated.session(name, &self.features);
+        let flags = session.transmission_flags(&found);
         out.extend_from_slice(&found.size.to_be_bytes());
-        out.extend_from_slice(&found.transmission_flags().bits().to_be_bytes());
+        out.extend_from_slice(&flags.bits().to_be_bytes());
         if !self.client.no_zeroes {
             out.extend_from_slice(&[0; EXPORT_NAME_ZEROES]);
         }
         Ok(Some(HandshakeEnd::Transmission(Selected {
             name: name.to_owned(),
             info: found,
+            session,
         })))
     }
 
@@ -89,6 +101,47 @@ impl ServerHandshake {
             Ok(()) => reply(out, option::LIST, option_reply::ACK, &[]),
             Err(error) => refuse_lookup(out, option::LIST, &error),
         }
+    }
+
+    fn info_or_go(
+        &self,
+        option: u32,
+        data: &[u8],
+        out: &mut Vec<u8>,
+        exports: &dyn ExportDirectory,
+    ) -> Option<HandshakeEnd> {
+        let Some(request) = InfoRequest::parse(data) else {
+            refuse(
+                out,
+                option,
+                option_reply::ERR_INVALID,
+                "malformed export name or request list",
+            );
+            return None;
+        };
+        let found = match exports.find(request.name) {
+            Ok(found) => found,
+            Err(error) => {
+                refuse_lookup(out, option, &error);
+                return None;
+            }
+        };
+        if found.min_block > 1 && !request.wants(info::BLOCK_SIZE) {
+            let text = format!("this export needs blocks of {} bytes", found.min_block);
+            refuse(out, option, option_reply::ERR_BLOCK_SIZE_REQD, &text);
+            return None;
+        }
+        let session = self.negotiated.session(request.name, &self.features);
+        let flags = session.transmission_flags(&found);
+        describe(option, &request, &found, flags, out);
+        reply(out, option, option_reply::ACK, &[]);
+        (option == option::GO).then(|| {
+            HandshakeEnd::Transmission(Selected {
+                name: request.name.to_owned(),
+                info: found,
+                session,
+            })
+        })
     }
 }
 
@@ -117,45 +170,14 @@ impl<'a> InfoRequest<'a> {
     }
 }
 
-fn info_or_go(
-    option: u32,
-    data: &[u8],
-    out: &mut Vec<u8>,
-    exports: &dyn ExportDirectory,
-) -> Option<HandshakeEnd> {
-    let Some(request) = InfoRequest::parse(data) else {
-        refuse(
-            out,
-            option,
-            option_reply::ERR_INVALID,
-            "malformed export name or request list",
-        );
-        return None;
-    };
-    let found = match exports.find(request.name) {
-        Ok(found) => found,
-        Err(error) => {
-            refuse_lookup(out, option, &error);
-            return None;
-        }
-    };
-    if found.min_block > 1 && !request.wants(info::BLOCK_SIZE) {
-        let text = format!("this export needs blocks of {} bytes", found.min_block);
-        refuse(out, option, option_reply::ERR_BLOCK_SIZE_REQD, &text);
-        return None;
-    }
-    describe(option, &request, &found, out);
-    reply(out, option, option_reply::ACK, &[]);
-    (option == option::GO).then(|| {
-        HandshakeEnd::Transmission(Selected {
-            name: request.name.to_owned(),
-            info: found,
-        })
-    })
-}
-
 /// EXPORT always, the rest when asked for; requests of unknown information are passed over.
-fn describe(option: u32, request: &InfoRequest<'_>, found: &ExportInfo, out: &mut Vec<u8>) {
+fn describe(
+    option: u32,
+    request: &InfoRequest<'_>,
+    found: &ExportInfo,
+    flags: TransmissionFlags,
+    out: &mut Vec<u8>,
+) {
     let mut inform = |kind: u16, parts: [&[u8]; 3]| {
         let [a, b, c] = parts;
         reply(
@@ -166,7 +188,7 @@ fn describe(option: u32, request: &InfoRequest<'_>, found: &ExportInfo, out: &mu
         );
     };
     let size = found.size.to_be_bytes();
-    let flags = found.transmission_flags().bits().to_be_bytes();
+    let flags = flags.bits().to_be_bytes();
     inform(info::EXPORT, [&size, &flags, &[]]);
     if request.wants(info::NAME) {
         inform(
@@ -191,7 +213,7 @@ fn describe(option: u32, request: &InfoRequest<'_>, found: &ExportInfo, out: &mu
     }
 }
 
-fn refuse_lookup(out: &mut Vec<u8>, option: u32, error: &LookupError) {
+pub(super) fn refuse_lookup(out: &mut Vec<u8>, option: u32, error: &LookupError) {
     match error {
         LookupError::Policy(text) => refuse(out, option, option_reply::ERR_POLICY, text),
         LookupError::Shutdown => {
@@ -214,7 +236,7 @@ fn refuse_lookup(out: &mut Vec<u8>, option: u32, error: &LookupError) {
 }
 
 /// An error reply with a text for people.
-fn refuse(out: &mut Vec<u8>, option: u32, error: u32, text: &str) {
+pub(super) fn refuse(out: &mut Vec<u8>, option: u32, error: u32, text: &str) {
     debug_assert!(
         error & option_reply::ERROR_BIT != 0,
         "{error:#x} is not an error"
@@ -223,7 +245,7 @@ fn refuse(out: &mut Vec<u8>, option: u32, error: u32, text: &str) {
 }
 
 /// One reply to an option; its data is `parts` joined.
-fn reply(out: &mut Vec<u8>, option: u32, kind: u32, parts: &[&[u8]]) {
+pub(super) fn reply(out: &mut Vec<u8>, option: u32, kind: u32, parts: &[&[u8]]) {
     let len: usize = parts.iter().map(|part| part.len()).sum();
     debug_assert!(len <= 2 * STRING_BYTES_MAX + 8, "reply of {len} bytes");
     out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());

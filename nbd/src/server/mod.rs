@@ -1,7 +1,9 @@
 //! The server's side of the handshake: bytes in, bytes and a decision out.
 
 mod answer;
+mod features;
 mod limits;
+mod negotiation;
 
 use std::fmt;
 use std::mem;
@@ -13,7 +15,11 @@ use crate::protocol::{
     CLIENT_FLAGS_BYTES, GREETING_BYTES, NBD_MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC,
     STRING_BYTES_MAX, handshake_flag, option,
 };
+use crate::session::Session;
 
+use negotiation::Negotiated;
+
+pub use features::Features;
 pub use limits::HandshakeLimits;
 
 /// One call of [`ServerHandshake::advance`] stops at the next option once it has put out this many
@@ -31,9 +37,11 @@ const OPTIONS_PER_LISTED_EXPORT: u32 = 4;
 #[derive(Debug)]
 pub struct ServerHandshake {
     limits: HandshakeLimits,
+    features: Features,
     stage: Stage,
     framer: Framer,
     client: ClientFlags,
+    negotiated: Negotiated,
     /// Options seen, those being read included.
     options: u32,
     /// Most exports that one LIST has named.
@@ -94,6 +102,8 @@ pub struct Selected {
     pub name: String,
     /// The export as it was described to this client.
     pub info: ExportInfo,
+    /// What was negotiated; plain unless [`Features`] were offered.
+    pub session: Session,
 }
 
 /// Why a connection is to be closed (after the output, if any, was sent).
@@ -106,6 +116,8 @@ pub enum HandshakeError {
     BadOptionMagic(u64),
     /// EXPORT_NAME for an export with block sizes that this client did not ask for.
     BlockSizeRequired(String),
+    /// EXPORT_NAME after EXTENDED_HEADERS, which obliges the client to use GO.
+    ExportNameAfterExtendedHeaders,
     /// EXPORT_NAME for an export that cannot be had; it has no way to refuse but closing.
     ExportRefused(String),
     /// The name in EXPORT_NAME is no name: too long, not UTF-8, or with NUL.
@@ -126,13 +138,20 @@ pub enum HandshakeError {
 }
 
 impl ServerHandshake {
-    /// A handshake that has not begun.
+    /// A handshake that has not begun and offers the plain protocol only.
     pub fn new(limits: HandshakeLimits) -> Self {
+        Self::with_features(limits, Features::default())
+    }
+
+    /// A handshake that has not begun and offers what the driver can serve.
+    pub fn with_features(limits: HandshakeLimits, features: Features) -> Self {
         Self {
             limits,
+            features,
             stage: Stage::ClientFlags,
             framer: Framer::default(),
             client: ClientFlags::default(),
+            negotiated: Negotiated::default(),
             options: 0,
             listed_max: 0,
         }
@@ -146,6 +165,17 @@ impl ServerHandshake {
         bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
         bytes[16..].copy_from_slice(&flags.to_be_bytes());
         bytes
+    }
+
+    /// Forgets everything that was negotiated and every byte that was received but not answered.
+    /// For the driver that starts TLS: what came in the clear counts for nothing behind it. The
+    /// caps on options stay, the handshake goes on with the next option.
+    pub fn forget_negotiation(&mut self) {
+        self.negotiated = Negotiated::default();
+        self.framer = Framer::default();
+        if !matches!(self.stage, Stage::ClientFlags | Stage::Ended) {
+            self.stage = Stage::OptionHeader;
+        }
     }
 
     /// Takes in `input` and appends what is to be sent to `out`.
@@ -254,7 +284,7 @@ impl ServerHandshake {
             // Cannot be answered by an error, and is short.
             option::EXPORT_NAME => true,
             option::INFO | option::GO => len <= self.limits.option_bytes_max,
-            _ => false,
+            _ => self.offers(option) && len <= self.limits.option_bytes_max,
         };
         if looked_at {
             Ok(Stage::OptionData { option, len })
@@ -298,6 +328,9 @@ impl fmt::Display for HandshakeError {
                 "EXPORT_NAME {name:?} cannot tell the block sizes that this export requires; \
                  the client must use GO"
             ),
+            Self::ExportNameAfterExtendedHeaders => {
+                f.write_str("EXPORT_NAME after EXTENDED_HEADERS; the client must use GO")
+            }
             Self::ExportRefused(name) => {
                 write!(
                     f,
