@@ -5,6 +5,7 @@ mod allowance;
 mod failure_log;
 pub(crate) mod half_open;
 mod input;
+mod replies;
 mod requests;
 
 use std::net::IpAddr;
@@ -17,7 +18,8 @@ use rustix::io::Errno as Os;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use taipan_engine::core::{Core, Done, Ticket};
 use taipan_nbd::{
-    ExportInfo, HandshakeEnd, HandshakeLimits, Selected, ServerHandshake, simple_reply,
+    ExportInfo, Features, HandshakeEnd, HandshakeLimits, Selected, ServerHandshake,
+    Session as Terms,
 };
 
 use crate::directory::{Directory, Volume};
@@ -28,6 +30,8 @@ use allowance::Share;
 use failure_log::FailureLog;
 pub use half_open::Pulse;
 use input::Input;
+pub(crate) use replies::CONTEXTS;
+use replies::{Agreed, Found};
 use requests::{InFlight, Requests, WriteStream};
 
 /// Bytes of the receive buffer. Larger writes are taken in piece by piece.
@@ -127,6 +131,8 @@ enum Phase {
 struct Session {
     volume: Arc<Volume>,
     info: ExportInfo,
+    /// What the client negotiated.
+    terms: Terms,
     counters: Arc<VolumeCounters>,
     stream: Option<WriteStream>,
     /// Payload bytes of refused requests still to be thrown away.
@@ -182,7 +188,7 @@ impl Connection {
         deadline_ms: u64,
         allowance: Arc<Allowance>,
     ) -> Self {
-        let machine = Box::new(ServerHandshake::new(HandshakeLimits::DEFAULT));
+        let machine = Box::new(handshake());
         let output = machine.greeting().to_vec();
         Self {
             id,
@@ -404,6 +410,7 @@ impl Connection {
         let session = Session {
             volume,
             info: selected.info,
+            terms: selected.session,
             counters,
             stream: None,
             discard: 0,
@@ -421,21 +428,24 @@ impl Connection {
         let Some(finished) = self.requests.part_done(request, done) else {
             return;
         };
-        self.reply(&finished, &done.data, around);
+        let found = Found {
+            data: &done.data,
+            extents: &done.extents,
+        };
+        self.reply(&finished, found, around);
     }
 
-    fn reply(&mut self, finished: &InFlight, data: &[u8], around: &mut Surroundings<'_>) {
-        let errno = finished.failure.map(requests::errno_of);
-        if !self.broken {
-            self.output
-                .extend_from_slice(&simple_reply(errno, finished.cookie));
-            if errno.is_none() {
-                self.output.extend_from_slice(data);
-            }
-        }
+    fn reply(&mut self, finished: &InFlight, found: Found<'_>, around: &mut Surroundings<'_>) {
         let Phase::Transmission(session) = &mut self.phase else {
             return;
         };
+        if !self.broken {
+            let agreed = Agreed {
+                terms: &session.terms,
+                info: &session.info,
+            };
+            replies::reply(finished, found, agreed, &mut self.output);
+        }
         session.book(finished, &self.peer, around);
     }
 
@@ -561,10 +571,18 @@ impl Drop for Connection {
     }
 }
 
+/// A handshake that offers everything.
+fn handshake() -> ServerHandshake {
+    ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL)
+}
+
 fn dead_phase() -> Phase {
-    let machine = Box::new(ServerHandshake::new(HandshakeLimits::DEFAULT));
+    let machine = Box::new(handshake());
     Phase::Handshake {
         machine,
         deadline_ms: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,8 @@ use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
+use crate::connection::CONTEXTS;
+
 /// One served volume.
 #[derive(Debug)]
 pub struct Volume {
@@ -256,5 +258,11 @@ impl ExportDirectory for Directory {
 
     fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
         self.resolve(name)?.export()
+    }
+
+    fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
+        self.find(name)?;
+        CONTEXTS.into_iter().for_each(visit);
+        Ok(())
     }
 }

@@ -4,19 +4,24 @@ use std::time::Duration;
 
 use taipan_engine::core::{Done, Failure, Origin, Progress, RequestKey};
 use taipan_engine::wal::MarkKind;
-use taipan_nbd::{Errno, Op, REQUEST_BYTES, RequestHeader, simple_reply, validate};
+use taipan_nbd::{Command, Errno, HeaderStyle, Op, Refusal, ReplyTo, Request, StatusQuery};
 
 use super::allowance::Share;
+use super::replies::{Answer, Found, STATUS_BYTES, data_head, hole_head, map_query};
 use super::{Connection, Outcome, Phase, Session, Surroundings};
 use crate::metrics::RequestKind;
 
 /// Payload of a large write is handed on in pieces of at least this many bytes.
 const PIECE_BYTES_MIN: usize = 128 << 10;
 
+/// What the text of an error says of a request that breaks a rule; the log says more.
+const REFUSED: &str = "the request breaks a rule of the protocol or of the export";
+
 /// A request that is not answered yet.
 #[derive(Clone, Debug)]
 pub(super) struct InFlight {
-    pub(super) cookie: u64,
+    pub(super) to: ReplyTo,
+    pub(super) answer: Answer,
     pub(super) kind: RequestKind,
     pub(super) offset: u64,
     pub(super) len: u64,
@@ -24,6 +29,23 @@ pub(super) struct InFlight {
     pub(super) failure: Option<Failure>,
     parts: u32,
     keys: Vec<RequestKey>,
+}
+
+/// A request as it came, with the style that it came in.
+#[derive(Clone, Copy)]
+struct Asked {
+    style: HeaderStyle,
+    request: Request,
+}
+
+impl Asked {
+    fn header_bytes(self) -> usize {
+        self.style.request_bytes()
+    }
+
+    fn to(self) -> ReplyTo {
+        ReplyTo::new(self.style, &self.request)
+    }
 }
 
 /// A write whose payload is larger than the receive buffer: taken in piece by piece.
@@ -121,12 +143,13 @@ impl Requests {
 }
 
 impl InFlight {
-    fn new(header: &RequestHeader, kind: RequestKind, started_ns: u64) -> Self {
+    fn new(asked: Asked, (kind, answer): (RequestKind, Answer), started_ns: u64) -> Self {
         Self {
-            cookie: header.cookie,
+            to: asked.to(),
+            answer,
             kind,
-            offset: header.offset,
-            len: u64::from(header.length),
+            offset: asked.request.offset,
+            len: asked.request.length,
             started_ns,
             failure: None,
             parts: 1,
@@ -139,6 +162,7 @@ impl InFlight {
         match self.kind {
             RequestKind::Read | RequestKind::Write => self.len,
             RequestKind::Flush | RequestKind::Trim | RequestKind::Zero | RequestKind::Cache => 0,
+            RequestKind::Status => STATUS_BYTES,
         }
     }
 }
@@ -205,16 +229,18 @@ impl Connection {
                 }
                 continue;
             }
-            let Some(bytes) = self.input.bytes().first_chunk::<REQUEST_BYTES>() else {
-                break;
+            let style = session.terms.headers();
+            let request = match Request::parse(style, self.input.bytes()) {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(_) => {
+                    tracing::info!(peer = %self.peer, "bad request magic: connection closed");
+                    around.counters.connections.protocol_errors.add(1);
+                    self.broken = true;
+                    return self.gone(around);
+                }
             };
-            let Ok(header) = RequestHeader::parse(bytes) else {
-                tracing::info!(peer = %self.peer, "bad request magic: connection closed");
-                around.counters.connections.protocol_errors.add(1);
-                self.broken = true;
-                return self.gone(around);
-            };
-            if !self.take_request(&header, around) {
+            if !self.take_request(Asked { style, request }, around) {
                 break;
             }
         }
@@ -222,48 +248,75 @@ impl Connection {
     }
 
     /// Handles one request; false if its payload is not here yet.
-    fn take_request(&mut self, header: &RequestHeader, around: &mut Surroundings<'_>) -> bool {
+    fn take_request(&mut self, asked: Asked, around: &mut Surroundings<'_>) -> bool {
         let Phase::Transmission(session) = &mut self.phase else {
             return false;
         };
-        let op = match validate(header, &session.info) {
-            Ok(op) => op,
-            Err(refusal) if refusal.close => {
-                tracing::info!(peer = %self.peer, len = header.length, "payload too large: closed");
-                around.counters.connections.protocol_errors.add(1);
-                self.broken = true;
-                self.gone(around);
-                return false;
-            }
-            Err(refusal) => {
-                tracing::info!(
-                    volume = %session.volume.name, peer = %self.peer, command = header.command,
-                    flags = header.flags, offset = header.offset, len = header.length,
-                    errno = ?refusal.errno, "request refused"
-                );
-                session.discard = u64::from(refusal.payload);
-                self.input.consume(REQUEST_BYTES);
-                self.output
-                    .extend_from_slice(&simple_reply(Some(refusal.errno), header.cookie));
-                return true;
-            }
+        let command = match session.terms.validate(&asked.request, &session.info) {
+            Ok(command) => command,
+            Err(refusal) => return self.refuse(asked, refusal, around),
         };
-        if let Op::Write { len, .. } | Op::Read { len, .. } = op
+        if let Command::Op(Op::Write { len, .. }) | Command::Read { len, .. } = command
             && self.unsent.must_wait(u64::from(len), self.held())
         {
             around.counters.parks.connection.add(1);
             self.starved = true;
             return false;
         }
-        if let Op::Write { offset, len, fua } = op {
-            return self.take_write(header, (offset, len as usize, fua), around);
-        }
-        self.input.consume(REQUEST_BYTES);
-        let request = |kind| InFlight::new(header, kind, around.now_ns);
-        match op {
-            Op::Read { offset, len } => {
-                self.start_read(request(RequestKind::Read), offset, len, around);
+        match command {
+            Command::Op(Op::Write { offset, len, fua }) => {
+                return self.take_write(asked, (offset, len as usize, fua), around);
             }
+            Command::StatusPayload {
+                offset,
+                one,
+                payload,
+            } => return self.take_status(asked, (offset, one, payload as usize), around),
+            Command::Status(query) => {
+                self.input.consume(asked.header_bytes());
+                self.start_status(asked, query, around);
+            }
+            Command::Read { offset, len, df } => {
+                self.input.consume(asked.header_bytes());
+                self.start_read(asked, (offset, len, df), around);
+            }
+            Command::Op(op) => {
+                self.input.consume(asked.header_bytes());
+                self.start_op(asked, op, around);
+            }
+        }
+        true
+    }
+
+    /// Answers a request that breaks a rule; false if the connection ends by it.
+    fn refuse(&mut self, asked: Asked, refusal: Refusal, around: &mut Surroundings<'_>) -> bool {
+        let Phase::Transmission(session) = &mut self.phase else {
+            return false;
+        };
+        let request = &asked.request;
+        if refusal.close {
+            tracing::info!(peer = %self.peer, len = request.length, "payload too large: closed");
+            around.counters.connections.protocol_errors.add(1);
+            self.broken = true;
+            self.gone(around);
+            return false;
+        }
+        tracing::info!(
+            volume = %session.volume.name, peer = %self.peer, command = request.command,
+            flags = request.flags, offset = request.offset, len = request.length,
+            errno = ?refusal.errno, "request refused"
+        );
+        session.discard = u64::from(refusal.payload);
+        self.input.consume(asked.header_bytes());
+        asked.to().error(refusal.errno, REFUSED, &mut self.output);
+        true
+    }
+
+    /// Starts what needs neither payload nor an answer of its own kind.
+    fn start_op(&mut self, asked: Asked, op: Op, around: &mut Surroundings<'_>) {
+        let now_ns = around.now_ns;
+        let request = |kind| InFlight::new(asked, (kind, Answer::Nothing), now_ns);
+        match op {
             Op::Flush => self.start(request(RequestKind::Flush), around, |core, origin, slot| {
                 core.flush(origin, slot)
             }),
@@ -286,25 +339,77 @@ impl Connection {
                 });
             }
             Op::Disconnect => self.finishing = true,
-            Op::Write { .. } => unreachable!("handled above"),
+            Op::Read { .. } | Op::Write { .. } => unreachable!("these have ways of their own"),
+        }
+    }
+
+    /// Takes a BLOCK_STATUS that names its contexts in a payload; false if that is not here yet.
+    fn take_status(
+        &mut self,
+        asked: Asked,
+        (offset, one, payload): (u64, bool, usize),
+        around: &mut Surroundings<'_>,
+    ) -> bool {
+        let Phase::Transmission(session) = &self.phase else {
+            return false;
+        };
+        let end = asked.header_bytes() + payload;
+        let Some(bytes) = self.input.bytes().get(asked.header_bytes()..end) else {
+            return false;
+        };
+        let query = session
+            .terms
+            .status_payload(offset, one, bytes, &session.info);
+        self.input.consume(end);
+        match query {
+            Ok(query) => self.start_status(asked, query, around),
+            Err(errno) => asked.to().error(errno, REFUSED, &mut self.output),
         }
         true
     }
 
+    fn start_status(&mut self, asked: Asked, query: StatusQuery, around: &mut Surroundings<'_>) {
+        let Phase::Transmission(session) = &self.phase else {
+            return;
+        };
+        let slot = session.volume.slot;
+        let map = map_query(&query, &session.terms);
+        let answer = (RequestKind::Status, Answer::Status(query));
+        let mut request = InFlight::new(asked, answer, around.now_ns);
+        // With a payload the length in the header is that of the payload.
+        request.len = query.len;
+        let index = self.requests.insert(request);
+        let origin = Origin::Client(self.id.ticket(index));
+        let mut extents = Vec::new();
+        match around.core.map(origin, slot, map, &mut extents) {
+            Progress::Done => {
+                let finished = self.requests.remove(index);
+                let found = Found {
+                    extents: &extents,
+                    ..Found::default()
+                };
+                self.reply(&finished, found, around);
+            }
+            progress => self.settle_part(index, progress, around),
+        }
+    }
+
     fn take_write(
         &mut self,
-        header: &RequestHeader,
+        asked: Asked,
         (offset, len, fua): (u64, usize, bool),
         around: &mut Surroundings<'_>,
     ) -> bool {
-        let available = self.input.bytes().len() - REQUEST_BYTES;
-        let fits = REQUEST_BYTES + len <= self.input.capacity() / 2;
+        let header_bytes = asked.header_bytes();
+        let available = self.input.bytes().len() - header_bytes;
+        let fits = header_bytes + len <= self.input.capacity() / 2;
         if available < len && fits {
             return false;
         }
-        let request = InFlight::new(header, RequestKind::Write, around.now_ns);
+        let kind = (RequestKind::Write, Answer::Nothing);
+        let request = InFlight::new(asked, kind, around.now_ns);
         if !fits {
-            self.input.consume(REQUEST_BYTES);
+            self.input.consume(header_bytes);
             let request = self.requests.insert(request);
             let Phase::Transmission(session) = &mut self.phase else {
                 return false;
@@ -323,9 +428,9 @@ impl Connection {
         let slot = session.volume.slot;
         let index = self.requests.insert(request);
         let origin = Origin::Client(self.id.ticket(index));
-        let data = &self.input.bytes()[REQUEST_BYTES..REQUEST_BYTES + len];
+        let data = &self.input.bytes()[header_bytes..header_bytes + len];
         let progress = around.core.write(origin, slot, offset, data, fua);
-        self.input.consume(REQUEST_BYTES + len);
+        self.input.consume(header_bytes + len);
         self.settle_part(index, progress, around);
         true
     }
@@ -370,25 +475,33 @@ impl Connection {
 
     fn start_read(
         &mut self,
-        request: InFlight,
-        offset: u64,
-        len: u32,
+        asked: Asked,
+        (offset, len, df): (u64, u32, bool),
         around: &mut Surroundings<'_>,
     ) {
         let Phase::Transmission(session) = &mut self.phase else {
             return;
         };
         let slot = session.volume.slot;
+        let kind = (RequestKind::Read, Answer::Content { df });
+        let request = InFlight::new(asked, kind, around.now_ns);
+        let to = request.to;
         let index = self.requests.insert(request);
         let origin = Origin::Client(self.id.ticket(index));
-        let cookie = self.requests.get(index).cookie;
         let start = self.output.len();
-        self.output.extend_from_slice(&simple_reply(None, cookie));
+        let head = data_head(to, (offset, len), df);
+        self.output.extend_from_slice(head.as_bytes());
+        let content = self.output.len();
         match around
             .core
             .read(origin, slot, offset, u64::from(len), &mut self.output)
         {
             Progress::Done => {
+                let data = &self.output[content..];
+                if let Some(hole) = hole_head(to, (offset, len), df, data) {
+                    self.output.truncate(start);
+                    self.output.extend_from_slice(hole.as_bytes());
+                }
                 let finished = self.requests.remove(index);
                 session.book(&finished, &self.peer, around);
             }
@@ -428,7 +541,7 @@ impl Connection {
             Progress::Done => {}
         }
         if let Some(finished) = self.requests.drop_part(index) {
-            self.reply(&finished, &[], around);
+            self.reply(&finished, Found::default(), around);
         }
     }
 }

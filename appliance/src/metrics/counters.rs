@@ -177,17 +177,20 @@ pub enum RequestKind {
     Zero,
     /// CACHE.
     Cache,
+    /// BLOCK_STATUS.
+    Status,
 }
 
 impl RequestKind {
     /// All kinds, in order of their index.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Read,
         Self::Write,
         Self::Flush,
         Self::Trim,
         Self::Zero,
         Self::Cache,
+        Self::Status,
     ];
 
     /// The label of this kind.
@@ -199,6 +202,7 @@ impl RequestKind {
             Self::Trim => "trim",
             Self::Zero => "zero",
             Self::Cache => "cache",
+            Self::Status => "block_status",
         }
     }
 }

@@ -1,0 +1,168 @@
+//! What a finished request puts on the wire, in every style of replies.
+
+use taipan_engine::core::Failure;
+use taipan_engine::extents::{BlockState, Content, Extent, MapQuery, Stored, View};
+use taipan_nbd::protocol::{context, state};
+use taipan_nbd::{
+    ExportInfo, ReadReply, ReplyHead, ReplyTo, Session as Terms, StatusChunk, StatusQuery,
+};
+
+use super::requests::{InFlight, errno_of};
+
+/// The metadata contexts of every volume.
+pub(crate) const CONTEXTS: [&str; 4] = [
+    context::BASE_ALLOCATION,
+    context::QEMU_ALLOCATION_DEPTH,
+    context::TAIPAN_DURABILITY,
+    context::TAIPAN_RESIDENCY,
+];
+/// Most extents of one BLOCK_STATUS; clients ask again from where they end.
+const EXTENTS_MAX: usize = 1024;
+/// Memory that a BLOCK_STATUS may take while it is in flight: runs of 16 shards, then the reply.
+pub(super) const STATUS_BYTES: u64 = 16 * (EXTENTS_MAX as u64) * 16;
+
+/// What the reply to a request holds if it succeeds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    /// Success alone.
+    Nothing,
+    /// The content of a range; `df`: in one piece, zeros written out.
+    Content { df: bool },
+    /// Extents.
+    Status(StatusQuery),
+}
+
+/// What the core found.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Found<'a> {
+    pub(super) data: &'a [u8],
+    pub(super) extents: &'a [Extent],
+}
+
+/// What was negotiated, and about what.
+#[derive(Clone, Copy)]
+pub(super) struct Agreed<'a> {
+    pub(super) terms: &'a Terms,
+    pub(super) info: &'a ExportInfo,
+}
+
+/// The question to the core that a BLOCK_STATUS is.
+pub(super) fn map_query(query: &StatusQuery, terms: &Terms) -> MapQuery {
+    let asks = |name: &str| {
+        let mut contexts = terms.contexts().iter();
+        contexts.any(|context| context.name == name && query.contexts.contains(context.id))
+    };
+    let in_memory = asks(context::TAIPAN_RESIDENCY);
+    MapQuery {
+        offset: query.offset,
+        len: query.len,
+        view: View {
+            stored: in_memory || asks(context::TAIPAN_DURABILITY),
+            in_memory,
+        },
+        extents_max: if query.one { 1 } else { EXTENTS_MAX },
+    }
+}
+
+/// Appends the whole reply to a request.
+pub(super) fn reply(finished: &InFlight, found: Found<'_>, agreed: Agreed<'_>, out: &mut Vec<u8>) {
+    let to = finished.to;
+    if let Some(failure) = finished.failure {
+        return to.error(errno_of(failure), text_of(failure), out);
+    }
+    match finished.answer {
+        Answer::Nothing => out.extend_from_slice(to.success().as_bytes()),
+        Answer::Content { df } => {
+            let range = (finished.offset, found.data.len() as u32);
+            if let Some(hole) = hole_head(to, range, df, found.data) {
+                return out.extend_from_slice(hole.as_bytes());
+            }
+            out.extend_from_slice(data_head(to, range, df).as_bytes());
+            out.extend_from_slice(found.data);
+        }
+        Answer::Status(query) => status(to, &query, found.extents, agreed, out),
+    }
+}
+
+/// What comes before the whole content of a range (offset, length), which cannot fail any more.
+pub(super) fn data_head(to: ReplyTo, (offset, len): (u64, u32), df: bool) -> ReplyHead {
+    if len == 0 {
+        return to.success();
+    }
+    let whole = ReadReply::new(to, offset, len, df).data(len, true);
+    whole.expect("the whole range is one piece")
+}
+
+/// What stands for the content of a range if that is zeros and the client takes holes.
+pub(super) fn hole_head(
+    to: ReplyTo,
+    (offset, len): (u64, u32),
+    df: bool,
+    data: &[u8],
+) -> Option<ReplyHead> {
+    if df || data.first() != Some(&0) {
+        return None;
+    }
+    let hole = ReadReply::new(to, offset, len, df).hole(len).ok()?;
+    is_zero(data).then_some(hole)
+}
+
+fn is_zero(data: &[u8]) -> bool {
+    // Whole lines at once, which the compiler makes wide; the first that is not zeros ends it.
+    let (lines, rest) = data.as_chunks::<64>();
+    let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | byte);
+    lines.iter().all(|line| any(line) == 0) && any(rest) == 0
+}
+
+/// Appends a chunk for every context that was asked for.
+fn status(
+    to: ReplyTo,
+    query: &StatusQuery,
+    extents: &[Extent],
+    agreed: Agreed<'_>,
+    out: &mut Vec<u8>,
+) {
+    let contexts = agreed.terms.contexts().iter();
+    let asked = contexts.filter(|context| query.contexts.contains(context.id));
+    let mut left = query.contexts.len();
+    for context in asked {
+        left -= 1;
+        let mut chunk = StatusChunk::new(to, query, context.id, agreed.info, out);
+        for extent in extents {
+            if !chunk.push(extent.len, status_of(&context.name, extent.state)) {
+                break;
+            }
+        }
+        if chunk.finish(left == 0).is_err() {
+            return to.error(errno_of(Failure::Io), "nothing is known of this range", out);
+        }
+    }
+}
+
+/// What a context says of a block.
+fn status_of(name: &str, block: BlockState) -> u32 {
+    let is_data = block.content == Content::Data;
+    match name {
+        context::BASE_ALLOCATION if is_data => 0,
+        context::BASE_ALLOCATION => state::HOLE | state::ZERO,
+        context::QEMU_ALLOCATION_DEPTH => u32::from(is_data),
+        context::TAIPAN_DURABILITY => match block.stored {
+            Stored::Undurable => state::UNFLUSHED,
+            Stored::Local => state::LOCAL_ONLY,
+            Stored::Committed => state::REMOTE_DURABLE,
+        },
+        context::TAIPAN_RESIDENCY if block.in_memory => state::IN_MEMORY,
+        context::TAIPAN_RESIDENCY if block.stored != Stored::Committed => state::ON_NVME,
+        _ => 0,
+    }
+}
+
+/// What an error reply tells people.
+fn text_of(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Io => "the log or the backend failed, or no good copy is left",
+        Failure::NoSpace => "the local log is full and the backend takes nothing",
+        Failure::ReadOnly => "the volume may only be read",
+        Failure::Gone => "the volume is not served here any more",
+    }
+}
