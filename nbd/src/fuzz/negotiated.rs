@@ -244,7 +244,10 @@ fn check_range(offset: u64, len: u64, export: &ExportInfo) {
     let end = u128::from(offset) + u128::from(len);
     assert!(end <= u128::from(export.size), "{offset}+{len}");
     let grid = u64::from(export.min_block);
-    assert!(offset % grid == 0 && len % grid == 0, "{offset}+{len}");
+    assert!(
+        offset.is_multiple_of(grid) && len.is_multiple_of(grid),
+        "{offset}+{len}"
+    );
 }
 
 /// A client that wishes for everything.
