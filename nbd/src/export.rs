@@ -161,9 +161,9 @@ impl ExportInfo {
         }
     }
 
-    /// The flags that go on the wire of a plain session ([`Session::transmission_flags`](crate::Session::transmission_flags) adds those
-    /// that depend on what was negotiated). Read-only exports do not offer what they would refuse, and
-    /// FAST_ZERO is never offered without WRITE_ZEROES.
+    /// The flags that go on the wire of a plain session. Read-only exports do not offer what they
+    /// would refuse, and FAST_ZERO is never offered without WRITE_ZEROES. What depends on the
+    /// negotiation [`Session::transmission_flags`](crate::Session::transmission_flags) adds.
     pub fn transmission_flags(&self) -> TransmissionFlags {
         type Flags = TransmissionFlags;
         let mut features = Flags::from_bits(self.features.bits() & Flags::FULL_SERVICE.bits());

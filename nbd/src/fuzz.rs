@@ -1,6 +1,10 @@
 //! The entry of the fuzz target: a client's whole stream against the server's machines, with the
 //! promises of this crate as assertions. `tests/corpus.rs` replays the corpus through it.
 
+mod negotiated;
+
+pub use negotiated::fuzz_negotiated;
+
 use crate::codec::Cursor;
 use crate::errno::Errno;
 use crate::export::{ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED};

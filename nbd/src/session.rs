@@ -161,10 +161,6 @@ impl Session {
             command::BLOCK_STATUS => return self.block_status(request, export),
             command::READ if self.headers.has_chunks() => plain.flags &= !command_flag::DF,
             command::WRITE if self.headers == HeaderStyle::Extended => {
-                // Without the flag nobody can tell whether a payload follows: `refuse` closes.
-                if request.flags & command_flag::PAYLOAD_LEN == 0 {
-                    return Err(Errno::Inval);
-                }
                 plain.flags &= !command_flag::PAYLOAD_LEN;
             }
             _ => {}
@@ -178,12 +174,8 @@ impl Session {
     }
 
     fn refuse(&self, request: &Request, errno: Errno) -> Refusal {
-        let payload = request.payload_len(self.headers);
-        let unknowable = self.headers == HeaderStyle::Extended
-            && request.command == command::WRITE
-            && request.flags & command_flag::PAYLOAD_LEN == 0;
-        let payload = match u32::try_from(payload) {
-            Ok(payload) if payload <= PAYLOAD_BYTES_ACCEPTED && !unknowable => Some(payload),
+        let payload = match u32::try_from(request.payload_len(self.headers)) {
+            Ok(payload) if payload <= PAYLOAD_BYTES_ACCEPTED => Some(payload),
             _ => None,
         };
         Refusal {

@@ -120,14 +120,16 @@ impl Request {
         Ok(())
     }
 
-    /// Bytes of payload that follow this header on the wire.
+    /// Bytes of payload that follow this header on the wire. With extended headers a WRITE must
+    /// have the PAYLOAD_LEN flag; QEMU 10.0.2 leaves it out and sends the payload all the same.
     #[inline]
     pub fn payload_len(&self, style: HeaderStyle) -> u64 {
-        let has_payload = match style {
-            HeaderStyle::Extended => self.flags & command_flag::PAYLOAD_LEN != 0,
-            HeaderStyle::Simple | HeaderStyle::Structured => self.command == command::WRITE,
-        };
-        if has_payload { self.length } else { 0 }
+        let flagged = style == HeaderStyle::Extended && self.flags & command_flag::PAYLOAD_LEN != 0;
+        if flagged || self.command == command::WRITE {
+            self.length
+        } else {
+            0
+        }
     }
 
     /// A BLOCK_STATUS of `length` bytes for all contexts of the session.
@@ -204,7 +206,7 @@ mod tests {
             (status, HeaderStyle::Extended, 12),
             (write, HeaderStyle::Simple, 9),
             (write, HeaderStyle::Structured, 9),
-            (write, HeaderStyle::Extended, 0),
+            (write, HeaderStyle::Extended, 9),
         ];
         for (request, style, payload) in rows {
             assert_eq!(request.payload_len(style), payload, "{style:?} {request:?}");

@@ -122,7 +122,7 @@ impl<'a> StatusExtents<'a> {
     /// may be left at 0.
     fn parse(bytes: &'a [u8], wide: bool, count: u32) -> Option<Self> {
         let extents = Self { bytes, wide };
-        let whole = !bytes.is_empty() && bytes.len() % extents.extent_bytes() == 0;
+        let whole = !bytes.is_empty() && bytes.len().is_multiple_of(extents.extent_bytes());
         let counted = count == 0 || count as usize == extents.len();
         (whole && counted && extents.iter().all(|extent| extent.len > 0)).then_some(extents)
     }

@@ -194,7 +194,8 @@ fn extended_headers_bring_64_bits_and_payloads() {
     a write to the limit       | WRITE  | PAY FUA | 0     | 64M   | write 0+67108864 fua
     above it                   | WRITE  | PAY     | 0     | 64M+1 | close
     of 2^63 bytes              | WRITE  | PAY     | 0     | 2^63  | close
-    of whatever                | WRITE  |         | 4     | 9     | close
+    without the flag, as QEMU  | WRITE  | FUA     | 4     | 9     | write 4+9 fua
+    and refused                | WRITE  | DF      | 4     | 9     | EINVAL discard 9
     beyond the end             | WRITE  | PAY     | end-1 | 2     | ENOSPC discard 2
     a wrong flag               | WRITE  | PAY DF  | 0     | 8     | EINVAL discard 8
     payload on a read          | READ   | PAY     | 0     | 512   | EINVAL discard 512

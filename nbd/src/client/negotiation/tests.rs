@@ -183,10 +183,13 @@ fn wishes_that_cannot_be_sent_are_refused_at_once() {
     }
 }
 
-/// Feeds a greeting and then replies `(option, type, data)`.
+/// A reply: option, type, data.
+type Reply<'a> = (u32, u32, &'a [u8]);
+
+/// Feeds a greeting and then replies.
 fn script(
     client: &mut ClientHandshake,
-    replies: &[(u32, u32, &[u8])],
+    replies: &[Reply<'_>],
     out: &mut Vec<u8>,
 ) -> Result<ClientAdvance, ClientError> {
     let mut last = client.advance(b"NBDMAGICIHAVEOPT\0\x03", out)?;
@@ -205,9 +208,9 @@ fn script(
 fn servers_that_break_the_rules_of_negotiation_are_left() {
     let (ext, set) = (option::EXTENDED_HEADERS, option::SET_META_CONTEXT);
     let (ack, meta) = (option_reply::ACK, option_reply::META_CONTEXT);
-    let on: (u32, u32, &[u8]) = (ext, ack, b"");
-    let one: (u32, u32, &[u8]) = (set, meta, b"\0\0\0\x01base:allocation");
-    let rows: [(&str, Vec<(u32, u32, &[u8])>); 8] = [
+    let on: Reply<'_> = (ext, ack, b"");
+    let one: Reply<'_> = (set, meta, b"\0\0\0\x01base:allocation");
+    let rows: [(&str, Vec<Reply<'_>>); 8] = [
         ("ACK with data", vec![(ext, ack, b"x")]),
         ("another option", vec![(set, ack, b"")]),
         ("context for headers", vec![(ext, meta, b"\0\0\0\x01a:b")]),
@@ -240,7 +243,7 @@ fn a_refused_selection_leaves_nothing_selected() {
     let mut export = vec![0; 12];
     export[9] = 7;
     let set = option::SET_META_CONTEXT;
-    let replies: [(u32, u32, &[u8]); 5] = [
+    let replies: [Reply<'_>; 5] = [
         (option::EXTENDED_HEADERS, option_reply::ACK, b""),
         (
             set,
@@ -266,7 +269,7 @@ fn a_refused_selection_leaves_nothing_selected() {
 fn a_server_without_go_is_left_when_headers_are_extended() {
     let client = ClientHandshake::with_wishes(Goal::Go("v".to_owned()), wishes(true, true, &[]));
     let mut client = client.expect("wishes that can be sent");
-    let replies: [(u32, u32, &[u8]); 2] = [
+    let replies: [Reply<'_>; 2] = [
         (option::EXTENDED_HEADERS, option_reply::ACK, b""),
         (option::GO, option_reply::ERR_UNSUP, b"what?"),
     ];

@@ -276,7 +276,8 @@ const SELECTION_RULES: &str = "
         | structured
     failed replaces: malformed | SR;SET a +;SET trailing;GO a | ACK 1=+ ACK INVALID INFO ACK \
         | structured
-    failed replaces: too long  | SR;SET a +;SET long;GO a | ACK 1=+ ACK TOO_BIG INFO ACK | structured
+    failed replaces: too long  | SR;SET a +;SET long;GO a | ACK 1=+ ACK TOO_BIG INFO ACK \
+        | structured
     other export forgets       | SR;SET a +;GO b        | ACK 1=+ ACK INFO ACK | structured
     other by EXPORT_NAME       | SR;SET a +;NAME b      | ACK 1=+ ACK size     | structured
     INFO of another keeps      | SR;SET a +;INFO b;GO a | ACK 1=+ ACK INFO ACK INFO ACK \
@@ -335,7 +336,7 @@ fn nothing_is_offered_by_default_and_each_feature_alone() {
         ..Features::default()
     };
     let only_contexts = "
-    contexts alone cannot be selected | SR;SET a base:allocation;GO a | UNSUP INVALID INFO ACK | simple
+    contexts alone select nothing | SR;SET a base:allocation;GO a | UNSUP INVALID INFO ACK | simple
     ";
     check(contexts, only_contexts);
 }

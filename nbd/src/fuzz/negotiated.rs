@@ -1,0 +1,345 @@
+//! The same promises with everything offered, and a client's: bytes of a server in every style.
+
+use crate::chunk::{ReadReply, ReplyTo, StatusChunk};
+use crate::client::{Chunk, ClientHandshake, Goal, ReplyKind, ReplyReader, ReplyTracker, Wishes};
+use crate::command::{Command, StatusQuery};
+use crate::errno::Errno;
+use crate::export::{ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED};
+use crate::protocol::{EXPORT_NAME_REPLY_BYTES, command, command_flag};
+use crate::server::{
+    Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
+};
+use crate::session::{CONTEXTS_MAX, HeaderStyle, Session};
+use crate::validate::Op;
+use crate::wide_request::Request;
+
+/// Small limits, so that short inputs reach them.
+const LIMITS: HandshakeLimits = HandshakeLimits {
+    options_max: 16,
+    option_bytes_max: 8 << 10,
+    discard_bytes_max: 64 << 10,
+};
+
+/// Longest payload that the client's side takes, in bytes.
+const PAYLOAD_MAX: u32 = 4096;
+
+const STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];
+
+/// Feeds `data` to a server that offers everything, as the bytes of a client, and to clients with
+/// wishes, as the bytes of a server. Panics only when this crate breaks its own contract.
+pub fn fuzz_negotiated(data: &[u8]) {
+    let whole = handshake(data, data.len().max(1));
+    for piece_bytes in [1, 7] {
+        let pieces = handshake(data, piece_bytes);
+        assert!(pieces == whole, "in pieces of {piece_bytes} bytes");
+    }
+    if let Ok(Some(HandshakeEnd::Transmission(selected))) = &whole.end {
+        let told = selected.session.transmission_flags(&selected.info);
+        let flags = told.bits().to_be_bytes();
+        let by_name = whole.out.ends_with(&flags);
+        let by_go = whole.out.len() >= 32 && whole.out[whole.out.len() - 22..].starts_with(&flags);
+        let zeroes = whole.out.ends_with(&[0; 124]);
+        assert!(by_name || by_go || zeroes, "flags that were not told");
+        assert!(whole.out.len() >= EXPORT_NAME_REPLY_BYTES);
+        transmission(&data[whole.consumed..], selected);
+    }
+    client_handshake(data);
+    for style in STYLES {
+        replies(data, style);
+    }
+}
+
+/// What became of a handshake.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    consumed: usize,
+    out: Vec<u8>,
+    end: Result<Option<HandshakeEnd>, HandshakeError>,
+}
+
+fn handshake(data: &[u8], piece_bytes: usize) -> Outcome {
+    let mut server = ServerHandshake::with_features(LIMITS, Features::ALL);
+    let mut outcome = Outcome {
+        consumed: 0,
+        out: Vec::new(),
+        end: Ok(None),
+    };
+    for piece in data.chunks(piece_bytes) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            match server.advance(rest, &mut outcome.out, &Exports) {
+                Ok(advance) => {
+                    assert!(advance.consumed > 0, "no progress");
+                    let most = LIMITS.option_bytes_max as usize;
+                    assert!(server.held_bytes() <= most, "unbounded memory");
+                    outcome.consumed += advance.consumed;
+                    rest = &rest[advance.consumed..];
+                    outcome.end = Ok(advance.end);
+                }
+                Err(error) => {
+                    // How much of a fatal piece was read before the error is nobody's business.
+                    outcome.consumed = 0;
+                    outcome.end = Err(error);
+                }
+            }
+            if !matches!(outcome.end, Ok(None)) {
+                return outcome;
+            }
+        }
+    }
+    outcome
+}
+
+/// Reads requests as a server does and answers them; a client that keeps the rules must be content
+/// with every answer.
+fn transmission(mut rest: &[u8], selected: &Selected) {
+    let Selected { info, session, .. } = selected;
+    let style = session.headers();
+    assert!(session.contexts().len() <= CONTEXTS_MAX);
+    assert!(session.contexts().is_empty() || style.has_chunks());
+    while let Ok(Some(request)) = Request::parse(style, rest) {
+        rest = &rest[style.request_bytes()..];
+        let verdict = session.validate(&request, info);
+        let claimed = request.payload_len(style);
+        let payload = match &verdict {
+            Ok(Command::Op(Op::Disconnect)) => return,
+            Ok(_) => claimed,
+            Err(refusal) if refusal.close => return,
+            Err(refusal) => {
+                assert_eq!(u64::from(refusal.payload), claimed, "out of sync");
+                claimed
+            }
+        };
+        assert!(payload <= u64::from(PAYLOAD_BYTES_ACCEPTED));
+        let Some((payload, behind)) = rest.split_at_checked(payload as usize) else {
+            return;
+        };
+        rest = behind;
+        let mut out = Vec::new();
+        let verdict = verdict.map_err(|refusal| refusal.errno);
+        let (effect_len, ids) = answer(verdict, &request, payload, selected, &mut out);
+        judge(style, &request, effect_len, &ids, &out);
+    }
+}
+
+/// Answers as a server does whose volume is one hole. Gives the length and contexts that the
+/// request is about.
+fn answer(
+    verdict: Result<Command, Errno>,
+    request: &Request,
+    payload: &[u8],
+    selected: &Selected,
+    out: &mut Vec<u8>,
+) -> (u64, Vec<u32>) {
+    let Selected { info, session, .. } = selected;
+    let to = ReplyTo::new(session.headers(), request);
+    let all: Vec<u32> = session
+        .contexts()
+        .iter()
+        .map(|context| context.id)
+        .collect();
+    let query = match verdict {
+        Err(errno) => {
+            to.error(errno, "refused", out);
+            return (request.length, all);
+        }
+        Ok(Command::Status(query)) => Ok(query),
+        Ok(Command::StatusPayload { offset, one, .. }) => {
+            session.status_payload(offset, one, payload, info)
+        }
+        Ok(Command::Read { offset, len, df }) => {
+            check_range(offset, u64::from(len), info);
+            let mut reply = ReadReply::new(to, offset, len, df);
+            if len > 0 && session.headers().has_chunks() {
+                out.extend_from_slice(reply.hole(len).expect("all of it").as_bytes());
+            } else if len > 0 {
+                // The data of a simple reply is the driver's business.
+                out.extend_from_slice(reply.data(len, true).expect("all of it").as_bytes());
+            }
+            if let Some(head) = reply.finish().expect("all was sent") {
+                out.extend_from_slice(head.as_bytes());
+            }
+            return (request.length, all);
+        }
+        Ok(Command::Op(op)) => {
+            check_op(op, info);
+            out.extend_from_slice(to.success().as_bytes());
+            return (request.length, all);
+        }
+    };
+    match query {
+        Ok(query) => (query.len, status(session, &query, to, info, out)),
+        Err(errno) => {
+            to.error(errno, "refused", out);
+            (request.length, all)
+        }
+    }
+}
+
+fn status(
+    session: &Session,
+    query: &StatusQuery,
+    to: ReplyTo,
+    info: &ExportInfo,
+    out: &mut Vec<u8>,
+) -> Vec<u32> {
+    check_range(query.offset, query.len, info);
+    let ids = session.contexts().iter().map(|context| context.id);
+    let ids: Vec<u32> = ids.filter(|id| query.contexts.contains(*id)).collect();
+    assert_eq!(
+        ids.len(),
+        query.contexts.len(),
+        "a context that is not there"
+    );
+    for (index, id) in ids.iter().enumerate() {
+        let mut chunk = StatusChunk::new(to, query, *id, info, out);
+        // Two short extents and one without end.
+        let _ = chunk.push(1, 3) && chunk.push(query.len / 2, 0) && chunk.push(u64::MAX, 1);
+        chunk.finish(index + 1 == ids.len()).expect("an extent");
+    }
+    ids
+}
+
+/// What a careful client says of an answer.
+fn judge(style: HeaderStyle, request: &Request, effect_len: u64, ids: &[u32], out: &[u8]) {
+    let mut reader = ReplyReader::new(style, PAYLOAD_MAX);
+    let mut tracker = ReplyTracker::new(style, *request, effect_len, ids);
+    let mut rest = out;
+    while let Some((header, payload)) = reader.next(&mut rest).expect("our own reply") {
+        assert_eq!(header.cookie, request.cookie);
+        let chunk = match header.kind {
+            ReplyKind::Simple(_) => None,
+            ReplyKind::Chunk { kind, .. } => {
+                Some(Chunk::parse(kind, payload).expect("our own chunk"))
+            }
+        };
+        tracker
+            .take(&header, chunk.as_ref())
+            .expect("our own rules");
+    }
+    assert!(rest.is_empty(), "stray bytes");
+}
+
+fn check_op(op: Op, export: &ExportInfo) {
+    match op {
+        Op::Disconnect | Op::Flush => {}
+        Op::Read { .. } => panic!("a read among the others"),
+        Op::Cache { offset, len } => check_range(offset, len, export),
+        Op::Trim { offset, len, .. } | Op::Zero { offset, len, .. } => {
+            assert!(!export.read_only);
+            check_range(offset, len, export);
+        }
+        Op::Write { offset, len, .. } => {
+            assert!(!export.read_only && len <= PAYLOAD_BYTES_ACCEPTED);
+            check_range(offset, u64::from(len), export);
+        }
+    }
+}
+
+fn check_range(offset: u64, len: u64, export: &ExportInfo) {
+    let end = u128::from(offset) + u128::from(len);
+    assert!(end <= u128::from(export.size), "{offset}+{len}");
+    let grid = u64::from(export.min_block);
+    assert!(
+        offset.is_multiple_of(grid) && len.is_multiple_of(grid),
+        "{offset}+{len}"
+    );
+}
+
+/// A client that wishes for everything.
+fn client_handshake(data: &[u8]) {
+    let wishes = Wishes {
+        extended_headers: true,
+        structured_replies: true,
+        contexts: vec!["base:allocation".to_owned()],
+    };
+    for greeting in [&b"NBDMAGICIHAVEOPT\0\x03"[..], b""] {
+        let goal = Goal::Go("v".to_owned());
+        let client = ClientHandshake::with_wishes(goal, wishes.clone());
+        let mut client = client.expect("wishes that can be sent");
+        let mut out = Vec::new();
+        for piece in [greeting, data] {
+            let on = client.advance(piece, &mut out);
+            if !matches!(&on, Ok(advance) if advance.end.is_none()) {
+                break;
+            }
+        }
+        assert!(out.len() <= data.len() * 8 + 1024, "unbounded output");
+    }
+}
+
+/// A client that reads replies to a READ and to a BLOCK_STATUS.
+fn replies(data: &[u8], style: HeaderStyle) {
+    for (number, flags) in [
+        (command::READ, 0),
+        (command::READ, command_flag::DF),
+        (command::BLOCK_STATUS, command_flag::REQ_ONE),
+    ] {
+        let request = Request {
+            flags,
+            command: number,
+            cookie: 0,
+            offset: 0,
+            length: 1 << 20,
+        };
+        let mut reader = ReplyReader::new(style, PAYLOAD_MAX);
+        let mut tracker = ReplyTracker::new(style, request, 1 << 20, &[1, 2]);
+        let mut rest = data;
+        while let Ok(Some((header, payload))) = reader.next(&mut rest) {
+            assert!(payload.len() <= PAYLOAD_MAX as usize);
+            let ReplyKind::Chunk { kind, .. } = header.kind else {
+                let _ = tracker.take(&header, None);
+                continue;
+            };
+            let Ok(chunk) = Chunk::parse(kind, payload) else {
+                return;
+            };
+            if let Chunk::Status { extents, .. } = &chunk {
+                assert!(extents.iter().count() == extents.len() && !extents.is_empty());
+            }
+            if tracker.take(&header, Some(&chunk)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A directory with an export of each kind.
+#[derive(Debug)]
+struct Exports;
+
+impl ExportDirectory for Exports {
+    fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
+        visit("v", "");
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
+        match name {
+            "" | "v" => Ok(ExportInfo::new("v", u64::MAX)),
+            "a" => Ok(ExportInfo {
+                min_block: 65536,
+                ..ExportInfo::new(name, 1 << 40)
+            }),
+            "r" => Ok(ExportInfo {
+                read_only: true,
+                ..ExportInfo::new(name, 1000)
+            }),
+            "p" => Err(LookupError::Policy("not for you".to_owned())),
+            _ => Err(LookupError::Unknown),
+        }
+    }
+
+    fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
+        self.find(name)?;
+        visit("base:allocation");
+        visit("qemu:dirty-bitmap:since-mon");
+        visit("qemu:dirty-bitmap:since-tue");
+        visit("no namespace");
+        Ok(())
+    }
+}
