@@ -20,6 +20,8 @@ use taipan_nbd::{
 
 use super::*;
 
+mod foreign;
+
 const SIZE: u64 = 1 << 40;
 const BLOCK: u64 = 4096;
 const HOLE: u64 = (state::HOLE | state::ZERO) as u64;
