@@ -2,10 +2,14 @@
 
 use crate::chunk::{ReadReply, ReplyTo, StatusChunk};
 use crate::client::{Chunk, ClientHandshake, Goal, ReplyKind, ReplyReader, ReplyTracker, Wishes};
+use crate::codec::{Cursor, be_u16, string};
 use crate::command::{Command, StatusQuery};
 use crate::errno::Errno;
 use crate::export::{ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED};
-use crate::protocol::{EXPORT_NAME_REPLY_BYTES, command, command_flag};
+use crate::protocol::{
+    EXPORT_NAME_REPLY_BYTES, EXPORT_NAME_ZEROES, OPTION_REPLY_MAGIC, STRING_BYTES_MAX, command,
+    command_flag, info, option_reply,
+};
 use crate::server::{
     Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
 };
@@ -37,14 +41,10 @@ pub fn fuzz_negotiated(data: &[u8]) {
         let pieces = handshake(data, piece_bytes);
         assert!(pieces == whole, "in pieces of {piece_bytes} bytes");
     }
+    let told = told_flags(&whole.out);
     if let Ok(Some(HandshakeEnd::Transmission(selected))) = &whole.end {
-        let told = selected.session.transmission_flags(&selected.info);
-        let flags = told.bits().to_be_bytes();
-        let by_name = whole.out.ends_with(&flags);
-        let by_go = whole.out.len() >= 32 && whole.out[whole.out.len() - 22..].starts_with(&flags);
-        let zeroes = whole.out.ends_with(&[0; 124]);
-        assert!(by_name || by_go || zeroes, "flags that were not told");
-        assert!(whole.out.len() >= EXPORT_NAME_REPLY_BYTES);
+        let flags = selected.session.transmission_flags(&selected.info);
+        assert_eq!(told, Some(flags.bits()), "flags that were not told");
         transmission(&data[whole.consumed..], selected);
     }
     client_handshake(data);
@@ -92,6 +92,43 @@ fn handshake(data: &[u8], piece_bytes: usize) -> Outcome {
         }
     }
     outcome
+}
+
+/// The flags that a server told last. Panics when its output is not a sequence of replies to
+/// options, perhaps ended by that to EXPORT_NAME.
+fn told_flags(out: &[u8]) -> Option<u16> {
+    let mut cursor = Cursor::new(out);
+    let mut flags = None;
+    while !cursor.is_empty() {
+        let bare = cursor.rest();
+        if cursor.u64() != Some(OPTION_REPLY_MAGIC) {
+            let padded = EXPORT_NAME_REPLY_BYTES + EXPORT_NAME_ZEROES;
+            assert!([EXPORT_NAME_REPLY_BYTES, padded].contains(&bare.len()));
+            return Some(be_u16(bare, 8));
+        }
+        cursor.u32().expect("the option that is answered");
+        let kind = cursor.u32().expect("the type of the reply");
+        let len = cursor.u32().expect("the length of the reply") as usize;
+        let data = cursor.take(len).expect("as much data as the header says");
+        match kind {
+            option_reply::ACK => assert!(data.is_empty(), "ACK carries no data"),
+            option_reply::INFO if data.starts_with(&info::EXPORT.to_be_bytes()) => {
+                assert_eq!(len, 12, "size and flags");
+                flags = Some(be_u16(data, 10));
+            }
+            option_reply::INFO => assert!(len >= 2, "INFO without a type"),
+            option_reply::SERVER => assert!(len >= 4, "SERVER without a length"),
+            option_reply::META_CONTEXT => {
+                let name = string(&data[4..]).expect("a name that may go on the wire");
+                assert!(name.contains(':'), "{name} has no namespace");
+            }
+            _ => {
+                assert!(kind & option_reply::ERROR_BIT != 0, "type {kind}");
+                assert!(len <= STRING_BYTES_MAX, "error text of {len} bytes");
+            }
+        }
+    }
+    flags
 }
 
 /// Reads requests as a server does and answers them; a client that keeps the rules must be content

@@ -49,7 +49,7 @@ fn words(text: &str) -> String {
 
 #[test]
 fn nbdinfo_maps_allocation_and_changes() {
-    let (_directory, socket) = serve(volume(), Features::ALL);
+    let (_directory, socket) = serve("nbdinfo", volume(), Features::ALL);
     let uri = uri(&socket);
     let Some(info) = stdout("nbdinfo", &["--json", &uri]) else {
         return;
@@ -70,7 +70,7 @@ fn nbdinfo_maps_allocation_and_changes() {
 
 #[test]
 fn qemu_nbd_lists_contexts_and_long_transactions() {
-    let (_directory, socket) = serve(volume(), Features::ALL);
+    let (_directory, socket) = serve("qemu-nbd", volume(), Features::ALL);
     let socket = socket.to_str().expect("a path of ASCII");
     let Some(text) = stdout("qemu-nbd", &["-L", "-k", socket]) else {
         return;
@@ -89,7 +89,7 @@ fn qemu_img_maps_and_converts_in_both_styles() {
             extended_headers,
             ..Features::ALL
         };
-        let (directory, socket) = serve(volume(), features);
+        let (directory, socket) = serve("qemu-img", volume(), features);
         let uri = uri(&socket);
         let map = ["map", "-f", "raw", "--output=json", &uri];
         let Some(map) = stdout("qemu-img", &map) else {
@@ -113,7 +113,7 @@ fn qemu_img_maps_and_converts_in_both_styles() {
 
 #[test]
 fn qemu_sees_changed_blocks_as_a_dirty_bitmap() {
-    let (_directory, socket) = serve(volume(), Features::ALL);
+    let (_directory, socket) = serve("qemu-bitmap", volume(), Features::ALL);
     let socket = socket.display();
     let image = format!(
         "driver=nbd,export=v,server.type=unix,server.path={socket},x-dirty-bitmap={CHANGED}"
@@ -132,7 +132,7 @@ fn qemu_sees_changed_blocks_as_a_dirty_bitmap() {
 
 #[test]
 fn qemu_io_reads_and_writes_with_extended_headers() {
-    let (_directory, socket) = serve(volume(), Features::ALL);
+    let (_directory, socket) = serve("qemu-io", volume(), Features::ALL);
     let script = [
         "write -P 0x5a 0 64k",
         "read -P 0x5a 0 64k",
@@ -157,7 +157,7 @@ fn qemu_io_reads_and_writes_with_extended_headers() {
 /// The plugin fails every write that differs from its own content, so the way back verifies all.
 #[test]
 fn nbdcopy_brings_a_sparse_image_there_and_back_in_chunks() {
-    let (_directory, socket) = serve(Volume::new(SIZE), Features::ALL);
+    let (_directory, socket) = serve("nbdcopy", Volume::new(SIZE), Features::ALL);
     let uri = uri(&socket);
     let copies =
         format!(r#"nbdcopy -T4 -C4 --flush "$uri" '{uri}' && nbdcopy -T4 -C4 '{uri}' "$uri""#);

@@ -264,28 +264,46 @@ fn answer(
     Ok(())
 }
 
-/// Serves the volume on a socket until the process ends; gives the socket.
-pub(crate) fn serve(volume: Volume, features: Features) -> (TempDir, PathBuf) {
+/// How much of each client's stream is kept for the corpus.
+const RECORDED_BYTES_MAX: usize = 2048;
+
+/// Keeps the beginning of a client's stream in the directory that `TAIPAN_CORPUS` names, if any.
+fn record(name: &str, stream: &[u8]) {
+    if let Some(directory) = std::env::var_os("TAIPAN_CORPUS") {
+        let path = std::path::Path::new(&directory).join(name);
+        std::fs::write(path, stream).expect("a directory for the corpus");
+    }
+}
+
+/// Serves the volume on a socket until the process ends; gives the socket. `name` is that of the
+/// client in the corpus.
+pub(crate) fn serve(name: &'static str, volume: Volume, features: Features) -> (TempDir, PathBuf) {
     let directory = TempDir::new().expect("a temporary directory");
     let socket = directory.path().join("nbd.sock");
     let listener = UnixListener::bind(&socket).expect("a socket in it");
     let volume = Arc::new(Mutex::new(volume));
     thread::spawn(move || {
-        for stream in listener.incoming() {
+        for (index, stream) in listener.incoming().enumerate() {
             let mut stream = stream.expect("a connection");
             let mut driver = Driver::new(Arc::clone(&volume), features);
             thread::spawn(move || {
                 let mut out = driver.greeting().to_vec();
                 let mut open = true;
                 let mut piece = vec![0; 64 << 10];
+                let mut recorded = Vec::new();
                 // Clients leave in every way; none of them is an error here.
                 while stream.write_all(&out).is_ok() && open {
                     out.clear();
                     match stream.read(&mut piece) {
-                        Ok(len) if len > 0 => open = driver.feed(&piece[..len], &mut out),
-                        _ => return,
+                        Ok(len) if len > 0 => {
+                            let room = RECORDED_BYTES_MAX - recorded.len();
+                            recorded.extend_from_slice(&piece[..len.min(room)]);
+                            open = driver.feed(&piece[..len], &mut out);
+                        }
+                        _ => break,
                     }
                 }
+                record(&format!("{name}-{index}"), &recorded);
             });
         }
     });

@@ -1,5 +1,7 @@
 //! Bytes that nobody in his senses sends, from a seeded generator.
 
+use std::path::Path;
+
 use taipan_nbd::fuzz::fuzz_negotiated;
 
 use crate::splitmix::SplitMix;
@@ -92,5 +94,32 @@ fn noise_breaks_nothing() {
             noise[7] = random.below(8) as u8;
         }
         fuzz_negotiated(&noise);
+    }
+}
+
+/// What real clients send (`TAIPAN_CORPUS` records it), all prefixes, and a few bytes changed.
+#[test]
+fn the_corpus_its_prefixes_and_its_neighbours_break_nothing() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/negotiated");
+    let entries = std::fs::read_dir(directory).expect("the corpus");
+    let paths = entries.map(|entry| entry.expect("an entry of the corpus").path());
+    let mut streams: Vec<Vec<u8>> = paths
+        .map(|path| std::fs::read(path).expect("a stream of the corpus"))
+        .collect();
+    streams.sort();
+    assert!(streams.len() >= 10, "only {} streams", streams.len());
+    let mut random = SplitMix(42);
+    for stream in streams {
+        for end in 0..=stream.len().min(600) {
+            fuzz_negotiated(&stream[..end]);
+        }
+        for _ in 0..200 {
+            let mut changed = stream.clone();
+            for _ in 0..=random.below(4) {
+                let at = random.below(changed.len() as u64) as usize;
+                changed[at] = random.next() as u8;
+            }
+            fuzz_negotiated(&changed);
+        }
     }
 }
