@@ -3,7 +3,7 @@
 
 mod negotiated;
 
-pub use negotiated::fuzz_negotiated;
+pub use negotiated::{Reached, fuzz_negotiated};
 
 use crate::codec::Cursor;
 use crate::errno::Errno;

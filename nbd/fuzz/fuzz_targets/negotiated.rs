@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| taipan_nbd::fuzz::fuzz_negotiated(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    taipan_nbd::fuzz::fuzz_negotiated(data);
+});

@@ -1,7 +1,11 @@
 //! The same promises with everything offered, and a client's: bytes of a server in every style.
 
+use std::ops;
+
 use crate::chunk::{ReadReply, ReplyTo, StatusChunk};
-use crate::client::{Chunk, ClientHandshake, Goal, ReplyKind, ReplyReader, ReplyTracker, Wishes};
+use crate::client::{
+    Chunk, ClientHandshake, Goal, ReplyKind, ReplyProgress, ReplyReader, ReplyTracker, Wishes,
+};
 use crate::codec::{Cursor, be_u16, string};
 use crate::command::{Command, StatusQuery};
 use crate::errno::Errno;
@@ -35,7 +39,8 @@ const STYLES: [HeaderStyle; 3] = [
 
 /// Feeds `data` to a server that offers everything, as the bytes of a client, and to clients with
 /// wishes, as the bytes of a server. Panics only when this crate breaks its own contract.
-pub fn fuzz_negotiated(data: &[u8]) {
+pub fn fuzz_negotiated(data: &[u8]) -> Reached {
+    let mut reached = Reached::default();
     let whole = handshake(data, data.len().max(1));
     for piece_bytes in [1, 7] {
         let pieces = handshake(data, piece_bytes);
@@ -45,11 +50,32 @@ pub fn fuzz_negotiated(data: &[u8]) {
     if let Ok(Some(HandshakeEnd::Transmission(selected))) = &whole.end {
         let flags = selected.session.transmission_flags(&selected.info);
         assert_eq!(told, Some(flags.bits()), "flags that were not told");
-        transmission(&data[whole.consumed..], selected);
+        reached = transmission(&data[whole.consumed..], selected);
     }
     client_handshake(data);
     for style in STYLES {
         replies(data, style);
+    }
+    reached
+}
+
+/// How many requests the bytes of a client led to, so that a generator knows whether it is any
+/// good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Answered by an error.
+    pub refused: usize,
+    /// Served, BLOCK_STATUS included.
+    pub served: usize,
+    /// BLOCK_STATUS that were served.
+    pub status: usize,
+}
+
+impl ops::AddAssign for Reached {
+    fn add_assign(&mut self, other: Self) {
+        self.refused += other.refused;
+        self.served += other.served;
+        self.status += other.status;
     }
 }
 
@@ -133,7 +159,8 @@ fn told_flags(out: &[u8]) -> Option<u16> {
 
 /// Reads requests as a server does and answers them; a client that keeps the rules must be content
 /// with every answer.
-fn transmission(mut rest: &[u8], selected: &Selected) {
+fn transmission(mut rest: &[u8], selected: &Selected) -> Reached {
+    let mut reached = Reached::default();
     let Selected { info, session, .. } = selected;
     let style = session.headers();
     assert!(session.contexts().len() <= CONTEXTS_MAX);
@@ -143,9 +170,9 @@ fn transmission(mut rest: &[u8], selected: &Selected) {
         let verdict = session.validate(&request, info);
         let claimed = request.payload_len(style);
         let payload = match &verdict {
-            Ok(Command::Op(Op::Disconnect)) => return,
+            Ok(Command::Op(Op::Disconnect)) => return reached,
             Ok(_) => claimed,
-            Err(refusal) if refusal.close => return,
+            Err(refusal) if refusal.close => return reached,
             Err(refusal) => {
                 assert_eq!(u64::from(refusal.payload), claimed, "out of sync");
                 claimed
@@ -153,14 +180,20 @@ fn transmission(mut rest: &[u8], selected: &Selected) {
         };
         assert!(payload <= u64::from(PAYLOAD_BYTES_ACCEPTED));
         let Some((payload, behind)) = rest.split_at_checked(payload as usize) else {
-            return;
+            return reached;
         };
         rest = behind;
         let mut out = Vec::new();
         let verdict = verdict.map_err(|refusal| refusal.errno);
         let (effect_len, ids) = answer(verdict, &request, payload, selected, &mut out);
-        judge(style, &request, effect_len, &ids, &out);
+        if judge(style, &request, effect_len, &ids, &out) {
+            reached.served += 1;
+            reached.status += usize::from(request.command == command::BLOCK_STATUS);
+        } else {
+            reached.refused += 1;
+        }
     }
+    reached
 }
 
 /// Answers as a server does whose volume is one hole. Gives the length and contexts that the
@@ -241,8 +274,8 @@ fn status(
     ids
 }
 
-/// What a careful client says of an answer.
-fn judge(style: HeaderStyle, request: &Request, effect_len: u64, ids: &[u32], out: &[u8]) {
+/// What a careful client says of an answer: success or not.
+fn judge(style: HeaderStyle, request: &Request, effect_len: u64, ids: &[u32], out: &[u8]) -> bool {
     let mut reader = ReplyReader::new(style, PAYLOAD_MAX);
     let mut tracker = ReplyTracker::new(style, *request, effect_len, ids);
     let mut rest = out;
@@ -254,11 +287,13 @@ fn judge(style: HeaderStyle, request: &Request, effect_len: u64, ids: &[u32], ou
                 Some(Chunk::parse(kind, payload).expect("our own chunk"))
             }
         };
-        tracker
-            .take(&header, chunk.as_ref())
-            .expect("our own rules");
+        let progress = tracker.take(&header, chunk.as_ref());
+        if let ReplyProgress::Done(result) = progress.expect("our own rules") {
+            assert!(rest.is_empty(), "stray bytes");
+            return result.is_ok();
+        }
     }
-    assert!(rest.is_empty(), "stray bytes");
+    panic!("an answer without an end");
 }
 
 fn check_op(op: Op, export: &ExportInfo) {

@@ -119,7 +119,6 @@ impl ServerHandshake {
         let select = option == option::SET_META_CONTEXT;
         if select {
             self.negotiated.contexts.clear();
-            self.negotiated.export.clear();
         }
         let request = match data.map(ContextRequest::parse) {
             Some(Ok(_)) if select && !self.negotiated.headers.has_chunks() => {
