@@ -47,12 +47,12 @@ fn shard(id: ShardId) -> Shard {
     Shard::new(id, log, Lsn(1))
 }
 
-/// A core with one empty volume, and the directory that names it.
-fn core_and_directory() -> (Core, Directory) {
+/// A core with one empty volume of so many bytes, and the directory that names it.
+fn core_and_directory(size: u64) -> (Core, Directory) {
     let clock = Arc::new(EpochClock::new(Epoch(1)));
     let shards = ShardId::all().map(shard).collect();
     let mut core = Core::new(0, 1, clock, shards, WritePolicy::default());
-    let settings = VolumeSettings::with_size(SIZE);
+    let settings = VolumeSettings::with_size(size);
     let (slot, id) = (VolumeSlot(0), VolumeId(7));
     let parts = ShardId::all().map(|id| (id, Overlay::new(), ShardBase::default()));
     core.add_volume(slot, id, &settings, false, Epoch(0), parts.collect());
@@ -75,7 +75,7 @@ struct Rig {
 
 impl Rig {
     fn connect(wishes: Wishes) -> Self {
-        let (core, directory) = core_and_directory();
+        let (core, directory) = core_and_directory(SIZE);
         let (server, client) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         let id = ConnectionId {

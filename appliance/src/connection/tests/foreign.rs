@@ -1,6 +1,8 @@
 //! Clients of others against connections over a core in memory: what they see of a sparse volume.
 //! Programs that are not installed are left out.
 
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -15,15 +17,17 @@ use taipan_nbd::protocol::context;
 use super::*;
 
 const MIB: u64 = 1 << 20;
+/// Bytes of the volume that is copied.
+const COPIED: u64 = 256 << 20;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     requests_max: 100,
     bytes_max: 64 << 20,
     handshake_ms: 1000,
 };
 
-/// Serves whoever connects until `stop`.
-fn serve(listener: &UnixListener, stop: &AtomicBool) {
-    let (mut core, directory) = core_and_directory();
+/// Serves whoever connects a volume of so many bytes, until `stop`.
+fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
+    let (mut core, directory) = core_and_directory(size);
     let (counters, volume_counters) = (CoreCounters::default(), Arc::default());
     let allowance = Allowance::new(1 << 30);
     listener.set_nonblocking(true).unwrap();
@@ -199,18 +203,52 @@ fn joined(map: &[(u64, u64, u64)]) -> Vec<(u64, u64, u64)> {
     joined
 }
 
-#[test]
-fn clients_of_others_see_the_map() {
+/// Runs `clients` against a server of a volume of so many bytes; they get its socket, and the
+/// folder where that is.
+fn with_server(size: u64, clients: fn(&Path, &Path)) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("nbd.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);
-    let server = std::thread::spawn(move || serve(&listener, &told));
-    let seen = std::panic::catch_unwind(|| see(&socket));
+    let server = std::thread::spawn(move || serve(size, &listener, &told));
+    let seen = std::panic::catch_unwind(|| clients(&socket, folder.path()));
     stop.store(true, Ordering::Relaxed);
     server.join().expect("the server serves");
     if let Err(what) = seen {
         std::panic::resume_unwind(what);
     }
+}
+
+#[test]
+fn clients_of_others_see_the_map() {
+    with_server(SIZE, |socket, _| see(socket));
+}
+
+fn copy_there_and_back(socket: &Path, folder: &Path) {
+    let uri = format!("nbd+unix:///vol0?socket={}", socket.display());
+    let (source, copy) = (folder.join("source"), folder.join("copy"));
+    let file = File::create(&source).unwrap();
+    file.set_len(COPIED).unwrap();
+    for place in [0, 5, 127, 255] {
+        let data = vec![1 + (place % 200) as u8; 100_000];
+        file.write_all_at(&data, place * MIB + 4096).unwrap();
+    }
+    let (from, to) = (source.to_str().unwrap(), copy.to_str().unwrap());
+    if printed("nbdcopy", &["--flush", from, &uri]).is_none() {
+        return;
+    }
+    printed("nbdcopy", &[&uri, to]);
+    printed("cmp", &[from, to]);
+    let stored = std::fs::metadata(&copy).unwrap().blocks() * 512;
+    assert!(stored < 4 * MIB, "the copy holds {stored} bytes");
+    printed(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", from, &uri],
+    );
+}
+
+#[test]
+fn a_sparse_copy_comes_back_sparse() {
+    with_server(COPIED, copy_there_and_back);
 }
