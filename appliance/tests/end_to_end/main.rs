@@ -13,6 +13,7 @@ mod a_second_daemon_fences_the_first;
 mod a_virtual_machine_survives_restarts;
 mod an_outage_of_s3_is_waited_out;
 mod bad_settings_are_refused;
+mod clients_see_the_map;
 mod copied_bytes_come_back;
 mod damage_is_reported;
 mod fio_verifies_after_a_kill;
