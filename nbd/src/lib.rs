@@ -1,12 +1,16 @@
 //! The NBD wire protocol, both sides, sans-IO: handshake, requests, replies, limits, errnos.
 //!
-//! Nothing here reads, writes, waits or allocates per request. A driver owns the socket and feeds
-//! bytes in; what is to be sent comes out. The tables of the format are in
-//! `docs/internals/nbd.md`.
+//! Nothing here reads, writes, waits or allocates per request (texts of errors and block status go
+//! into a buffer of the driver). A driver owns the socket and feeds bytes in; what is to be sent
+//! comes out. The tables of the format are in `docs/internals/nbd.md`.
 //!
 //! * [`ServerHandshake`] and [`ClientHandshake`] take bytes in whatever pieces they arrive.
 //! * [`RequestHeader::parse`] reads 28 bytes, [`validate`] decides every errno of the protocol, and
 //!   [`simple_reply`] makes the 16 bytes of the answer.
+//! * [`ServerHandshake::with_features`] also negotiates structured replies, extended headers and
+//!   metadata contexts. Then [`Session::validate`] decides on [`Request`]s, and [`ReplyTo`],
+//!   [`ReadReply`] and [`StatusChunk`] make the chunks of the answers. A client cuts them with
+//!   [`ReplyReader`], reads them with [`Chunk::parse`] and judges them with [`ReplyTracker`].
 //!
 //! **Panic contract**: no input of the peer, in whatever order and length, makes a function of this
 //! crate panic, or allocate more than its limits say. The fuzz target and its corpus see to that.

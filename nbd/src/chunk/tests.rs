@@ -123,6 +123,32 @@ fn the_golden_bytes_of_every_header() {
     }
 }
 
+/// With structured replies READ and BLOCK_STATUS, and with extended headers everything, is answered
+/// in chunks, success or not; without negotiation nothing is.
+#[test]
+fn no_answer_has_the_wrong_magic() {
+    for command in 0..100 {
+        for errno in Errno::ALL {
+            for style in STYLES {
+                let mut error = Vec::new();
+                to(style, command).error(errno, "why", &mut error);
+                let mut error_at = Vec::new();
+                to(style, command).error_at(errno, 0x1000, "why", &mut error_at);
+                let (chunk, always) = match style {
+                    HeaderStyle::Simple => ([0x67, 0x44, 0x66, 0x98], true),
+                    HeaderStyle::Structured => ([0x66, 0x8e, 0x33, 0xef], false),
+                    HeaderStyle::Extended => ([0x6e, 0x8a, 0x27, 0x8c], true),
+                };
+                assert_eq!(error[..4], chunk, "{style:?} {command}");
+                assert_eq!(error_at[..4], chunk, "{style:?} {command}");
+                if always || matches!(command, command::READ | command::BLOCK_STATUS) {
+                    assert_eq!(success(style, command)[..4], chunk, "{style:?} {command}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_text_is_cut_to_what_the_wire_takes() {
     let bytes = error(HeaderStyle::Structured, &"ü".repeat(40_000), None);
