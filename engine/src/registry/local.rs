@@ -216,8 +216,8 @@ impl LocalHead {
         judged.max(self.committed_epoch)
     }
 
-    /// A process that begins to serve stamps above this. The one before may have stamped more than a
-    /// power loss left in the log, and a commit of it may be stored without our knowing: but it
+    /// A process that begins to serve stamps above this. The one before may have stamped more than
+    /// a power loss left in the log, and a commit of it may be stored without our knowing: but it
     /// began above every earlier one, and so does the next.
     pub fn begins_above(&self) -> Epoch {
         self.judged_through().max(self.stamped_from)

@@ -75,9 +75,9 @@ pub async fn open_own(
 }
 
 /// Epochs left out after [`open_unverified`]: more than a process ever ends beyond its first, or
-/// beyond those of its records that a crash leaves. A commit of the process before may have been stored without our
-/// knowing, with records of later stamps than any that survived; new ones must not look as if they
-/// were in it.
+/// beyond those of its records that a crash leaves. A commit of the process before may have been
+/// stored without our knowing, with records of later stamps than any that survived; new ones must
+/// not look as if they were in it.
 pub const UNVERIFIED_GAP: u64 = 1 << 32;
 
 /// Opens a volume of ours from local copies, while the backend cannot be reached: under its old
