@@ -69,7 +69,6 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let (mut volumes, left) =
         find_volumes(&parts, &*backend, copies.as_deref(), &heads, &replayed)?;
     let first = first_epoch(&volumes, &replayed);
-    let clock = Arc::new(EpochClock::new(first));
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
@@ -86,7 +85,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let assembly = Assembly {
         backend,
         heads,
-        clock,
+        clock: Arc::new(EpochClock::new(first)),
         allowance: Allowance::new(config.limits.request_bytes_total),
         directory: Arc::new(Directory::default()),
         tables: Arc::new(ChunkTables::default()),
