@@ -68,7 +68,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let heads = LocalHeads::open(&parts.data.path().join("volumes"))?;
     let (mut volumes, left) =
         find_volumes(&parts, &*backend, copies.as_deref(), &heads, &replayed)?;
-    let clock = Arc::new(EpochClock::new(first_epoch(&volumes, &replayed)));
+    let first = first_epoch(&volumes, &replayed);
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
@@ -77,7 +77,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     // Only now is there memory that outlives this process. A crash before leaves what was closed in
     // order closed in order.
     for opened in volumes.iter_mut().filter_map(|boot| boot.opened.as_mut()) {
-        registry::begin_serving(&heads, &mut opened.local)?;
+        registry::begin_serving(&heads, &mut opened.local, first)?;
     }
     let memory_survived = recovered.memory_survived;
     let figures = recovered.figures;
@@ -85,7 +85,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let assembly = Assembly {
         backend,
         heads,
-        clock,
+        clock: Arc::new(EpochClock::new(first)),
         allowance: Allowance::new(config.limits.request_bytes_total),
         directory: Arc::new(Directory::default()),
         tables: Arc::new(ChunkTables::default()),
@@ -180,8 +180,8 @@ fn find_volumes(
 fn first_epoch(volumes: &[BootVolume], replayed: &Replayed) -> Epoch {
     let opened = || volumes.iter().filter_map(|boot| boot.opened.as_ref());
     // Above what was copied out, too: its stamps may be gone from the WAL, the verdict stays.
-    let judged = |o: &Opened| o.commit.head().epoch.max(o.local.judged_through());
-    let heads = opened().map(judged).max();
+    let used = |o: &Opened| o.commit.head().epoch.max(o.local.begins_above());
+    let heads = opened().map(used).max();
     let first = heads
         .unwrap_or_default()
         .max(replayed.stamped_through())

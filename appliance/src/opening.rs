@@ -41,7 +41,7 @@ pub async fn open_volume(
 ) -> Result<Opened> {
     let opened = open_for_writing(backend, heads, id, stamped_through).await?;
     let mut opened = build(backend, opened).await?;
-    begin_serving(heads, &mut opened.local)?;
+    begin_serving(heads, &mut opened.local, stamped_through)?;
     Ok(opened)
 }
 

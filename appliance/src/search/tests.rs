@@ -91,7 +91,7 @@ impl Machine {
     fn take_over(&self, stamped: u64) {
         let opening = open_for_writing(&self.copies, &self.heads, ID, Epoch(stamped));
         let mut opened = block_on(opening).unwrap();
-        begin_serving(&self.heads, &mut opened.local).unwrap();
+        begin_serving(&self.heads, &mut opened.local, Epoch(stamped + 1)).unwrap();
     }
 
     fn local(&self) -> LocalHead {

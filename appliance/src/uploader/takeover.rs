@@ -77,7 +77,7 @@ async fn reopen(
     let attempt = async {
         match open_at_start(backend, heads, id, stamped_through, takes_all).await? {
             Found::Opened(mut opened) => {
-                registry::begin_serving(heads, &mut opened.local)?;
+                registry::begin_serving(heads, &mut opened.local, stamped_through)?;
                 opened.was_clean = true;
                 Ok(opened)
             }

@@ -84,6 +84,10 @@ pub struct LocalHead {
     pub intents: Vec<Intent>,
     /// WAL records that must not be merged, and whether they were copied out.
     pub quarantine: Option<QuarantineRange>,
+    /// The epoch at which the last process that served it began to stamp. Zero, and not in the
+    /// file, if none did since the field exists.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stamped_from: Epoch,
 }
 
 impl LocalHead {
@@ -109,6 +113,7 @@ impl LocalHead {
             lost_cache: false,
             intents: Vec::new(),
             quarantine: None,
+            stamped_from: Epoch(0),
         }
     }
 
@@ -211,6 +216,13 @@ impl LocalHead {
         judged.max(self.committed_epoch)
     }
 
+    /// A process that begins to serve stamps above this. The one before may have stamped more than
+    /// a power loss left in the log, and a commit of it may be stored without our knowing: but it
+    /// began above every earlier one, and so does the next.
+    pub fn begins_above(&self) -> Epoch {
+        self.judged_through().max(self.stamped_from)
+    }
+
     /// No record stamped up to here is needed any more: its WAL space is free.
     pub fn released_through(&self) -> Epoch {
         match self.quarantine {
@@ -259,6 +271,7 @@ impl LocalHead {
     fn is_possible(&self) -> bool {
         let intents = self.intents.iter();
         let mut numbers = vec![self.generation.0, self.head.0, self.committed_epoch.0];
+        numbers.push(self.stamped_from.0);
         numbers.extend(intents.flat_map(|intent| [intent.generation.0, intent.predecessor.0]));
         numbers.extend(
             self.quarantine
@@ -284,6 +297,10 @@ impl LocalHead {
         json.push(b'\n');
         json
     }
+}
+
+fn is_zero(epoch: &Epoch) -> bool {
+    epoch.0 == 0
 }
 
 /// The directory of local head records, `<data>/volumes`. One process at a time uses it.

@@ -74,10 +74,10 @@ pub async fn open_own(
     open(backend, heads, id, stamped_through, Reach::Own).await
 }
 
-/// Epochs left out after [`open_unverified`]: more than a process ever ends beyond those of its
-/// records that a crash leaves. A commit of the process before may have been stored without our
-/// knowing, with records of later stamps than any that survived; new ones must not look as if they
-/// were in it.
+/// Epochs left out after [`open_unverified`]: more than a process ever ends beyond its first, or
+/// beyond those of its records that a crash leaves. A commit of the process before may have been
+/// stored without our knowing, with records of later stamps than any that survived; new ones must
+/// not look as if they were in it.
 pub const UNVERIFIED_GAP: u64 = 1 << 32;
 
 /// Opens a volume of ours from local copies, while the backend cannot be reached: under its old
@@ -123,9 +123,11 @@ pub async fn open_unverified(
 }
 
 /// Notes durably that from here on answers may be given that only the WAL or memory holds. Once the
-/// memory that outlives the process is there, before the first answer.
-pub fn begin_serving(heads: &LocalHeads, local: &mut LocalHead) -> Result<()> {
+/// memory that outlives the process is there, before the first answer. New records are stamped with
+/// `first` or later.
+pub fn begin_serving(heads: &LocalHeads, local: &mut LocalHead, first: Epoch) -> Result<()> {
     local.clean = false;
+    local.stamped_from = local.stamped_from.max(first);
     heads.save(local)
 }
 

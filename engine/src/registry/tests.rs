@@ -69,7 +69,7 @@ impl Machine {
     fn open(&self, backend: &MemBackend, n: u64, stamped: u64) -> Result<OpenedVolume> {
         let opening = open_for_writing(backend, &self.heads, VolumeId(n), Epoch(stamped));
         let mut opened = block_on(opening)?;
-        begin_serving(&self.heads, &mut opened.local)?;
+        begin_serving(&self.heads, &mut opened.local, Epoch(stamped + 1))?;
         Ok(opened)
     }
 
@@ -452,7 +452,7 @@ fn a_volume_counts_as_closed_in_order_until_it_is_served() {
         assert!(opened(machine.open_own(&backend, 1, 0)).was_clean);
     }
     let mut local = opened(machine.open_own(&backend, 1, 0)).local;
-    begin_serving(&machine.heads, &mut local).unwrap();
+    begin_serving(&machine.heads, &mut local, Epoch(1)).unwrap();
     assert!(!opened(machine.open_own(&backend, 1, 0)).was_clean);
 }
 

@@ -117,7 +117,12 @@ impl World {
                 Ok(())
             }
             Ok(None) => self.leave(slot, id, making),
-            Err(_) if bucket.failed() > failed && copies.is_some() && self.dice.chance(500) => {
+            Err(_)
+                if bucket.failed() > failed
+                    && copies.is_some()
+                    && self.dice.chance(500)
+                    && !self.log_failed =>
+            {
                 // It went away half way. The record may name a takeover that was tried.
                 let copies = copies.expect("looked at");
                 self.open_copy(copies, slot, id, making)

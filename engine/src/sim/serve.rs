@@ -120,6 +120,14 @@ impl Node {
         }
     }
 
+    /// Whether a log fails closed.
+    pub(super) fn has_failed_log(&self) -> bool {
+        let shards = self.cores.iter().flat_map(|core| core.shards());
+        shards
+            .into_iter()
+            .any(|shard| shard.log().failed().is_some())
+    }
+
     /// The process ends: returns the memory that outlives it.
     pub(super) fn leave(&mut self, crash: Crash) -> Vec<Region> {
         self.abandon();

@@ -181,6 +181,9 @@ pub(super) struct World {
     _heads_dir: HeadsDir,
     /// Copies of metadata, if the appliance keeps any.
     pub(super) copies_dir: Option<HeadsDir>,
+    /// A log failed in a life before, and no boot has asked the backend since. What only memory had
+    /// may be in the bucket then: a start without the backend may show what was before.
+    pub(super) log_failed: bool,
     pub(super) copies: Option<LocalMetadata>,
     /// The data directory is new: the next start takes over every volume.
     pub(super) takes_all: bool,
@@ -275,6 +278,7 @@ impl World {
             heads,
             _heads_dir: heads_dir,
             copies_dir,
+            log_failed: false,
             copies: None,
             takes_all: true,
             ids: Vec::new(),
@@ -358,7 +362,8 @@ impl World {
 
     /// The backend may be away when the appliance starts, if it can do without.
     fn may_start_without_backend(&mut self, life_us: u64) {
-        if self.copies_dir.is_some() && !self.takes_all && self.dice.chance(300) {
+        let may = self.copies_dir.is_some() && !self.takes_all && self.dice.chance(300);
+        if may && !self.log_failed {
             self.faults.away_at_boot = true;
             self.faults.away_us = (0, self.dice.below(life_us));
             self.faults.full = false;
@@ -405,6 +410,8 @@ impl World {
         self.life += 1;
         let started = match self.boot()? {
             Booted::Up(node) => {
+                let unverified = node.uploader.volumes.values().any(|v| v.unverified);
+                self.log_failed &= unverified;
                 self.node = Some(*node);
                 self.life_began_us = self.now_us;
                 self.wake_all();
@@ -437,6 +444,7 @@ impl World {
         });
         self.deliver_last_replies();
         let mut node = self.node.take().expect("a life to end");
+        self.log_failed |= node.has_failed_log();
         let regions = node.leave(crash);
         drop(node);
         self.end_of_process(crash, regions);
@@ -486,12 +494,7 @@ impl World {
         self.note(format_args!("calm"));
         self.clients.stop();
         let deadline = self.now_us + QUIET_US;
-        let failed = self.node_ref().cores.iter().any(|core| {
-            core.shards()
-                .iter()
-                .any(|shard| shard.log().failed().is_some())
-        });
-        if failed {
+        if self.node_ref().has_failed_log() {
             // A failed shard stays failed; the operator restarts.
             self.restart()?;
         }

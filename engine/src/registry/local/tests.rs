@@ -1,5 +1,6 @@
 //! Tests of the local head record: golden bytes, damage, and what replay may do with records.
 
+use super::super::open::begin_serving;
 use super::*;
 
 const ID: VolumeId = VolumeId(0xAB);
@@ -135,6 +136,26 @@ fn a_lost_cache_is_remembered_until_an_operator_continues() {
         assert_eq!(local.decide(), Some(policy));
         assert_eq!(local.lost_cache, policy != OnLostCache::Continue);
     }
+}
+
+#[test]
+fn a_process_begins_above_the_one_before_even_if_nothing_else_is_left_of_that() {
+    let data = tempfile::tempdir().unwrap();
+    let heads = LocalHeads::open(data.path()).unwrap();
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 3));
+    let text = String::from_utf8(local.encode()).unwrap();
+    assert!(!text.contains("stamped_from"), "as before the field was");
+    begin_serving(&heads, &mut local, Epoch(100)).unwrap();
+    let mut found = heads.load(ID).unwrap().unwrap();
+    assert_eq!(found.begins_above(), Epoch(100));
+    assert!(!found.clean);
+    // Its records are judged as if nothing was stamped yet.
+    assert_eq!(found.fate(Epoch(4)), RecordFate::Replay);
+    assert_eq!(found.released_through(), found.judged_through());
+    found.advance(&manifest(2, 1, 9, 200));
+    assert_eq!(found.begins_above(), Epoch(200));
+    begin_serving(&heads, &mut found, Epoch(150)).unwrap();
+    assert_eq!(found.stamped_from, Epoch(150));
 }
 
 #[test]

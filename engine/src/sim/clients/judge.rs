@@ -3,6 +3,7 @@
 use super::super::oracle::Kept;
 use super::super::plan::MS;
 use super::super::risk::Begun;
+use super::super::serve::Node;
 use super::super::world::World;
 use super::{Asked, Operation};
 use crate::core::Failure;
@@ -67,12 +68,7 @@ impl World {
         let read_fault = self
             .last_read_fault_us
             .is_some_and(|at| at >= operation.sent_us);
-        let log_failed = self.node.as_ref().is_some_and(|node| {
-            node.cores
-                .iter()
-                .flat_map(|core| core.shards())
-                .any(|s| s.log().failed().is_some())
-        });
+        let log_failed = self.node.as_ref().is_some_and(Node::has_failed_log);
         if self.fenced.volumes.contains(&volume) {
             return;
         }
