@@ -48,6 +48,8 @@ const TURN_MS_MAX: u64 = 1000;
 const QUIESCE_MS_MAX: u64 = 15_000;
 /// Rounds of operations that end at once in one turn.
 const DELIVERIES_PER_TURN: usize = 4;
+/// BLOCK_STATUS requests of all connections in one turn; each may take milliseconds.
+const MAPS_PER_TURN: u32 = 2;
 const MAX_CONNECTIONS: usize = 1 << 16;
 
 /// Kinds of ring tokens, in bits 56..63.
@@ -143,6 +145,7 @@ pub struct DataCore {
     slots: Vec<Slot>,
     free: Vec<u32>,
     ready: VecDeque<u32>,
+    maps_left: u32,
     unsent: Vec<u32>,
     /// Closed connections whose polls are being cancelled: the ring finds those by descriptor, so
     /// it stays open until then.
@@ -204,6 +207,7 @@ impl DataCore {
             slots: Vec::new(),
             free: Vec::new(),
             ready: VecDeque::new(),
+            maps_left: 0,
             unsent: Vec::new(),
             closing: HashMap::new(),
             vigil: Vigil::new(parts.spin),
@@ -230,6 +234,7 @@ impl DataCore {
         let now_ms = self.now_ms();
         self.core.tick(now_ms);
         self.heartbeat.store(now_ms, Ordering::Relaxed);
+        self.maps_left = MAPS_PER_TURN;
         self.take_messages();
         if !self.inquiries.is_empty() {
             self.check_inquiries(now_ms);
@@ -465,6 +470,7 @@ impl DataCore {
             now_ns: self.now_ns,
             volume_counters: &|volume| metrics.volume(core_index, &volume.name),
             limits: self.limits,
+            maps_left: &mut self.maps_left,
         };
         let outcome = work(&mut connection, &mut around);
         let has_output = connection.has_output() && !connection.is_broken();

@@ -256,13 +256,18 @@ impl Connection {
             Ok(command) => command,
             Err(refusal) => return self.refuse(asked, refusal, around),
         };
-        if let Command::Op(Op::Write { len, .. }) | Command::Read { len, .. } = command
-            && self.unsent.must_wait(u64::from(len), self.held())
-        {
+        let (bytes, maps) = match command {
+            Command::Op(Op::Write { len, .. }) | Command::Read { len, .. } => (u64::from(len), 0),
+            Command::Status(_) | Command::StatusPayload { .. } => (STATUS_BYTES, 1),
+            Command::Op(_) => (0, 0),
+        };
+        let is_late = *around.maps_left < maps;
+        if is_late || bytes > 0 && self.unsent.must_wait(bytes, self.held()) {
             around.counters.parks.connection.add(1);
             self.starved = true;
             return false;
         }
+        *around.maps_left -= maps;
         match command {
             Command::Op(Op::Write { offset, len, fua }) => {
                 return self.take_write(asked, (offset, len as usize, fua), around);

@@ -71,6 +71,7 @@ struct Rig {
     connection: Connection,
     client: UnixStream,
     export: Option<ClientExport>,
+    maps_per_turn: u32,
 }
 
 impl Rig {
@@ -93,6 +94,13 @@ impl Rig {
             connection: Connection::new(id, server.into(), "test".into(), u64::MAX, allowance),
             client,
             export: None,
+            maps_per_turn: 100,
+        };
+        // Also what is not offered to everybody yet.
+        let machine = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
+        rig.connection.phase = Phase::Handshake {
+            machine: Box::new(machine),
+            deadline_ms: u64::MAX,
         };
         loop {
             let bytes = rig.received();
@@ -129,6 +137,7 @@ impl Rig {
                 bytes_max: 1 << 20,
                 handshake_ms: 1000,
             },
+            maps_left: &mut self.maps_per_turn.clone(),
         };
         let mut bytes = Vec::new();
         for _ in 0..5 {
@@ -322,4 +331,27 @@ fn extended_headers_carry_lengths_beyond_32_bits_and_questions_for_one_context()
     let flags = command_flag::PAYLOAD_LEN;
     let told = rig.chunks(command::BLOCK_STATUS, flags, range, &twice);
     assert_eq!(told, [Seen::Error(Errno::Inval)]);
+}
+
+#[test]
+fn questions_beyond_those_of_a_turn_wait_for_the_next_one() {
+    let mut rig = Rig::connect(wishes(false));
+    rig.maps_per_turn = 2;
+    let request = Request {
+        flags: 0,
+        command: command::BLOCK_STATUS,
+        cookie: 77,
+        offset: 0,
+        length: BLOCK,
+    };
+    let mut three = Vec::new();
+    for _ in 0..3 {
+        request.append(rig.style(), &mut three).unwrap();
+    }
+    rig.client.write_all(&three).unwrap();
+    let first = rig.received();
+    assert!(rig.connection.is_starved(), "the core calls again");
+    let second = rig.received();
+    assert!(!rig.connection.is_starved());
+    assert!(!second.is_empty() && first.len() == 2 * second.len());
 }
