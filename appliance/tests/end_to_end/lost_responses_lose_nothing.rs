@@ -94,3 +94,19 @@ fn a_manifest_that_hangs_and_then_takes_effect() {
           "skip": 3, "count": 1 },
     ]));
 }
+
+#[test]
+fn a_race_of_the_probe_without_a_winner_is_run_again() {
+    let server = FakeS3::start();
+    // As many as race: each is told that another one was there, and none was.
+    server.faults(&json!([
+        { "action": { "kind": "conflict" }, "verbs": ["put"], "contains": "/race", "count": 3 },
+    ]));
+    let rig = Rig::new(&["vol0:64MiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&["--wal-size=128MiB"]);
+    let daemon = rig.start();
+    assert_eq!(daemon.volume("vol0")["state"], "online");
+    assert!(server.fired().iter().all(|&count| count == 3));
+    daemon.stop();
+}

@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Creators that race for one key. SeaweedFS lets each loser wait a second, so there are few.
 const RACERS: usize = 3;
+/// Races that may end without a winner.
+const RACES_MAX: usize = 8;
 
 /// All of a probe ends within this.
 const PROBE_TIME: Duration = Duration::from_secs(20);
@@ -138,16 +140,24 @@ impl Trial {
         }
     }
 
+    /// Whether never more than one of several creators succeeds. A server may answer all of them
+    /// with a conflict (409): then nothing was created, and they race again.
     async fn one_racer_wins(&self) -> Attempt<bool> {
-        let race = (0..RACERS).map(|racer| {
-            let body = Bytes::from(vec![racer as u8; 64]);
-            self.put("race", body, Condition::Absent)
-        });
-        let mut winners = 0;
-        for outcome in join_all(race).await {
-            winners += usize::from(!was_refused(outcome)?);
+        for _ in 0..RACES_MAX {
+            let race = (0..RACERS).map(|racer| {
+                let body = Bytes::from(vec![racer as u8; 64]);
+                self.put("race", body, Condition::Absent)
+            });
+            let mut winners = 0;
+            for outcome in join_all(race).await {
+                winners += usize::from(!was_refused(outcome)?);
+            }
+            if winners > 0 {
+                return Ok(winners == 1);
+            }
         }
-        Ok(winners == 1)
+        let text = format!("{RACES_MAX} races of {RACERS} creators, and none ever succeeded");
+        Err(Failure::unknown(text))
     }
 
     async fn try_checksum(&mut self) -> Attempt<()> {
