@@ -19,7 +19,7 @@ use rustix::event::PollFlags;
 use taipan_engine::api::ShardStatus;
 use taipan_engine::arena::ArenaSlice;
 use taipan_engine::core::{Core, OpKey};
-use taipan_engine::ring::{Completed, FileSlot, Ring};
+use taipan_engine::ring::{Completed, FileSlot, Ring, involuntary_switches};
 use taipan_engine::shard::VolumeSlot;
 
 use crate::connection::{
@@ -210,7 +210,7 @@ impl DataCore {
             maps_left: 0,
             unsent: Vec::new(),
             closing: HashMap::new(),
-            vigil: Vigil::new(parts.spin),
+            vigil: Vigil::new(parts.spin, involuntary_switches),
             heartbeat: parts.heartbeat,
             started: parts.started,
             now_ns: 0,

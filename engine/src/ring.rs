@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod preemption;
 mod tcp_health;
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 pub use buffer::AlignedBuf;
+pub use preemption::involuntary_switches;
 pub use tcp_health::{TcpHealth, tcp_health};
 
 use crate::arena::ArenaSlice;

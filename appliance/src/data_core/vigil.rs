@@ -6,12 +6,13 @@ use std::time::Duration;
 /// Waits in a row that must be short before the core stays awake in the next.
 const SHORT_BEFORE: u32 = 8;
 /// As many at most, after the core was found to be in others' way again and again.
-const SHORT_BEFORE_MAX: u32 = 4096;
+const SHORT_BEFORE_MAX: u32 = 16;
 /// Waits that were worth staying awake for, to trust the CPU's being free again.
 const TRUSTED_AFTER: u32 = 256;
 /// What a vain wait costs: so many must be short again.
 const IN_VAIN: u32 = 4;
-/// Between two looks of a core that stays awake; more means that the CPU was taken from it.
+/// Between two looks of a core that stays awake. More is an interrupt, or that the CPU was taken
+/// from it for another thread: the kernel is asked which.
 const LOOK_MAX: Duration = Duration::from_micros(8);
 
 /// How soon events have come lately.
@@ -22,6 +23,9 @@ pub(super) struct Vigil {
     short: u32,
     short_before: u32,
     rewarded: u32,
+    /// How often the kernel had given the CPU to others when it was asked last.
+    switches: u64,
+    ask: fn() -> u64,
 }
 
 /// What became of staying awake.
@@ -34,13 +38,16 @@ pub(super) enum Watch {
 }
 
 impl Vigil {
-    /// Stays awake for at most `longest`; zero: never.
-    pub(super) fn new(longest: Duration) -> Self {
+    /// Stays awake for at most `longest`; zero: never. `ask` says how often this thread lost its
+    /// CPU to another one.
+    pub(super) fn new(longest: Duration, ask: fn() -> u64) -> Self {
         Self {
             longest,
             short: 0,
             short_before: SHORT_BEFORE,
             rewarded: 0,
+            switches: ask(),
+            ask,
         }
     }
 
@@ -51,8 +58,7 @@ impl Vigil {
 
     /// A look in vain, `since_look` after the one before and `waited` after the first.
     pub(super) fn looked(&mut self, since_look: Duration, waited: Duration) -> Watch {
-        if since_look > LOOK_MAX {
-            self.in_the_way();
+        if since_look > LOOK_MAX && self.was_in_the_way() {
             return Watch::Over;
         }
         if waited >= self.longest {
@@ -64,8 +70,8 @@ impl Vigil {
 
     /// An event was seen, `since_look` after the look before.
     pub(super) fn seen(&mut self, since_look: Duration) {
-        if since_look > LOOK_MAX {
-            return self.in_the_way();
+        if since_look > LOOK_MAX && self.was_in_the_way() {
+            return;
         }
         self.rewarded += 1;
         if self.rewarded >= TRUSTED_AFTER {
@@ -73,12 +79,17 @@ impl Vigil {
         }
     }
 
-    /// The CPU was taken away: the very client that is waited for may need it. Each time, twice as
-    /// many short waits go by before the next try.
-    fn in_the_way(&mut self) {
+    /// Whether the CPU was taken away: the very client that is waited for may need it. Each time,
+    /// twice as many short waits go by before the next try.
+    fn was_in_the_way(&mut self) -> bool {
+        let switches = (self.ask)();
+        if switches == std::mem::replace(&mut self.switches, switches) {
+            return false;
+        }
         self.short = 0;
         self.rewarded = 0;
         self.short_before = (self.short_before * 2).min(SHORT_BEFORE_MAX);
+        true
     }
 
     /// The disk was waited for. What a client wins between two of its commits is lost at the
@@ -100,10 +111,22 @@ impl Vigil {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     const LONGEST: Duration = Duration::from_micros(30);
     const SHORT: Duration = Duration::from_micros(1);
+
+    fn alone() -> u64 {
+        0
+    }
+
+    /// Another number each time.
+    fn crowded() -> u64 {
+        static SWITCHES: AtomicU64 = AtomicU64::new(1);
+        SWITCHES.fetch_add(1, Ordering::Relaxed)
+    }
 
     fn sleeps_until_due(vigil: &mut Vigil) -> u32 {
         let mut waits = 0;
@@ -116,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_client_that_asks_again_at_once_is_awaited_until_it_pauses() {
-        let mut vigil = Vigil::new(LONGEST);
+        let mut vigil = Vigil::new(LONGEST, alone);
         assert_eq!(sleeps_until_due(&mut vigil), SHORT_BEFORE);
         for _ in 0..1000 {
             assert_eq!(vigil.looked(SHORT, LONGEST / 2), Watch::On);
@@ -129,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_client_just_too_slow_costs_one_vain_wait_in_several_requests() {
-        let mut vigil = Vigil::new(LONGEST);
+        let mut vigil = Vigil::new(LONGEST, alone);
         sleeps_until_due(&mut vigil);
         assert_eq!(vigil.looked(SHORT, LONGEST), Watch::Over);
         assert!(!vigil.is_due());
@@ -138,7 +161,7 @@ mod tests {
 
     #[test]
     fn where_others_need_the_cpu_the_core_stays_awake_ever_more_rarely() {
-        let mut vigil = Vigil::new(LONGEST);
+        let mut vigil = Vigil::new(LONGEST, crowded);
         let mut before = 0;
         for _ in 0..20 {
             let waits = sleeps_until_due(&mut vigil);
@@ -155,8 +178,17 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupt_is_not_taken_for_somebody_else() {
+        let mut vigil = Vigil::new(LONGEST, alone);
+        sleeps_until_due(&mut vigil);
+        assert_eq!(vigil.looked(LOOK_MAX * 2, LOOK_MAX * 2), Watch::On);
+        vigil.seen(LOOK_MAX * 2);
+        assert!(vigil.is_due());
+    }
+
+    #[test]
     fn a_client_that_commits_often_is_not_awaited() {
-        let mut vigil = Vigil::new(LONGEST);
+        let mut vigil = Vigil::new(LONGEST, alone);
         sleeps_until_due(&mut vigil);
         vigil.slowed();
         for _ in 1..SHORT_BEFORE {
@@ -167,7 +199,7 @@ mod tests {
 
     #[test]
     fn zero_never_stays_awake() {
-        let mut vigil = Vigil::new(Duration::ZERO);
+        let mut vigil = Vigil::new(Duration::ZERO, alone);
         for _ in 0..100 {
             vigil.slept(Duration::ZERO);
         }
