@@ -34,10 +34,6 @@ use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
 use crate::search::{BACKEND_WAIT, Search, is_deleted};
 use crate::sync_mode::SyncChoice;
 
-/// Epochs left out by a start without the backend: more than a process ever ends beyond those of
-/// its records that a crash leaves.
-const UNVERIFIED_GAP: u64 = 1 << 32;
-
 /// A volume found at start.
 pub(crate) struct BootVolume {
     pub(crate) volume: Arc<Volume>,
@@ -45,6 +41,12 @@ pub(crate) struct BootVolume {
     pub(crate) opened: Option<Opened>,
     /// It is not open, and none of its records need stay in the WAL.
     pub(crate) released: bool,
+}
+
+impl BootVolume {
+    fn used(&self) -> Option<(Epoch, bool)> {
+        self.opened.as_ref().map(Opened::used)
+    }
 }
 
 /// Recovers and starts the data plane.
@@ -68,7 +70,8 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let heads = LocalHeads::open(&parts.data.path().join("volumes"))?;
     let (mut volumes, left) =
         find_volumes(&parts, &*backend, copies.as_deref(), &heads, &replayed)?;
-    let first = first_epoch(&volumes, &replayed);
+    let served = volumes.iter().filter_map(BootVolume::used);
+    let first = registry::first_epoch(served, replayed.stamped_through());
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
@@ -79,8 +82,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     for opened in volumes.iter_mut().filter_map(|boot| boot.opened.as_mut()) {
         registry::begin_serving(&heads, &mut opened.local, first)?;
     }
-    let memory_survived = recovered.memory_survived;
-    let figures = recovered.figures;
+    let (figures, memory_survived) = (recovered.figures, recovered.memory_survived);
     let metrics = Arc::new(Metrics::new(config.cores.data.len()));
     let assembly = Assembly {
         backend,
@@ -173,25 +175,6 @@ fn find_volumes(
         ownership: (!found.backend_asked).then_some(ownership),
     };
     Ok((found.volumes, left))
-}
-
-/// The epoch that stamps the first new records: above all that was stamped here and above every
-/// head's.
-fn first_epoch(volumes: &[BootVolume], replayed: &Replayed) -> Epoch {
-    let opened = || volumes.iter().filter_map(|boot| boot.opened.as_ref());
-    // Above what was copied out, too: its stamps may be gone from the WAL, the verdict stays.
-    let used = |o: &Opened| o.commit.head().epoch.max(o.local.begins_above());
-    let heads = opened().map(used).max();
-    let first = heads
-        .unwrap_or_default()
-        .max(replayed.stamped_through())
-        .next();
-    if opened().any(|opened| opened.unverified) {
-        // A commit of the process before may have been stored without our knowing, with records of
-        // later stamps than any that survived. New ones must not look as if they were in it.
-        return Epoch(first.0 + UNVERIFIED_GAP);
-    }
-    first
 }
 
 /// The shards and what they know of each volume.

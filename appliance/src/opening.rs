@@ -23,6 +23,15 @@ pub struct Opened {
     pub unverified: bool,
 }
 
+impl Opened {
+    /// What the first epoch of a start goes by. Above what was copied out, too: its stamps may be
+    /// gone from the WAL, the verdict stays.
+    pub fn used(&self) -> (Epoch, bool) {
+        let used = self.commit.head().epoch.max(self.local.begins_above());
+        (used, self.unverified)
+    }
+}
+
 /// What a start finds of a volume.
 pub enum Found {
     /// It is open for writing.

@@ -22,8 +22,7 @@ pub use history::{Appended, History, append, read_head, read_history, read_manif
 pub use local::{Intent, LocalHead, LocalHeads, QuarantineRange, RecordFate};
 pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{
-    OpenedVolume, Opening, UNVERIFIED_GAP, begin_serving, open_for_writing, open_own,
-    open_unverified,
+    OpenedVolume, Opening, begin_serving, first_epoch, open_for_writing, open_own, open_unverified,
 };
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.

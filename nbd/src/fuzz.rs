@@ -13,7 +13,9 @@ use crate::protocol::{
     option_reply,
 };
 use crate::request::{REQUEST_BYTES, RequestHeader};
-use crate::server::{HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake};
+use crate::server::{
+    Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
+};
 use crate::validate::{Op, validate};
 
 /// Small limits, so that short inputs reach them.
@@ -30,14 +32,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// when this crate breaks its own contract: whatever the pieces in which bytes arrive, the outcome
 /// is the same, memory is bounded, replies are well-formed, and what is let through is legal.
 pub fn fuzz_server(data: &[u8]) {
-    let whole = handshake(data, data.len().max(1));
-    for piece_bytes in [1, 7] {
-        assert_eq!(
-            handshake(data, piece_bytes),
-            whole,
-            "in pieces of {piece_bytes} bytes"
-        );
-    }
+    let whole = handshake(data, Features::default(), &Exports);
     let by_name = check_replies(&whole.out);
     if let Ok(Some(HandshakeEnd::Transmission(selected))) = &whole.end {
         let Selected { info, .. } = selected;
@@ -63,8 +58,24 @@ struct Outcome {
     end: Result<Option<HandshakeEnd>, HandshakeError>,
 }
 
-fn handshake(data: &[u8], piece_bytes: usize) -> Outcome {
-    let mut server = ServerHandshake::new(LIMITS);
+/// What a server with these features makes of the bytes of a client, in whatever pieces they come.
+fn handshake(data: &[u8], features: Features, exports: &impl ExportDirectory) -> Outcome {
+    let in_pieces = |piece_bytes| handshake_in_pieces(data, piece_bytes, features, exports);
+    let whole = in_pieces(data.len().max(1));
+    for piece_bytes in [1, 7] {
+        let pieces = in_pieces(piece_bytes);
+        assert!(pieces == whole, "in pieces of {piece_bytes} bytes");
+    }
+    whole
+}
+
+fn handshake_in_pieces(
+    data: &[u8],
+    piece_bytes: usize,
+    features: Features,
+    exports: &impl ExportDirectory,
+) -> Outcome {
+    let mut server = ServerHandshake::with_features(LIMITS, features);
     let mut outcome = Outcome {
         consumed: 0,
         out: Vec::new(),
@@ -74,7 +85,7 @@ fn handshake(data: &[u8], piece_bytes: usize) -> Outcome {
         let mut rest = piece;
         while !rest.is_empty() {
             let before = outcome.out.len();
-            let advance = match server.advance(rest, &mut outcome.out, &Exports) {
+            let advance = match server.advance(rest, &mut outcome.out, exports) {
                 Ok(advance) => advance,
                 Err(error) => {
                     // How much of a fatal piece was read before the error is nobody's business.

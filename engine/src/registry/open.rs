@@ -78,7 +78,23 @@ pub async fn open_own(
 /// beyond those of its records that a crash leaves. A commit of the process before may have been
 /// stored without our knowing, with records of later stamps than any that survived; new ones must
 /// not look as if they were in it.
-pub const UNVERIFIED_GAP: u64 = 1 << 32;
+const UNVERIFIED_GAP: u64 = 1 << 32;
+
+/// The epoch that stamps the first new records of a start: above all that was stamped here and
+/// above every verdict. `served` are the volumes that it opened: [`LocalHead::begins_above`] (or
+/// the head's epoch, if that is greater), and whether [`open_unverified`] opened it.
+pub fn first_epoch(
+    served: impl IntoIterator<Item = (Epoch, bool)>,
+    stamped_through: Epoch,
+) -> Epoch {
+    let (mut above, mut unverified) = (stamped_through, false);
+    for (used, is_unverified) in served {
+        above = above.max(used);
+        unverified |= is_unverified;
+    }
+    let gap = if unverified { UNVERIFIED_GAP } else { 0 };
+    Epoch(above.next().0 + gap)
+}
 
 /// Opens a volume of ours from local copies, while the backend cannot be reached: under its old
 /// generation, to be verified by its first commit. Nothing is written but the local record, if the

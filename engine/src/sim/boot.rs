@@ -12,7 +12,7 @@ use crate::commit::{Coordinator, VolumePace};
 use crate::core::{Core, EpochClock};
 use crate::identity::{Epoch, Incarnation};
 use crate::index::{Overlay, Point};
-use crate::registry::{LocalHead, RecordFate, UNVERIFIED_GAP, begin_serving};
+use crate::registry::{LocalHead, RecordFate, begin_serving, first_epoch};
 use crate::shard::{Shard, VolumeSlot};
 use crate::volume::VolumeSettings;
 use crate::wal::replay::ProblemKind;
@@ -300,11 +300,7 @@ impl World {
             shards,
             stamped,
         } = making;
-        let heads = opened.iter().map(|opened| opened.local.begins_above());
-        let mut epoch = heads.max().unwrap_or_default().max(stamped).next();
-        if opened.iter().any(|opened| opened.unverified) {
-            epoch = Epoch(epoch.0 + UNVERIFIED_GAP);
-        }
+        let epoch = first_epoch(opened.iter().map(Opened::used), stamped);
         for opened in &mut opened {
             let begun = begin_serving(&self.heads, &mut opened.local, epoch);
             begun.expect("the directory of head records is sound");

@@ -11,7 +11,7 @@ use super::world::{Event, World};
 use crate::backend::{Backend, LocalMetadata};
 use crate::commit::VolumeCommit;
 use crate::error::Error;
-use crate::identity::VolumeId;
+use crate::identity::{Epoch, VolumeId};
 use crate::index::rebuild::rebuild;
 use crate::registry::{
     LocalHead, OpenedVolume, Opening, open_for_writing, open_own, open_unverified,
@@ -25,6 +25,14 @@ pub(super) struct Opened {
     pub(super) local: LocalHead,
     /// Served under its old generation, because the backend could not be asked.
     pub(super) unverified: bool,
+}
+
+impl Opened {
+    /// What the first epoch of the life goes by.
+    pub(super) fn used(&self) -> (Epoch, bool) {
+        let used = self.commit.head().epoch.max(self.local.begins_above());
+        (used, self.unverified)
+    }
 }
 
 impl World {

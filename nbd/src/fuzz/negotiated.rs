@@ -2,6 +2,7 @@
 
 use std::ops;
 
+use super::handshake;
 use crate::chunk::{ReadReply, ReplyTo, StatusChunk};
 use crate::client::{
     Chunk, ClientHandshake, Goal, ReplyKind, ReplyProgress, ReplyReader, ReplyTracker, Wishes,
@@ -14,19 +15,10 @@ use crate::protocol::{
     EXPORT_NAME_REPLY_BYTES, EXPORT_NAME_ZEROES, OPTION_REPLY_MAGIC, STRING_BYTES_MAX, command,
     command_flag, info, option_reply,
 };
-use crate::server::{
-    Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
-};
+use crate::server::{Features, HandshakeEnd, Selected};
 use crate::session::{CONTEXTS_MAX, HeaderStyle, Session};
 use crate::validate::Op;
 use crate::wide_request::Request;
-
-/// Small limits, so that short inputs reach them.
-const LIMITS: HandshakeLimits = HandshakeLimits {
-    options_max: 16,
-    option_bytes_max: 8 << 10,
-    discard_bytes_max: 64 << 10,
-};
 
 /// Longest payload that the client's side takes, in bytes.
 const PAYLOAD_MAX: u32 = 4096;
@@ -41,11 +33,7 @@ const STYLES: [HeaderStyle; 3] = [
 /// wishes, as the bytes of a server. Panics only when this crate breaks its own contract.
 pub fn fuzz_negotiated(data: &[u8]) -> Reached {
     let mut reached = Reached::default();
-    let whole = handshake(data, data.len().max(1));
-    for piece_bytes in [1, 7] {
-        let pieces = handshake(data, piece_bytes);
-        assert!(pieces == whole, "in pieces of {piece_bytes} bytes");
-    }
+    let whole = handshake(data, Features::ALL, &Exports);
     let told = told_flags(&whole.out);
     if let Ok(Some(HandshakeEnd::Transmission(selected))) = &whole.end {
         let flags = selected.session.transmission_flags(&selected.info);
@@ -77,47 +65,6 @@ impl ops::AddAssign for Reached {
         self.served += other.served;
         self.status += other.status;
     }
-}
-
-/// What became of a handshake.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    consumed: usize,
-    out: Vec<u8>,
-    end: Result<Option<HandshakeEnd>, HandshakeError>,
-}
-
-fn handshake(data: &[u8], piece_bytes: usize) -> Outcome {
-    let mut server = ServerHandshake::with_features(LIMITS, Features::ALL);
-    let mut outcome = Outcome {
-        consumed: 0,
-        out: Vec::new(),
-        end: Ok(None),
-    };
-    for piece in data.chunks(piece_bytes) {
-        let mut rest = piece;
-        while !rest.is_empty() {
-            match server.advance(rest, &mut outcome.out, &Exports) {
-                Ok(advance) => {
-                    assert!(advance.consumed > 0, "no progress");
-                    let most = LIMITS.option_bytes_max as usize;
-                    assert!(server.held_bytes() <= most, "unbounded memory");
-                    outcome.consumed += advance.consumed;
-                    rest = &rest[advance.consumed..];
-                    outcome.end = Ok(advance.end);
-                }
-                Err(error) => {
-                    // How much of a fatal piece was read before the error is nobody's business.
-                    outcome.consumed = 0;
-                    outcome.end = Err(error);
-                }
-            }
-            if !matches!(outcome.end, Ok(None)) {
-                return outcome;
-            }
-        }
-    }
-    outcome
 }
 
 /// The flags that a server told last. Panics when its output is not a sequence of replies to

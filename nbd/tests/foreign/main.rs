@@ -4,6 +4,7 @@
 
 mod clients;
 mod memory_server;
+mod server;
 mod servers;
 
 use std::process::{Command, Output};

@@ -2,9 +2,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use taipan_nbd::protocol::{command, option_reply};
@@ -12,49 +9,10 @@ use taipan_nbd::{
     ClientEnd, ClientError, ClientExport, ClientHandshake, Errno, Goal, RequestHeader,
     SIMPLE_REPLY_BYTES, SimpleReply, TransmissionFlags,
 };
-use tempfile::TempDir;
 
-const SIZE: u64 = 8 << 20;
-
-/// A foreign server that ends with this value.
-struct Server {
-    child: Child,
-    directory: TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::server::{SIZE, Server};
 
 impl Server {
-    /// Starts `tool` on the socket `s` in a directory of its own. `None`, said loudly, when it is
-    /// not installed.
-    fn start(tool: &str, arguments: &[&str]) -> Option<Self> {
-        let directory = TempDir::new().expect("a temporary directory");
-        let image = std::fs::File::create(directory.path().join("image")).expect("an image");
-        image.set_len(SIZE).expect("a sparse image");
-        let spawned = Command::new(tool)
-            .args(arguments)
-            .current_dir(directory.path())
-            .stdout(Stdio::null())
-            .spawn();
-        let Ok(child) = spawned else {
-            eprintln!("SKIPPED: {tool} is not installed");
-            return None;
-        };
-        let server = Self { child, directory };
-        for _ in 0..1000 {
-            if UnixStream::connect(server.socket()).is_ok() {
-                return Some(server);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{tool} does not serve after ten seconds");
-    }
-
     fn nbdkit() -> Option<Self> {
         Self::start("nbdkit", &["-f", "-U", "s", "memory", "8M"])
     }
@@ -71,10 +29,6 @@ impl Server {
         let socket = ["-f", "raw", "-t", "-e", "0", "-k", "/proc/self/cwd/s"];
         let export = ["-x", "vol0", "-D", "a volume", "image"];
         Self::start("qemu-nbd", &[&socket[..], &export].concat())
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("s")
     }
 
     fn connect(&self) -> UnixStream {

@@ -7,6 +7,8 @@ mod clients;
 mod driver;
 mod hostile;
 mod round_trips;
+#[path = "../foreign/server.rs"]
+mod server;
 mod servers;
 mod session;
 mod splitmix;

@@ -2,59 +2,13 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use taipan_nbd::protocol::command;
 use taipan_nbd::{HeaderStyle, Wishes};
-use tempfile::TempDir;
 
+use crate::server::{SIZE, Server};
 use crate::session::{Client, DF, ONE, Wire};
-
-const SIZE: u64 = 8 << 20;
-
-/// A foreign server that ends with this value.
-struct Server {
-    child: Child,
-    directory: TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    /// Starts `tool` on the socket `s` in a directory of its own, with an image in it. `None`, said
-    /// loudly, when it is not installed.
-    fn start(tool: &str, arguments: &[&str]) -> Option<Self> {
-        let directory = TempDir::new().expect("a temporary directory");
-        let image = std::fs::File::create(directory.path().join("image")).expect("an image");
-        image.set_len(SIZE).expect("a sparse image");
-        let mut command = Command::new(tool);
-        command.args(arguments).current_dir(directory.path());
-        let Ok(child) = command.stdout(Stdio::null()).spawn() else {
-            eprintln!("SKIPPED: {tool} is not installed");
-            return None;
-        };
-        let server = Self { child, directory };
-        for _ in 0..1000 {
-            if UnixStream::connect(server.socket()).is_ok() {
-                return Some(server);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{tool} does not serve after ten seconds");
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("s")
-    }
-}
 
 impl Wire for UnixStream {
     fn send(&mut self, bytes: &[u8]) {
