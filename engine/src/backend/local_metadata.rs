@@ -3,17 +3,19 @@
 //!
 //! Copied are manifests, index parts, and chunks' headers with their extent tables, under
 //! `<data>/metadata/` by their keys. Copies of a manifest and of all that it needs are durable
-//! before the put of the manifest returns, so before any local head record names it. A copy that is
-//! missing or damaged costs a request to the backend, or a start without it; nothing else. A thread
-//! of its own writes them, because an fsync takes its time.
+//! before the put of the manifest returns, or the get that finds it after a lost answer: so before
+//! any local head record names it. That holds for what an earlier process wrote, too. A copy that
+//! is missing or damaged costs a request to the backend, or a start without it; nothing else. A
+//! thread of its own writes them, because an fsync takes its time.
 
 mod copies;
 mod keeper;
 mod offline;
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -35,6 +37,9 @@ pub struct LocalMetadata {
     copies: Copies,
     keeper: Keeper,
     answers: AtomicU64,
+    /// Of each volume the manifest whose put was not answered with "created", if there is one: what
+    /// is found under its number may be named by the local head record next.
+    asked: Mutex<BTreeMap<VolumeId, ObjectKey>>,
 }
 
 /// What an object is, as its key says.
@@ -73,7 +78,12 @@ impl LocalMetadata {
             keeper: Keeper::of(copies.clone()),
             copies,
             answers: AtomicU64::new(0),
+            asked: Mutex::default(),
         }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<VolumeId, ObjectKey>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often the backend answered, be it with no: tells a slow one from one that is away.
@@ -121,6 +131,7 @@ impl LocalMetadata {
             Class::Index(_) => self.write(key, body.clone()).await,
             // What exists may be another writer's: it is copied when it is read.
             Class::Manifest(volume) if put == Put::Created => {
+                self.asked().remove(&volume);
                 let (key, body) = (key.clone(), body.clone());
                 let note = move |copies: &Copies| note_manifest(copies, volume, &key, &body);
                 self.keeper.change(note).await;
@@ -159,6 +170,9 @@ fn note_manifest(copies: &Copies, volume: VolumeId, key: &ObjectKey, body: &Byte
 impl Backend for LocalMetadata {
     fn put_if_absent<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<Put>> {
         Box::pin(async move {
+            if let Class::Manifest(volume) = Class::of(key) {
+                self.asked().insert(volume, key.clone());
+            }
             let put = self.note(self.inner.put_if_absent(key, body.clone()).await)?;
             self.note_stored(key, &body, put).await;
             Ok(put)
@@ -173,7 +187,7 @@ impl Backend for LocalMetadata {
         Box::pin(async move {
             match Class::of(key) {
                 Class::Index(_) => {
-                    let copy = self.copies.read(key);
+                    let copy = self.copies.read_kept(key);
                     if let Some(copy) = copy.filter(|copy| Self::is_part(key, copy)) {
                         return Ok(copy);
                     }
@@ -183,12 +197,19 @@ impl Backend for LocalMetadata {
                     }
                     Ok(bytes)
                 }
-                Class::Manifest(_) => {
+                Class::Manifest(volume) => {
                     // Always the backend's word: a copy says nothing about who owns the volume.
                     let bytes = self.note(self.inner.get(key).await)?;
                     if Manifest::decode(&bytes).is_ok_and(|found| found.object() == *key) {
+                        let is_asked = self.asked().get(&volume) == Some(key);
                         let (key, bytes) = (key.clone(), bytes.clone());
-                        let write = move |copies: &Copies| copies.write_once(&key, &bytes);
+                        let write = move |copies: &Copies| {
+                            copies.write_once(&key, &bytes);
+                            // Ours, it may be, of a put whose answer was lost.
+                            if is_asked {
+                                copies.sync();
+                            }
+                        };
                         self.keeper.change(write).await;
                     }
                     Ok(bytes)
@@ -211,7 +232,7 @@ impl Backend for LocalMetadata {
             let is_head = |bytes: &[u8]| {
                 bytes.len() as u64 == len && Self::head_of(key, bytes) == Some(bytes.len())
             };
-            let copy = self.copies.read(key);
+            let copy = self.copies.read_kept(key);
             if let Some(copy) = copy.filter(|copy| is_head(copy)) {
                 return Ok(copy);
             }

@@ -45,27 +45,47 @@ impl Copies {
         fs::read(self.path(key)).ok().map(Bytes::from)
     }
 
+    /// The copy of an object, to be relied on: durable after [`Copies::sync`], too. A process that
+    /// was killed may have left it in the page cache only.
+    pub(super) fn read_kept(&self, key: &ObjectKey) -> Option<Bytes> {
+        let bytes = self.read(key)?;
+        self.note_unsynced(self.path(key));
+        Some(bytes)
+    }
+
     /// Writes a copy; durable after [`Copies::sync`].
     pub(super) fn write(&self, key: &ObjectKey, bytes: &[u8]) {
         let path = self.path(key);
         let written = write_whole(&path, bytes);
         self.note(&path, written);
-        let full = {
-            let mut unsynced = self.unsynced();
-            unsynced.dirs.extend(path.parent().map(Path::to_owned));
-            unsynced.files.push(path);
-            unsynced.files.len() >= UNSYNCED_MAX
-        };
-        if full {
+        if self.note_unsynced(path) >= UNSYNCED_MAX {
             self.sync();
         }
     }
 
-    /// Writes a copy unless the same bytes are there.
+    /// Writes a copy unless the same bytes are there; durable after [`Copies::sync`].
     pub(super) fn write_once(&self, key: &ObjectKey, bytes: &[u8]) {
-        if self.read(key).as_deref() != Some(bytes) {
+        if self.read_kept(key).as_deref() != Some(bytes) {
             self.write(key, bytes);
         }
+    }
+
+    /// Notes that a file waits for a sync; how many do.
+    fn note_unsynced(&self, path: PathBuf) -> usize {
+        let mut unsynced = self.unsynced();
+        unsynced.dirs.extend(path.parent().map(Path::to_owned));
+        unsynced.files.push(path);
+        unsynced.files.len()
+    }
+
+    /// Whether a power cut leaves the copy of an object, as far as is known.
+    #[cfg(test)]
+    pub(super) fn is_durable(&self, key: &ObjectKey) -> bool {
+        let path = self.path(key);
+        let unsynced = self.unsynced();
+        let waits =
+            unsynced.files.contains(&path) || unsynced.dirs.iter().any(|d| path.starts_with(d));
+        path.exists() && !waits
     }
 
     /// Makes all copies durable.
@@ -79,6 +99,16 @@ impl Copies {
             .collect();
         let written = files.iter().chain(&dirs).map(PathBuf::as_path);
         written.chain(parents).for_each(|path| self.sync_path(path));
+    }
+
+    /// Makes one copy durable that an earlier process may have left in the page cache only.
+    pub(super) fn sync_one(&self, key: &ObjectKey) {
+        let path = self.path(key);
+        let folders = path.ancestors().skip(1);
+        let folders = folders.take_while(|dir| dir.starts_with(&self.dir));
+        std::iter::once(&*path)
+            .chain(folders)
+            .for_each(|path| self.sync_path(path));
     }
 
     /// Makes one copy durable ahead of [`Copies::sync`], which has the less to do. Whether there

@@ -8,7 +8,9 @@ use crate::backend::{Backend, BoxFuture, Listed, Probe, Put};
 use crate::error::{Error, ErrorKind, Result};
 use crate::object::ObjectKey;
 
-/// The copies alone. Whoever reads checks the objects' own checksums.
+/// The copies alone. Whoever reads checks the objects' own checksums. What is read is durable: the
+/// local head record may name it next, and a process that was killed may have left it in the page
+/// cache only.
 pub struct OfflineMetadata {
     copies: Copies,
 }
@@ -19,7 +21,11 @@ impl OfflineMetadata {
     }
 
     fn read(&self, key: &ObjectKey) -> Result<Bytes> {
-        self.copies.read(key).ok_or_else(|| {
+        let copy = self.copies.read(key);
+        if copy.is_some() {
+            self.copies.sync_one(key);
+        }
+        copy.ok_or_else(|| {
             let text = format!("there is no local copy of {key}");
             Error::new(ErrorKind::NotFound, text)
         })

@@ -4,7 +4,7 @@ use futures::executor::block_on;
 use tempfile::TempDir;
 
 use super::*;
-use crate::backend::{MemBackend, Operation};
+use crate::backend::{Fault, FaultRule, MemBackend, Operation};
 use crate::block::BlockNum;
 use crate::commit::{CommitConfig, Effect, Event, Random, VolumeCommit};
 use crate::error::ErrorKind;
@@ -12,7 +12,7 @@ use crate::identity::{BatchNum, Epoch, Lsn, ManifestNum, WriterToken};
 use crate::index::rebuild::rebuild;
 use crate::index::{Overlay, Point};
 use crate::pack::PackPlan;
-use crate::registry::read_history;
+use crate::registry::{Appended, append, read_history};
 use crate::volume::{VolumeName, VolumeSettings};
 use crate::wal::Place;
 
@@ -183,6 +183,48 @@ fn another_writers_manifest_is_not_taken_for_the_own_one() {
     let put = block_on(rig.backend.put_if_absent(&mine.object(), mine.encode()));
     assert_eq!(put.unwrap(), Put::Exists);
     assert_eq!(rig.offline().unwrap().1, head.number);
+}
+
+#[test]
+fn what_a_lost_answer_hid_is_durable_before_it_is_named() {
+    let mut rig = Rig::new(32);
+    rig.commit(1);
+    let next = rig.commit.head().successor(ManifestKind::Configured);
+    // Stored by an attempt whose answer never came.
+    block_on(rig.bucket.put_if_absent(&next.object(), next.encode())).unwrap();
+    let found = block_on(append(&rig.backend, &next)).unwrap();
+    assert_eq!(found, Appended::Ours(Box::new(next.clone())));
+    assert!(rig.backend.copies.is_durable(&next.object()));
+    // The answer is lost this time, and found by reading back.
+    let last = next.successor(ManifestKind::Configured);
+    let lost = Fault::FailAfter(ErrorKind::Transient);
+    let rule = FaultRule::once(Operation::PutIfAbsent, "manifests", lost);
+    rig.bucket.script(rule);
+    let found = block_on(append(&rig.backend, &last)).unwrap();
+    assert_eq!(found, Appended::Ours(Box::new(last.clone())));
+    assert!(rig.backend.copies.is_durable(&last.object()));
+    assert_eq!(rig.offline().unwrap().1, last.number);
+}
+
+#[test]
+fn what_a_killed_process_left_is_durable_before_it_is_relied_on() {
+    let mut rig = Rig::new(3);
+    (0..8).for_each(|block| rig.commit(block));
+    let head = rig.commit.head().clone();
+    let keys = rig.bucket.keys();
+    let keys = keys.iter().map(|key| ObjectKey::parse(key).unwrap());
+    let keys: Vec<ObjectKey> = keys.collect();
+    // Another process cannot know what of it is in the page cache only.
+    let backend = copies_in(&rig.bucket, &rig.dir);
+    let history = block_on(read_history(&backend, VOLUME, None)).unwrap();
+    block_on(rebuild(&backend, &history.manifests)).unwrap();
+    let copied = |key: &&ObjectKey| backend.copies.read(key).is_some();
+    let relied: Vec<&ObjectKey> = keys.iter().filter(copied).collect();
+    let durable = |key: &&&ObjectKey| backend.copies.is_durable(key);
+    assert_eq!(relied.iter().filter(durable).count(), 0);
+    let next = head.opened_by(WriterToken(3));
+    block_on(backend.put_if_absent(&next.object(), next.encode())).unwrap();
+    assert_eq!(relied.iter().filter(durable).count(), relied.len());
 }
 
 #[test]
