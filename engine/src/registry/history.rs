@@ -100,7 +100,7 @@ pub async fn read_history(
     let is_start = |m: &Manifest| m.checkpoint.is_some() || m.number.0 == 1;
     let older = (1..head.number.0).rev();
     let mut manifests = vec![head];
-    // Predecessors are fetched ahead; what is fetched beyond the start may be pruned already.
+    // Predecessors are fetched ahead; what is fetched beyond the start is not needed.
     let mut fetched = stream::iter(older)
         .map(|number| read_manifest(backend, volume, ManifestNum(number)))
         .buffered(PARALLEL_GETS);
@@ -132,9 +132,10 @@ fn missing(error: Error, newer: &Manifest) -> Error {
     }
 }
 
-/// The greatest manifest number. Few manifests: one list. Many: a search by lists of one object,
-/// because numbers below the last checkpoint may be pruned, so that only "is there any above" is
-/// monotone.
+/// The greatest manifest number. Few manifests: one list. Many: a search by lists of one object.
+///
+/// A list may be behind, and the answer a manifest that others followed. That is safe as long as no
+/// manifest is ever removed: whoever follows it puts a number that is taken, and learns of them.
 async fn find_head(
     backend: &dyn Backend,
     volume: VolumeId,

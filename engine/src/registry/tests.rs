@@ -555,7 +555,7 @@ fn the_head_is_found_among_many_with_few_requests() {
         let lists = backend.count(Operation::List) - before;
         assert!(lists <= 30, "{lists} lists with hint {hint:?}");
     }
-    // Manifests below the last checkpoint may be pruned; the first of each generation stays.
+    // Nothing before the last checkpoint is read (nor ever removed).
     let history = block_on(read_history(&backend, VolumeId(1), None)).unwrap();
     assert!(history.manifests[0].checkpoint.is_some());
     let oldest = history.manifests[0].number.0;

@@ -39,6 +39,8 @@ struct Weather {
     late: Vec<Late>,
     landed: u64,
     failed: u64,
+    /// Lists that did not show the newest manifests.
+    behind: u64,
 }
 
 /// The backend during a boot.
@@ -55,6 +57,7 @@ impl Bucket {
             late,
             landed: 0,
             failed: 0,
+            behind: 0,
         };
         Self {
             objects,
@@ -62,13 +65,13 @@ impl Bucket {
         }
     }
 
-    /// What has not landed; how many have; how many requests failed.
+    /// What has not landed; how many have; how many lists were behind.
     pub(super) fn into_rest(self) -> (Vec<Late>, u64, u64) {
         let weather = self
             .weather
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        (weather.late, weather.landed, weather.failed)
+        (weather.late, weather.landed, weather.behind)
     }
 
     pub(super) fn failed(&self) -> u64 {
@@ -92,6 +95,19 @@ impl Bucket {
         let (before, after) = (weather.dice.chance(fails), weather.dice.chance(fails));
         weather.failed += u64::from(before || after);
         (before, after)
+    }
+
+    /// How many of the newest manifests a list does not show. An opening may give up on that, as on
+    /// a failure.
+    fn hidden(&self, prefix: &str) -> usize {
+        let mut weather = self.weather();
+        let chance = weather.fails;
+        if !prefix.ends_with("/manifests/") || !weather.dice.chance(chance) {
+            return 0;
+        }
+        weather.failed += 1;
+        weather.behind += 1;
+        weather.dice.range(1..=12) as usize
     }
 
     async fn run<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -141,7 +157,12 @@ impl Backend for Bucket {
         after: Option<&'a str>,
         max: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>>> {
-        Box::pin(self.run(self.objects.list(prefix, after, max)))
+        let hidden = self.hidden(prefix);
+        Box::pin(async move {
+            let mut page = self.run(self.objects.list(prefix, after, max)).await?;
+            page.truncate(page.len().saturating_sub(hidden));
+            Ok(page)
+        })
     }
 
     fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<()>> {

@@ -15,6 +15,7 @@ pub const EVENTS: &[&str] = &[
     "a block was read from the WAL file",
     "a boot failed on a read error and was repeated",
     "a boot failed on the backend and was repeated",
+    "a boot was shown an old list of manifests",
     "a cancelled write was dropped before it was appended",
     "a chunk was deleted",
     "a chunk was deleted under a read",

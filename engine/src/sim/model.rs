@@ -37,6 +37,8 @@ pub enum Mutation {
     StampsTooLow,
     /// A manifest that is there is taken for one's own, without looking.
     ExistsIsOurs,
+    /// Manifests before the last checkpoint are removed, but the first of each generation.
+    PrunesManifests,
 }
 
 /// What may happen, and how often.
@@ -59,6 +61,8 @@ pub struct Scenario {
     releases: bool,
     /// Crashes after which the disk is as it was when the copy was made.
     restores: u32,
+    /// Lists that show the bucket as it was after the first opening.
+    behind: u32,
 }
 
 /// A step.
@@ -95,6 +99,8 @@ pub enum Happens {
     Lost,
     /// It fails, and is carried out later or never.
     Hangs,
+    /// A list that shows what there was long ago.
+    Behind,
 }
 
 /// What becomes of the disk of a process that ended.
@@ -156,6 +162,9 @@ impl World {
                 if asks[0].changes() && self.scenario.faults > 0 {
                     steps.push(Step::Serve(index, at, Happens::Lost));
                     steps.push(Step::Serve(index, at, Happens::Hangs));
+                }
+                if asks[0].is_list() && self.scenario.behind > 0 {
+                    steps.push(Step::Serve(index, at, Happens::Behind));
                 }
             }
             if writer.may_start() && self.scenario.starts[index] > 0 {
@@ -219,8 +228,10 @@ impl World {
     }
 
     fn serve(&mut self, writer: usize, at: usize, happens: Happens) -> Verdict {
-        if happens != Happens::Fine {
-            self.scenario.faults -= 1;
+        match happens {
+            Happens::Fine => {}
+            Happens::Behind => self.scenario.behind -= 1,
+            Happens::Lost | Happens::Hangs => self.scenario.faults -= 1,
         }
         let late = self.writers[writer].serve(at, happens, &mut self.truth)?;
         self.late.extend(late);
@@ -272,7 +283,7 @@ impl World {
             budget.starts,
             budget.faults,
             budget.crashes,
-            (budget.disks_lost, budget.restores),
+            (budget.disks_lost, budget.restores, budget.behind),
         ))
     }
 }
@@ -283,6 +294,7 @@ impl Scenario {
         let more = 2 * u32::from(deep);
         let mut all = Self::takeovers(more);
         all.extend(Self::disks(more));
+        all.extend(Self::old_lists(more));
         all
     }
 
@@ -296,6 +308,7 @@ impl Scenario {
             crashes: 0,
             disks_lost: 0,
             restores: 0,
+            behind: 0,
             releases: false,
         }
     }
@@ -322,6 +335,32 @@ impl Scenario {
                 cuts: [3, more],
                 faults: 1,
                 ..Self::base(garbage, &[&SERVED, &aged])
+            },
+        ]
+    }
+
+    /// Lists behind by more than a checkpoint: on a new machine, and on one that was the owner.
+    fn old_lists(more: u32) -> [Self; 2] {
+        let aged = [Step::Cut(0), Step::Finish(0), Step::Cut(0), Step::Finish(0)];
+        let crash = [Step::Crash(0, After::Stays)];
+        let other = [Step::Start(1), Step::Finish(1)];
+        let theirs = [Step::Cut(1), Step::Finish(1), Step::Cut(1), Step::Finish(1)];
+        let new = "a new machine opens and is shown old lists";
+        let owner = "a former owner opens and is shown old lists";
+        [
+            Self {
+                starts: [0, 1],
+                cuts: [2 + more, more],
+                faults: 1,
+                behind: 3,
+                ..Self::base(new, &[&SERVED, &aged])
+            },
+            Self {
+                starts: [1, 0],
+                cuts: [1, 2 + more],
+                behind: 3,
+                disks_lost: 1,
+                ..Self::base(owner, &[&SERVED, &aged, &crash, &other, &theirs])
             },
         ]
     }

@@ -53,8 +53,10 @@ impl World {
         }
         drop(copies);
         let bucket = Arc::into_inner(bucket).expect("nobody else has it any more");
-        let (late, landed, _) = bucket.into_rest();
+        let (late, landed, behind) = bucket.into_rest();
         self.coverage.add("a dead life's put landed late", landed);
+        let event = "a boot was shown an old list of manifests";
+        self.coverage.add(event, behind);
         for late in late {
             let delay = self.dice.range(1..=300_000);
             self.schedule(delay, Event::Land { late, then: None });

@@ -42,6 +42,11 @@ impl Ask {
         )
     }
 
+    /// Whether it is a list.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self, Self::List(..))
+    }
+
     /// Carries it out. `unconditional`: creations replace what is there, in a bad store.
     pub(super) fn carry_out(&self, bucket: &MemBackend, unconditional: bool) -> Result<Answer> {
         block_on(async {

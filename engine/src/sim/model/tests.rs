@@ -1,6 +1,6 @@
 //! Every scenario holds, and every deliberate bug is found by the rule that is meant for it.
 
-use super::{Mutation, Scenario, explore};
+use super::{Happens, Mutation, Scenario, Step, explore};
 
 /// More than the scenarios have.
 const STATES_MAX: usize = 100_000;
@@ -45,6 +45,18 @@ fn a_merge_of_a_lost_lineage_is_found() {
 fn new_records_that_look_like_copied_out_ones_are_found() {
     let rule = found_by(Mutation::StampsTooLow);
     assert_eq!(rule, Some("nothing answered is forgotten"));
+}
+
+#[test]
+fn manifests_that_are_removed_are_found_to_fork_the_chain() {
+    let rule = found_by(Mutation::PrunesManifests);
+    assert_eq!(rule, Some("the chain is linear"), "by a paused opening");
+    let [old_list, _] = Scenario::old_lists(0);
+    let found = explore(&old_list, Some(Mutation::PrunesManifests), STATES_MAX);
+    let (broken, path) = found.broken.expect("an old list hides the head");
+    assert_eq!(broken.rule, "the chain is linear");
+    let is_behind = |step: &Step| matches!(step, Step::Serve(.., Happens::Behind));
+    assert!(path.iter().any(is_behind), "{path:?}");
 }
 
 #[test]

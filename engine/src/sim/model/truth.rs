@@ -16,7 +16,7 @@ use crate::identity::{Epoch, ManifestNum, VolumeId, WriterToken};
 use crate::index::rebuild::rebuild;
 use crate::invariant::{Objects, check_chain};
 use crate::manifest::{Manifest, ManifestKind};
-use crate::object::{ChunkKey, IndexKey, ObjectKey, SealedRef};
+use crate::object::{ChunkKey, IndexKey, ObjectKey, SealedRef, number_of};
 use crate::registry::read_history;
 use crate::volume::{VolumeName, VolumeSettings};
 
@@ -154,6 +154,15 @@ impl Truth {
         Ok(answer)
     }
 
+    /// What a list would have shown after the first opening.
+    pub(super) fn list_of_the_past(&self, ask: &Ask) -> Result<Answer> {
+        let mut answer = ask.carry_out(&self.bucket, false)?;
+        if let Answer::Listed(listed) = &mut answer {
+            listed.retain(|one| number_of(&one.key).is_some_and(|number| number <= 2));
+        }
+        Ok(answer)
+    }
+
     fn judge_before(&mut self, ask: &Ask) -> Verdict {
         match ask {
             Ask::Create(key, body) if sealed(key).is_some() => {
@@ -216,7 +225,20 @@ impl Truth {
             );
             return Err(broken("the image is a cut", what));
         }
+        if self.mutation == Some(Mutation::PrunesManifests) {
+            self.prune();
+        }
         Ok(())
+    }
+
+    /// The bug of removing manifests that no reader of the head needs.
+    fn prune(&self) {
+        let checkpoint = self.chain.iter().rposition(|m| m.checkpoint.is_some());
+        for manifest in &self.chain[..checkpoint.unwrap_or(0)] {
+            if !matches!(manifest.kind, ManifestKind::Created | ManifestKind::Opened) {
+                block_on(self.bucket.delete(&manifest.object())).expect("in memory");
+            }
+        }
     }
 
     /// Everything that the head's readers may want is there.

@@ -162,9 +162,12 @@ impl Writer {
         let asks = self.requests().swap_remove(at);
         let mut last = Ok(Answer::Done);
         for ask in asks.iter().filter(|_| happens != Happens::Hangs) {
-            last = truth.carry_out(ask)?;
+            last = match happens {
+                Happens::Behind => truth.list_of_the_past(ask),
+                _ => truth.carry_out(ask)?,
+            };
         }
-        if happens != Happens::Fine {
+        if matches!(happens, Happens::Lost | Happens::Hangs) {
             last = Err(Error::new(ErrorKind::Transient, "no answer"));
         }
         let said = hash_of(&(truth.canon_ask(&asks[0]), canon_answer(&asks[0], &last)));
