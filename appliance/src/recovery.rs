@@ -12,15 +12,15 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, Point};
-use taipan_engine::registry::RecordFate;
 use taipan_engine::registry::quarantine::{QuarantineRecord, records_of};
+use taipan_engine::registry::{RecordFate, replayed_overlay};
 use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
 use taipan_engine::wal::region::RegionPage;
 use taipan_engine::wal::region_files::{
     RegionFile, boot_id, create_region, list_regions, region_name,
 };
 use taipan_engine::wal::{
-    BootId, Content, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_shard,
+    BootId, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_shard,
 };
 
 /// Shards are replayed by so many threads.
@@ -146,29 +146,7 @@ impl Replayed {
         id: VolumeId,
         fate: impl Fn(Epoch) -> RecordFate,
     ) -> Overlay {
-        let mut overlay = Overlay::new();
-        let (_, found) = &self.shards[shard.index()];
-        for record in found.records() {
-            if record.volume != id || fate(record.epoch) != RecordFate::Replay {
-                continue;
-            }
-            match &record.content {
-                Content::Data { .. } => {
-                    for (local, place, crc) in record.points() {
-                        overlay.insert_point(
-                            local,
-                            Point {
-                                lsn: record.lsn,
-                                place,
-                                crc,
-                            },
-                        );
-                    }
-                }
-                Content::Mark(_) => overlay.insert_zero(record.blocks.clone(), record.lsn),
-            }
-        }
-        overlay
+        replayed_overlay(&self.shards[shard.index()].1, id, fate)
     }
 
     /// Makes the logs: fresh regions, then the records that only old memory had are written to the

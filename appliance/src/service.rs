@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use taipan_engine::api::{
-    BackendState, BackendStatus, MemoryStatus, RecoveryStatus, RunState, ShardStatus, Status,
-    UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus,
+    BackendState, BackendStatus, MemoryStatus, PaceStatus, RecoveryStatus, RunState, ShardStatus,
+    Status, UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus,
     WarmVolume,
 };
 use taipan_engine::backend::Backend;
@@ -456,6 +456,7 @@ impl Appliance for Shared {
             data_cores: parts.config.cores.data.clone(),
             uploader_core: Some(parts.config.cores.uploader),
             epoch: parts.clock.now().0,
+            pace: pace(&parts.config),
             wal: WalStatus {
                 total_bytes: shards.iter().map(|shard| shard.wal_total_bytes).sum(),
                 used_bytes: shards.iter().map(|shard| shard.wal_used_bytes).sum(),
@@ -597,6 +598,15 @@ impl Appliance for Shared {
 
     fn metrics(&self) -> MetricsSnapshot {
         self.parts.metrics.snapshot()
+    }
+}
+
+fn pace(config: &Config) -> PaceStatus {
+    PaceStatus {
+        flush_interval_ms: config.wal.flush_interval.as_millis() as u64,
+        flush_size_bytes: config.wal.flush_size_bytes,
+        commit_interval_seconds: config.commit.interval.as_secs(),
+        commit_pending_bytes: config.commit.pending_bytes,
     }
 }
 

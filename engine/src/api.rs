@@ -4,6 +4,7 @@
 //! fields, so that a misspelt setting is never silently dropped. All sizes in answers are bytes as
 //! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
 
+mod pace;
 mod warm;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::identity::VolumeId;
 use crate::size;
 use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
+pub use pace::PaceStatus;
 pub use warm::{WarmState, WarmStatus, WarmVolume, warm_path};
 
 /// Path of the status resource.
@@ -346,6 +348,9 @@ pub struct Status {
     pub uploader_core: Option<usize>,
     /// The current global epoch.
     pub epoch: u64,
+    /// How soon what was written is made durable and committed.
+    #[serde(default)]
+    pub pace: PaceStatus,
     /// The write-ahead log as a whole.
     pub wal: WalStatus,
     /// The shards, by index.
@@ -372,7 +377,7 @@ pub struct WalStatus {
     pub total_bytes: u64,
     /// Bytes that hold records not yet released.
     pub used_bytes: u64,
-    /// Sync mode in use (`dsync` or `fdatasync`).
+    /// Sync mode in use (`dsync`, `fdatasync` or `mixed`).
     pub sync_mode: String,
     /// Why that mode was chosen.
     pub sync_reason: String,

@@ -1,7 +1,7 @@
 //! Scripted faults at the durable steps of the running daemon, for tests: `TAIPAN_FAILPOINTS`.
 //!
-//! The value is `name=action;name=action…`; an action is `error(ERRNO)`, `crash`, `delay(MS)` or
-//! `pause` and may be preceded by `N*` (only the first N hits) or `+N*` (after N hits, for ever).
+//! The value is `name=action;name=action…`; an action is `error(ERRNO)`, `crash` or `delay(MS)` and
+//! may be preceded by `N*` (only the first N hits) or `+N*` (after N hits, for ever).
 //! ERRNO is EIO, ENOSPC or a number. Without the variable a failpoint costs one relaxed load.
 
 use std::collections::HashMap;

@@ -9,6 +9,7 @@ mod local;
 mod names;
 mod open;
 pub mod quarantine;
+mod replayed;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,7 @@ pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{
     OpenedVolume, Opening, begin_serving, first_epoch, open_for_writing, open_own, open_unverified,
 };
+pub use replayed::replayed_overlay;
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -86,13 +86,33 @@ fn overview(status: &Status) -> String {
             "WAL sync",
             format!("{} ({})", wal.sync_mode, wal.sync_reason),
         )
+        .add("WAL writes", wal_pace(status))
         .add("not durable", format!("{} answered", human(undurable)))
         .add("epoch", status.epoch.to_string())
         .add("backend", backend(status))
+        .add("commits", commit_pace(status))
         .add("upload", upload(status))
         .add("memory", memory(status))
         .add("recovery", recovery(status));
     fields.render()
+}
+
+fn wal_pace(status: &Status) -> String {
+    let pace = &status.pace;
+    format!(
+        "after {} ms, at most {} not durable",
+        pace.flush_interval_ms,
+        human(pace.flush_size_bytes)
+    )
+}
+
+fn commit_pace(status: &Status) -> String {
+    let pace = &status.pace;
+    format!(
+        "after {} s or {}, unless a volume has its own interval",
+        pace.commit_interval_seconds,
+        human(pace.commit_pending_bytes)
+    )
 }
 
 fn backend(status: &Status) -> String {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use taipan_engine::core::{Core, Io, OpKey};
 use taipan_engine::failpoint;
 use taipan_engine::ring::{AlignedBuf, Completed, FileSlot, Ring};
+use taipan_engine::wal::WalWrite;
 
 use super::barrier_pace::BarrierPace;
 use super::{BarrierScope, token};
@@ -128,7 +129,7 @@ impl Carrier {
                 write,
                 slice,
             } => {
-                if let Err(error) = failpoint::hit("wal.write") {
+                if let Err(error) = failpoint::hit(step_of(&write)) {
                     self.refuse(op, error);
                     return;
                 }
@@ -286,5 +287,13 @@ impl Carrier {
             }
             Kind::Read => {}
         }
+    }
+}
+
+/// The failpoint of a write: log heads let go of segments, all others are batches.
+fn step_of(write: &WalWrite) -> &'static str {
+    match write.batch.0 {
+        0 => "wal.release",
+        _ => "wal.write",
     }
 }

@@ -61,14 +61,7 @@ impl Families<'_> {
         help: &str,
         rows: impl Iterator<Item = Row<'a, N, f64>>,
     ) -> fmt::Result {
-        let mut family = self
-            .encoder
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in rows {
-            let labels = labels.as_slice();
-            encode_gauge(family.encode_family(&labels)?, value)?;
-        }
-        Ok(())
+        self.family((name, help, MetricType::Gauge), rows, encode_gauge)
     }
 
     /// A counter for each set of labels.
@@ -78,14 +71,7 @@ impl Families<'_> {
         help: &str,
         rows: impl Iterator<Item = Row<'a, N, f64>>,
     ) -> fmt::Result {
-        let mut family = self
-            .encoder
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in rows {
-            let labels = labels.as_slice();
-            encode_counter(family.encode_family(&labels)?, value)?;
-        }
-        Ok(())
+        self.family((name, help, MetricType::Counter), rows, encode_counter)
     }
 
     /// A histogram for each set of labels.
@@ -95,12 +81,21 @@ impl Families<'_> {
         help: &str,
         rows: impl Iterator<Item = Row<'a, N, LatencyTotals>>,
     ) -> fmt::Result {
-        let mut family = self
-            .encoder
-            .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, totals) in rows {
+        let encode =
+            |encoder: MetricEncoder<'_>, totals: LatencyTotals| encode_histogram(encoder, &totals);
+        self.family((name, help, MetricType::Histogram), rows, encode)
+    }
+
+    fn family<'a, V, const N: usize>(
+        &mut self,
+        (name, help, kind): (&str, &str, MetricType),
+        rows: impl Iterator<Item = Row<'a, N, V>>,
+        encode: impl Fn(MetricEncoder<'_>, V) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in rows {
             let labels = labels.as_slice();
-            encode_histogram(family.encode_family(&labels)?, &totals)?;
+            encode(family.encode_family(&labels)?, value)?;
         }
         Ok(())
     }

@@ -12,7 +12,6 @@ use taipan_engine::core::Committed;
 use taipan_engine::error::ErrorKind;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::manifest::Manifest;
-use taipan_engine::pack::PackPlan;
 use taipan_engine::registry::LocalHead;
 
 use super::chunks::CutPlaces;
@@ -97,17 +96,7 @@ impl UploadVolume {
 
     /// Begins to commit a cut.
     pub(super) fn start(&mut self, sealed: &SealedVolume, places: Arc<CutPlaces>, cut_ms: u64) {
-        let settings = self.commit.head().settings.clone();
-        let layers = sealed
-            .layers
-            .iter()
-            .map(|(shard, layer)| (*shard, &**layer));
-        let plan = PackPlan::new(
-            sealed.epoch,
-            settings.block_size(),
-            settings.chunk_slots(),
-            layers,
-        );
+        let plan = self.commit.plan(sealed);
         self.packed_blocks = plan.blocks_len();
         let sealed_blocks: usize = sealed.layers.iter().map(|(_, l)| l.points_len()).sum();
         self.superseded_blocks = sealed_blocks.saturating_sub(self.packed_blocks);

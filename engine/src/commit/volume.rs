@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::SealedVolume;
 use super::outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
 use super::random::Random;
 use crate::backend::Put;
@@ -188,6 +189,14 @@ impl VolumeCommit {
         let follows = head.check_follows(&self.head).is_ok();
         assert!(follows && head.same_writer(&self.head) && head.added.is_empty());
         self.head = head;
+    }
+
+    /// How this volume packs its share of a cut.
+    pub fn plan(&self, sealed: &SealedVolume) -> PackPlan {
+        let settings = &self.head.settings;
+        let layers = sealed.layers.iter().map(|(shard, of)| (*shard, &**of));
+        let (size, slots) = (settings.block_size(), settings.chunk_slots());
+        PackPlan::new(sealed.epoch, size, slots, layers)
     }
 
     /// Begins to commit a cut; ignored once fenced.

@@ -12,11 +12,11 @@ use crate::commit::{Coordinator, VolumePace};
 use crate::core::{Core, EpochClock};
 use crate::identity::{Epoch, Incarnation};
 use crate::index::{Overlay, Point};
-use crate::registry::{LocalHead, RecordFate, begin_serving, first_epoch};
+use crate::registry::{LocalHead, RecordFate, begin_serving, first_epoch, replayed_overlay};
 use crate::shard::{Shard, VolumeSlot};
 use crate::volume::VolumeSettings;
 use crate::wal::replay::ProblemKind;
-use crate::wal::{Content, ReadMedia, Recovered, ShardLog, recover_shard};
+use crate::wal::{ReadMedia, Recovered, ShardLog, recover_shard};
 
 /// How a boot went.
 pub(super) enum Booted {
@@ -100,7 +100,9 @@ impl World {
         self.count_lost(&found, making);
         self.copy_out(making)?;
         for opened in &making.opened {
-            let of_volume = |found: &Recovered| overlay_of(found, &opened.local);
+            let local = &opened.local;
+            let of_volume =
+                |found: &Recovered| replayed_overlay(found, local.id, |epoch| local.fate(epoch));
             making.overlays.push(found.iter().map(of_volume).collect());
         }
         for (shard, found) in ShardId::all().zip(found) {
@@ -383,30 +385,4 @@ impl World {
             );
         }
     }
-}
-
-/// The records of one volume and shard that no manifest holds.
-fn overlay_of(found: &Recovered, local: &LocalHead) -> Overlay {
-    let mut overlay = Overlay::new();
-    for record in found.records() {
-        if record.volume != local.id || local.fate(record.epoch) != RecordFate::Replay {
-            continue;
-        }
-        match &record.content {
-            Content::Data { .. } => {
-                for (block, place, crc) in record.points() {
-                    overlay.insert_point(
-                        block,
-                        Point {
-                            lsn: record.lsn,
-                            place,
-                            crc,
-                        },
-                    );
-                }
-            }
-            Content::Mark(_) => overlay.insert_zero(record.blocks.clone(), record.lsn),
-        }
-    }
-    overlay
 }

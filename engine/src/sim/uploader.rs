@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Epoch, Generation, VolumeId};
 use crate::index::ChunkOrdinal;
 use crate::object::{ObjectKey, SealedRef};
-use crate::pack::{ChunkJob, PackPlan};
+use crate::pack::ChunkJob;
 use crate::registry::LocalHead;
 use crate::shard::VolumeSlot;
 use crate::wal::PlaceMap;
@@ -145,19 +145,8 @@ impl Uploader {
             .volumes
             .get_mut(&sealed.volume)
             .expect("all volumes are open");
-        let settings = volume.commit.head().settings.clone();
-        let layers = sealed
-            .layers
-            .iter()
-            .map(|(shard, layer)| (*shard, &**layer));
-        let plan = PackPlan::new(
-            sealed.epoch,
-            settings.block_size(),
-            settings.chunk_slots(),
-            layers,
-        );
         volume.places = Rc::clone(&self.places);
-        volume.commit.start(plan);
+        volume.commit.start(volume.commit.plan(sealed));
     }
 }
 

@@ -14,6 +14,15 @@ const NAMED_MAX: usize = 8;
 pub(super) fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     let bytes = subject.read_all()?;
     let chunk = ChunkView::parse(&bytes).map_err(|e| unreadable(subject, &e))?;
+    if is_copy_of_head(subject, &chunk) {
+        return Ok(Decoded {
+            kind: "copy of a chunk's head",
+            json: plain(&chunk),
+            fields: fields(&chunk, "none: its blocks are in the backend".to_owned()),
+            tables: tables(subject, &chunk),
+            damage: subject.misplaced(&chunk.key.object()).into_iter().collect(),
+        });
+    }
     let bad = bad_blocks(&chunk, &bytes);
     let mut damage: Vec<String> = bad.iter().take(NAMED_MAX).map(|b| b.1.clone()).collect();
     if bad.len() > NAMED_MAX {
@@ -30,10 +39,17 @@ pub(super) fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     Ok(Decoded {
         kind: "chunk",
         json,
-        fields: fields(&chunk, bad.len()),
+        fields: fields(&chunk, checked(&chunk, bad.len())),
         tables: tables(subject, &chunk),
         damage,
     })
+}
+
+/// Whether this is one of the copies of heads that an appliance keeps in `<data>/metadata`, to
+/// start without its backend. Anywhere else an object of that length lacks its blocks.
+fn is_copy_of_head(subject: &Subject<'_>, chunk: &ChunkView) -> bool {
+    let kept = subject.path.iter().any(|part| part == "metadata");
+    kept && subject.len == u64::from(chunk.head_bytes)
 }
 
 /// The blocks that fail their check: number and reason.
@@ -53,13 +69,17 @@ fn bad_blocks(chunk: &ChunkView, bytes: &[u8]) -> Vec<(u64, String)> {
     chunk.blocks().filter_map(check).collect()
 }
 
-fn fields(chunk: &ChunkView, bad: usize) -> Fields {
-    let zero_blocks: u64 = chunk.zeros.iter().map(|z| z.count).sum();
-    let payload = u64::from(chunk.slots) * u64::from(chunk.block_size_bytes);
-    let check = match bad {
+/// What came of the checks of all blocks.
+fn checked(chunk: &ChunkView, bad: usize) -> String {
+    match bad {
         0 => format!("all {} blocks pass their CRC32C", chunk.slots),
         bad => format!("{bad} of {} blocks are damaged", chunk.slots),
-    };
+    }
+}
+
+fn fields(chunk: &ChunkView, check: String) -> Fields {
+    let zero_blocks: u64 = chunk.zeros.iter().map(|z| z.count).sum();
+    let payload = u64::from(chunk.slots) * u64::from(chunk.block_size_bytes);
     let mut fields = Fields::default();
     fields
         .add("name", chunk.key.object().to_string())

@@ -137,6 +137,25 @@ fn a_damaged_block_is_named_and_makes_exit_code_6() {
 }
 
 #[test]
+fn a_kept_copy_of_a_chunks_head_is_whole_without_its_blocks() {
+    let scratch = Scratch::new();
+    let (bytes, reference) = chunk();
+    let head = &bytes[..reference.head_bytes as usize];
+    let path = scratch
+        .path("metadata")
+        .join(reference.key.object().as_str());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, head).unwrap();
+    let decoded = json(&inspect(&scratch, &path, &["--json"]));
+    assert_eq!(decoded["kind"], "copy of a chunk's head");
+    assert_eq!(decoded["damage"], serde_json::json!([]));
+    assert_eq!(decoded["content"]["runs"][1]["start"], 9);
+    // In the backend the same bytes are a chunk that lost its blocks.
+    let stored = store(&scratch, &reference.key.object(), head);
+    assert_eq!(inspect(&scratch, &stored, &[]).code, 6);
+}
+
+#[test]
 fn a_manifest_is_decoded_with_its_first_rows_or_all() {
     let scratch = Scratch::new();
     let manifest = manifest();

@@ -100,7 +100,7 @@ fn carry_out(around: &mut Surroundings<'_>, connections: &mut [Option<Connection
 /// What the program prints; `None` if there is no such program.
 fn printed(program: &str, arguments: &[&str]) -> Option<String> {
     let ran = Command::new("timeout")
-        .args(["30", program])
+        .args(["120", program])
         .args(arguments)
         .output();
     let ran = ran.expect("coreutils' timeout runs");
