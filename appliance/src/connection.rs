@@ -2,6 +2,7 @@
 //! buffers and the table of requests in flight.
 
 mod allowance;
+mod errors;
 mod failure_log;
 pub(crate) mod half_open;
 mod input;
@@ -32,7 +33,7 @@ pub use half_open::Pulse;
 use input::Input;
 pub(crate) use replies::CONTEXTS;
 use replies::{Agreed, Found};
-use requests::{InFlight, Requests, WriteStream};
+use requests::{InFlight, Refused, Requests, WriteStream};
 
 /// Bytes of the receive buffer. Larger writes are taken in piece by piece.
 pub const RECEIVE_BYTES: usize = 512 << 10;
@@ -137,8 +138,7 @@ struct Session {
     terms: Terms,
     counters: Arc<VolumeCounters>,
     stream: Option<WriteStream>,
-    /// Payload bytes of refused requests still to be thrown away.
-    discard: u64,
+    refused: Option<Refused>,
     failures: FailureLog,
 }
 
@@ -179,6 +179,8 @@ pub struct Connection {
     hung_up: bool,
     /// A request waits for memory that other connections hold.
     starved: bool,
+    /// A request waits for the next turn.
+    late: bool,
 }
 
 impl Connection {
@@ -211,6 +213,7 @@ impl Connection {
             readable: true,
             hung_up: false,
             starved: false,
+            late: false,
         }
     }
 
@@ -291,16 +294,16 @@ impl Connection {
                 outcome => return outcome,
             }
         }
-        if !self.readable || self.finishing || self.broken || self.input.is_full() {
+        if !self.readable || self.finishing || self.broken {
             return self.settle(Outcome::Waiting);
         }
-        if self.is_paused(around) {
+        if self.input.is_full() || self.is_paused(around) {
             // Nothing is read now, so a client that has gone must be noticed here. One that only
             // sends no more waits for its replies: its DISC may be unread.
             return if self.polls(PollFlags::HUP | PollFlags::ERR) {
                 self.gone(around)
             } else {
-                Outcome::Waiting
+                self.settle(Outcome::Waiting)
             };
         }
         let room = self.input.room();
@@ -415,7 +418,7 @@ impl Connection {
             terms: selected.session,
             counters,
             stream: None,
-            discard: 0,
+            refused: None,
             failures: FailureLog::default(),
         };
         self.phase = Phase::Joining {
@@ -441,6 +444,9 @@ impl Connection {
         let Phase::Transmission(session) = &mut self.phase else {
             return;
         };
+        if finished.abandoned {
+            return;
+        }
         if !self.broken {
             let agreed = Agreed {
                 terms: &session.terms,
@@ -449,6 +455,14 @@ impl Connection {
             replies::reply(finished, found, agreed, &mut self.output);
         }
         session.book(finished, &self.peer, around);
+        self.count_unsent();
+    }
+
+    /// Counts what was added to replies that the socket does not take.
+    fn count_unsent(&mut self) {
+        if self.unsent.held() > 0 {
+            self.unsent.hold(self.output.len() as u64);
+        }
     }
 
     /// Sends what is queued; true if the socket took everything.
@@ -458,7 +472,8 @@ impl Connection {
             match send(&self.socket, &self.output[self.sent..], flags) {
                 Ok(n) => self.sent += n,
                 Err(Os::AGAIN) => {
-                    self.unsent.hold((self.output.len() - self.sent) as u64);
+                    self.drop_sent();
+                    self.unsent.hold(self.output.len() as u64);
                     return false;
                 }
                 Err(Os::INTR) => {}
@@ -472,6 +487,20 @@ impl Connection {
             self.output = Vec::new();
         }
         true
+    }
+
+    /// Gives back the part of the replies that was sent once it is the larger one: a client that
+    /// always leaves something unread would make them grow for ever.
+    fn drop_sent(&mut self) {
+        if self.sent < self.output.len() - self.sent {
+            return;
+        }
+        if self.output.capacity() > SEND_BYTES_KEPT {
+            self.output = self.output[self.sent..].to_vec();
+        } else {
+            self.output.drain(..self.sent);
+        }
+        self.sent = 0;
     }
 
     /// Whether the connection is over: nothing in flight, nothing to send, no more to read.
@@ -499,11 +528,16 @@ impl Connection {
 
     /// Whether nothing is in flight and everything is sent, or never can be.
     pub fn is_idle(&self) -> bool {
-        self.requests.is_empty() && (self.broken || !self.has_output())
+        self.is_answered() && (self.broken || !self.has_output())
+    }
+
+    /// Whether nothing is in flight; replies may wait for the client.
+    pub fn is_answered(&self) -> bool {
+        self.requests.is_empty()
     }
 
     /// No further requests are read; what is in flight is answered. A write whose payload has not
-    /// arrived wholly will not be.
+    /// arrived wholly never is: it is not kept.
     pub fn finish(&mut self) {
         self.finishing = true;
         self.drop_stream();
@@ -513,7 +547,7 @@ impl Connection {
         if let Phase::Transmission(session) = &mut self.phase
             && let Some(stream) = session.stream.take()
         {
-            self.requests.drop_part(stream.request);
+            self.requests.abandon(stream.request);
         }
     }
 
@@ -543,7 +577,15 @@ impl Connection {
         self.requests.bytes() + self.unsent.held()
     }
 
+    /// Whether the next request has to wait. The payload of one that was begun never does: the
+    /// memory for it is counted already, or it is thrown away, and a client that sends it may not
+    /// read a reply before.
     fn is_paused(&self, around: &Surroundings<'_>) -> bool {
+        if let Phase::Transmission(session) = &self.phase
+            && (session.stream.is_some() || session.refused.is_some())
+        {
+            return false;
+        }
         self.output.len() - self.sent >= SEND_BYTES_MAX
             || self.requests.len() >= around.limits.requests_max
             || self.requests.bytes() >= around.limits.bytes_max
@@ -552,6 +594,8 @@ impl Connection {
     fn settle(&self, outcome: Outcome) -> Outcome {
         if self.is_over() {
             Outcome::Closed
+        } else if self.late && outcome == Outcome::Waiting {
+            Outcome::Ready
         } else {
             outcome
         }

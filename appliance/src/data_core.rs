@@ -46,6 +46,8 @@ const MESSAGES_PER_TURN: usize = 256;
 const TURN_MS_MAX: u64 = 1000;
 /// How long a stop waits for requests in flight.
 const QUIESCE_MS_MAX: u64 = 15_000;
+/// How long it waits for clients to take the replies: one that reads nothing holds up nobody.
+const UNREAD_MS_MAX: u64 = 2000;
 /// Rounds of operations that end at once in one turn.
 const DELIVERIES_PER_TURN: usize = 4;
 /// BLOCK_STATUS requests of all connections in one turn; each may take milliseconds.
@@ -120,7 +122,7 @@ struct Slot {
 /// A stop in progress.
 struct Quiesce {
     ack: Sender<()>,
-    deadline_ms: u64,
+    begun_ms: u64,
 }
 
 /// The loop's state.
@@ -566,6 +568,9 @@ impl DataCore {
             if connection.flush_output() {
                 if connection.is_over() {
                     self.close(index);
+                } else if connection.is_broken() {
+                    // The client has gone; the event that says so is not looked at any more.
+                    self.serve(index, Connection::gone);
                 } else if connection.wants_turn() {
                     self.queue(index);
                 }
@@ -602,19 +607,17 @@ impl DataCore {
         }
         self.quiesce = Some(Quiesce {
             ack,
-            deadline_ms: self.now_ms() + QUIESCE_MS_MAX,
+            begun_ms: self.now_ms(),
         });
     }
 
     /// A stop: in-flight requests are answered and durable before the sockets are closed.
     fn check_quiesce(&mut self, now_ms: u64) {
         let Some(quiesce) = &self.quiesce else { return };
-        let late = now_ms >= quiesce.deadline_ms;
-        let answered = self
-            .slots
-            .iter()
-            .filter_map(|s| s.connection.as_ref())
-            .all(|c| c.is_idle());
+        let late = now_ms >= quiesce.begun_ms + QUIESCE_MS_MAX;
+        let unread = now_ms >= quiesce.begun_ms + UNREAD_MS_MAX;
+        let mut connections = self.slots.iter().filter_map(|s| s.connection.as_ref());
+        let answered = connections.all(|c| c.is_idle() || unread && c.is_answered());
         if !answered && !late {
             return;
         }

@@ -7,7 +7,8 @@ use taipan_nbd::{
     ExportInfo, ReadReply, ReplyHead, ReplyTo, Session as Terms, StatusChunk, StatusQuery,
 };
 
-use super::requests::{InFlight, errno_of};
+use super::errors::Cause;
+use super::requests::InFlight;
 
 /// The metadata contexts of every volume.
 pub(crate) const CONTEXTS: [&str; 4] = [
@@ -74,7 +75,7 @@ pub(super) fn map_query(query: &StatusQuery, terms: &Terms) -> MapQuery {
 pub(super) fn reply(finished: &InFlight, found: Found<'_>, agreed: Agreed<'_>, out: &mut Vec<u8>) {
     let to = finished.to;
     if let Some(failure) = finished.failure {
-        return to.error(errno_of(failure), text_of(failure), out);
+        return Cause::Engine(failure).answer(to, out);
     }
     match finished.answer {
         Answer::Nothing => out.extend_from_slice(to.success().as_bytes()),
@@ -140,7 +141,7 @@ fn status(
             }
         }
         if chunk.finish(left == 0).is_err() {
-            return to.error(errno_of(Failure::Io), "nothing is known of this range", out);
+            return Cause::Engine(Failure::Io).answer(to, out);
         }
     }
 }
@@ -160,15 +161,5 @@ fn status_of(name: &str, block: BlockState) -> u32 {
         context::TAIPAN_RESIDENCY if block.in_memory => state::IN_MEMORY,
         context::TAIPAN_RESIDENCY if block.stored != Stored::Committed => state::ON_NVME,
         _ => 0,
-    }
-}
-
-/// What an error reply tells people.
-fn text_of(failure: Failure) -> &'static str {
-    match failure {
-        Failure::Io => "the log or the backend failed, or no good copy is left",
-        Failure::NoSpace => "the local log is full and the backend takes nothing",
-        Failure::ReadOnly => "the volume may only be read",
-        Failure::Gone => "the volume is not served here any more",
     }
 }

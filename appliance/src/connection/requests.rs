@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use taipan_engine::core::{Done, Failure, Origin, Progress, RequestKey};
 use taipan_engine::wal::MarkKind;
-use taipan_nbd::{Command, Errno, HeaderStyle, Op, Refusal, ReplyTo, Request, StatusQuery};
+use taipan_nbd::{
+    Command, Errno, ExportInfo, HeaderStyle, Op, Refusal, ReplyTo, Request, StatusQuery,
+};
 
 use super::allowance::Share;
+use super::errors::{Cause, Failed};
 use super::replies::{Answer, Found, STATUS_BYTES, data_head, hole_head, map_query};
 use super::{Connection, Outcome, Phase, Session, Surroundings};
 use crate::metrics::RequestKind;
@@ -14,8 +17,13 @@ use crate::metrics::RequestKind;
 /// Payload of a large write is handed on in pieces of at least this many bytes.
 const PIECE_BYTES_MIN: usize = 128 << 10;
 
-/// What the text of an error says of a request that breaks a rule; the log says more.
-const REFUSED: &str = "the request breaks a rule of the protocol or of the export";
+/// What a FAST_ZERO is told that does not cover whole blocks: the old content of the others may
+/// have to be fetched.
+const NOT_FAST: Refusal = Refusal {
+    errno: Errno::NotSup,
+    payload: 0,
+    close: false,
+};
 
 /// A request that is not answered yet.
 #[derive(Clone, Debug)]
@@ -27,6 +35,8 @@ pub(super) struct InFlight {
     pub(super) len: u64,
     pub(super) started_ns: u64,
     pub(super) failure: Option<Failure>,
+    /// Its payload did not come wholly: whatever becomes of the parts, it is never answered.
+    pub(super) abandoned: bool,
     parts: u32,
     keys: Vec<RequestKey>,
 }
@@ -54,6 +64,15 @@ pub(super) struct WriteStream {
     offset: u64,
     remaining: usize,
     fua: bool,
+}
+
+/// A request that is refused once its payload was thrown away. Not before: libnbd drops the answer
+/// to a command that it is still sending, and then waits for one for ever.
+pub(super) struct Refused {
+    to: ReplyTo,
+    errno: Errno,
+    /// Bytes still to come.
+    payload: usize,
 }
 
 /// The table of requests in flight.
@@ -134,8 +153,14 @@ impl Requests {
         self.drop_part(index)
     }
 
+    /// No more of the request's payload comes: it is dropped unanswered when its parts have ended.
+    pub(super) fn abandon(&mut self, index: u32) {
+        self.get(index).abandoned = true;
+        self.drop_part(index);
+    }
+
     /// One part ended; the request, if that was the last.
-    pub(super) fn drop_part(&mut self, index: u32) -> Option<InFlight> {
+    fn drop_part(&mut self, index: u32) -> Option<InFlight> {
         let request = self.get(index);
         request.parts -= 1;
         (request.parts == 0).then(|| self.remove(index))
@@ -152,6 +177,7 @@ impl InFlight {
             len: asked.request.length,
             started_ns,
             failure: None,
+            abandoned: false,
             parts: 1,
             keys: Vec::new(),
         }
@@ -167,16 +193,6 @@ impl InFlight {
     }
 }
 
-/// The errno of a failure: the one place where the engine's failures meet the protocol.
-pub(super) fn errno_of(failure: Failure) -> Errno {
-    match failure {
-        Failure::Io => Errno::Io,
-        Failure::NoSpace => Errno::NoSpc,
-        Failure::ReadOnly => Errno::Perm,
-        Failure::Gone => Errno::Shutdown,
-    }
-}
-
 impl Session {
     /// Counts an answered request and logs an error that is sent, once in a while.
     pub(super) fn book(&mut self, finished: &InFlight, peer: &str, around: &Surroundings<'_>) {
@@ -184,43 +200,46 @@ impl Session {
         around
             .counters
             .answered(finished.kind, Duration::from_nanos(took));
-        match finished.failure {
-            None => self.counters.succeeded(finished.kind, finished.len),
-            Some(failure) => {
-                self.counters.failed(finished.kind);
-                let Some(unsaid) = self.failures.note(around.now_ns) else {
-                    return;
-                };
-                tracing::warn!(
-                    volume = %self.volume.name,
-                    peer,
-                    request = finished.kind.name(),
-                    offset = finished.offset,
-                    len = finished.len,
-                    cause = ?failure,
-                    unsaid,
-                    "request failed"
-                );
-            }
-        }
+        let Some(failure) = finished.failure else {
+            return self.counters.succeeded(finished.kind, finished.len);
+        };
+        let failed = Failed {
+            kind: Some(finished.kind),
+            offset: finished.offset,
+            len: finished.len,
+            cause: Cause::Engine(failure),
+        };
+        self.failed(&failed, peer, around.now_ns);
+    }
+}
+
+/// Refuses a FAST_ZERO that may not be fast.
+#[inline]
+fn fast_enough(command: Command, export: &ExportInfo) -> Result<Command, Refusal> {
+    let block = u64::from(export.preferred_block);
+    match command {
+        Command::Op(Op::Zero {
+            offset,
+            len,
+            fast: true,
+            ..
+        }) if len > 0 && !(offset | len).is_multiple_of(block) => Err(NOT_FAST),
+        command => Ok(command),
     }
 }
 
 impl Connection {
     /// Takes requests out of the receive buffer until it holds no whole one, or there is no room.
     pub(super) fn take_requests(&mut self, around: &mut Surroundings<'_>) -> Outcome {
-        self.starved = false;
+        (self.starved, self.late) = (false, false);
         while !self.finishing && !self.broken && !self.is_paused(around) {
             let Phase::Transmission(session) = &mut self.phase else {
                 break;
             };
-            if session.discard > 0 {
-                let n = (self.input.bytes().len() as u64).min(session.discard);
-                if n == 0 {
+            if session.refused.is_some() {
+                if !self.throw_away() {
                     break;
                 }
-                self.input.consume(n as usize);
-                session.discard -= n;
                 continue;
             }
             if session.stream.is_some() {
@@ -252,7 +271,8 @@ impl Connection {
         let Phase::Transmission(session) = &mut self.phase else {
             return false;
         };
-        let command = match session.terms.validate(&asked.request, &session.info) {
+        let legal = session.terms.validate(&asked.request, &session.info);
+        let command = match legal.and_then(|command| fast_enough(command, &session.info)) {
             Ok(command) => command,
             Err(refusal) => return self.refuse(asked, refusal, around),
         };
@@ -261,10 +281,10 @@ impl Connection {
             Command::Status(_) | Command::StatusPayload { .. } => (STATUS_BYTES, 1),
             Command::Op(_) => (0, 0),
         };
-        let is_late = *around.maps_left < maps;
-        if is_late || bytes > 0 && self.unsent.must_wait(bytes, self.held()) {
+        self.late = *around.maps_left < maps;
+        self.starved = bytes > 0 && self.unsent.must_wait(bytes, self.held());
+        if self.late || self.starved {
             around.counters.parks.connection.add(1);
-            self.starved = true;
             return false;
         }
         *around.maps_left -= maps;
@@ -293,7 +313,7 @@ impl Connection {
         true
     }
 
-    /// Answers a request that breaks a rule; false if the connection ends by it.
+    /// Refuses a request, to be answered behind its payload; false if the connection ends by it.
     fn refuse(&mut self, asked: Asked, refusal: Refusal, around: &mut Surroundings<'_>) -> bool {
         let Phase::Transmission(session) = &mut self.phase else {
             return false;
@@ -306,14 +326,34 @@ impl Connection {
             self.gone(around);
             return false;
         }
-        tracing::info!(
-            volume = %session.volume.name, peer = %self.peer, command = request.command,
-            flags = request.flags, offset = request.offset, len = request.length,
-            errno = ?refusal.errno, "request refused"
-        );
-        session.discard = u64::from(refusal.payload);
+        let failed = Failed::refused(request, refusal.errno);
+        session.failed(&failed, &self.peer, around.now_ns);
+        session.refused = Some(Refused {
+            to: asked.to(),
+            errno: refusal.errno,
+            payload: refusal.payload as usize,
+        });
         self.input.consume(asked.header_bytes());
-        asked.to().error(refusal.errno, REFUSED, &mut self.output);
+        true
+    }
+
+    /// Throws away what is here of a refused request's payload, and answers when that was all of
+    /// it; false if more has to come.
+    fn throw_away(&mut self) -> bool {
+        let Phase::Transmission(session) = &mut self.phase else {
+            return false;
+        };
+        let Some(refused) = &mut session.refused else {
+            return false;
+        };
+        let n = refused.payload.min(self.input.bytes().len());
+        self.input.consume(n);
+        refused.payload -= n;
+        if refused.payload > 0 {
+            return false;
+        }
+        Cause::Refused(refused.errno).answer(refused.to, &mut self.output);
+        session.refused = None;
         true
     }
 
@@ -355,7 +395,7 @@ impl Connection {
         (offset, one, payload): (u64, bool, usize),
         around: &mut Surroundings<'_>,
     ) -> bool {
-        let Phase::Transmission(session) = &self.phase else {
+        let Phase::Transmission(session) = &mut self.phase else {
             return false;
         };
         let end = asked.header_bytes() + payload;
@@ -368,7 +408,11 @@ impl Connection {
         self.input.consume(end);
         match query {
             Ok(query) => self.start_status(asked, query, around),
-            Err(errno) => asked.to().error(errno, REFUSED, &mut self.output),
+            Err(errno) => {
+                let failed = Failed::refused(&asked.request, errno);
+                session.failed(&failed, &self.peer, around.now_ns);
+                failed.cause.answer(asked.to(), &mut self.output);
+            }
         }
         true
     }
@@ -509,6 +553,7 @@ impl Connection {
                 }
                 let finished = self.requests.remove(index);
                 session.book(&finished, &self.peer, around);
+                self.count_unsent();
             }
             progress => {
                 self.output.truncate(start);

@@ -69,13 +69,21 @@ fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
                 *slot = None;
             }
         }
-        carry_out(&mut around, &mut connections);
+        carry_out(&mut around, &mut |id, request, done, around| {
+            if let Some(connection) = &mut connections[id.index as usize] {
+                connection.done(request, done, around);
+                connection.flush_output();
+            }
+        });
         std::thread::sleep(Duration::from_micros(200));
     }
 }
 
-/// A disk that forgets at once: all is read from memory.
-fn carry_out(around: &mut Surroundings<'_>, connections: &mut [Option<Connection>]) {
+/// A disk that forgets at once: all is read from memory. `ended` is told of each request that ends.
+pub(super) fn carry_out(
+    around: &mut Surroundings<'_>,
+    ended: &mut dyn FnMut(ConnectionId, u32, &Done, &mut Surroundings<'_>),
+) {
     around.core.pump();
     let asked: Vec<Io> = around.core.effects.io.drain(..).collect();
     for io in asked {
@@ -90,10 +98,7 @@ fn carry_out(around: &mut Surroundings<'_>, connections: &mut [Option<Connection
     let done: Vec<Done> = around.core.effects.done.drain(..).collect();
     for done in done {
         let (id, request) = ConnectionId::of_ticket(done.ticket);
-        if let Some(connection) = &mut connections[id.index as usize] {
-            connection.done(request, &done, around);
-            connection.flush_output();
-        }
+        ended(id, request, &done, around);
     }
 }
 
