@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 
 use crate::arena::ArenaSlice;
-use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId};
+use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId, Span};
 use crate::identity::{Epoch, VolumeId};
 use crate::index::{ChunkOrdinal, Overlay, ShardBase};
 use crate::shard::{Shard, VolumeSlot};
@@ -264,6 +264,17 @@ struct CoreVolume {
     wanted: Epoch,
     /// Parts of writes that wait for the bucket.
     held: usize,
+}
+
+impl CoreVolume {
+    /// A range of it, as blocks.
+    fn span(&self, offset: u64, len: u64) -> Span {
+        Span {
+            offset,
+            len,
+            block_size: self.block_size,
+        }
+    }
 }
 
 /// What waits for the driver.

@@ -73,11 +73,7 @@ impl Core {
         let Some(volume) = self.served(slot) else {
             return Progress::Failed(Failure::Gone);
         };
-        let span = Span {
-            offset,
-            len,
-            block_size: volume.block_size,
-        };
+        let span = volume.span(offset, len);
         if len == 0 {
             return Progress::Done;
         }
@@ -117,11 +113,7 @@ impl Core {
         let Some(volume) = self.served(slot) else {
             return Progress::Failed(Failure::Gone);
         };
-        let span = Span {
-            offset,
-            len,
-            block_size: volume.block_size,
-        };
+        let span = volume.span(offset, len);
         if self.read_resident(slot, span, out) {
             return Progress::Done;
         }

@@ -75,11 +75,7 @@ impl Core {
         let Some(volume) = self.served(slot) else {
             return Progress::Failed(Failure::Gone);
         };
-        let span = Span {
-            offset,
-            len: data.len() as u64,
-            block_size: volume.block_size,
-        };
+        let span = volume.span(offset, data.len() as u64);
         let mask = self.peers_of(span);
         if mask == 0 {
             return self.write_own(origin, slot, offset, data, fua);
@@ -124,11 +120,7 @@ impl Core {
         let Some(volume) = self.served(slot) else {
             return Progress::Failed(Failure::Gone);
         };
-        let span = Span {
-            offset,
-            len,
-            block_size: volume.block_size,
-        };
+        let span = volume.span(offset, len);
         if volume.read_only {
             return Progress::Failed(Failure::ReadOnly);
         }
@@ -188,11 +180,7 @@ impl Core {
             return Progress::Done;
         }
         let durable = fua || volume.ack == Ack::Durable;
-        let span = Span {
-            offset,
-            len: data.len() as u64,
-            block_size: volume.block_size,
-        };
+        let span = volume.span(offset, data.len() as u64);
         let mut writing = Writing::new(origin, slot, durable);
         writing.remote = self.remote_of(origin, slot, fua);
         self.write_parts(&mut writing, span, data);
@@ -219,11 +207,7 @@ impl Core {
             return Progress::Done;
         }
         let durable = fua || volume.ack == Ack::Durable;
-        let span = Span {
-            offset,
-            len,
-            block_size: volume.block_size,
-        };
+        let span = volume.span(offset, len);
         let mut writing = Writing::new(origin, slot, durable);
         writing.remote = self.remote_of(origin, slot, fua);
         self.mark_parts(&mut writing, span, kind);
