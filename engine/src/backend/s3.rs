@@ -10,6 +10,7 @@ mod client;
 mod credentials;
 mod failure;
 mod lane;
+mod live_keys;
 mod location;
 mod multipart;
 mod probe;
@@ -27,9 +28,9 @@ use crate::error::{Error, Result};
 use crate::object::ObjectKey;
 
 use bodies::Bodies;
-use credentials::Keys;
 use failure::Remedy;
 use lane::{Class, Lane};
+use live_keys::LiveKeys;
 pub use location::S3Location;
 use requests::{Condition, Requests, crc_header};
 use retry::{Repeat, Retries, finished};
@@ -72,16 +73,16 @@ impl S3Backend {
     pub fn open(url: &str, cpu: Option<usize>) -> Result<Self> {
         let location = S3Location::parse(url)?;
         let file = location.credentials_file.as_deref();
-        let keys = Keys::find(file, |name| std::env::var_os(name))?;
-        Self::with_keys(location, &keys, cpu)
+        let keys = LiveKeys::find(file, |name| std::env::var_os(name))?;
+        Self::with_keys(location, &Arc::new(keys), cpu)
     }
 
-    fn with_keys(location: S3Location, keys: &Keys, cpu: Option<usize>) -> Result<Self> {
+    fn with_keys(location: S3Location, keys: &Arc<LiveKeys>, cpu: Option<usize>) -> Result<Self> {
         let location = Arc::new(location);
         let tally = Arc::new(Tally::default());
         let requests = |idle_max| -> Result<Arc<Requests>> {
             Ok(Arc::new(Requests {
-                client: client::client(&location, keys, idle_max)?,
+                client: client::client(&location, Arc::clone(keys), idle_max)?,
                 location: Arc::clone(&location),
                 tally: Arc::clone(&tally),
                 bodies: Bodies::default(),

@@ -1,9 +1,12 @@
 //! SeaweedFS, started once for all checks: it takes its time.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use futures::executor::block_on;
 use taipan_engine::backend::contract::CHECKS;
 use taipan_engine::backend::{Backend, ConditionalWrites, Put, S3Backend};
+use taipan_engine::error::ErrorKind;
 use taipan_engine::object::ObjectKey;
 
 use crate::servers::SeaweedFs;
@@ -17,7 +20,7 @@ fn seaweedfs_keeps_the_rules_of_a_backend() {
     }
     it_probes_as_full(&server);
     a_large_object_goes_in_parts(&server.backend("parts"));
-    wrong_keys_are_named(&server);
+    wrong_keys_are_named_and_replaced(&server);
 }
 
 #[test]
@@ -59,7 +62,7 @@ fn a_large_object_goes_in_parts(backend: &S3Backend) {
     assert_eq!(middle, body.slice((5 << 20) - 3..(5 << 20) + 4));
 }
 
-fn wrong_keys_are_named(server: &SeaweedFs) {
+fn wrong_keys_are_named_and_replaced(server: &SeaweedFs) {
     let folder = tempfile::tempdir().unwrap();
     let path = crate::servers::write_keys(folder.path());
     let text = std::fs::read_to_string(&path).unwrap();
@@ -71,7 +74,17 @@ fn wrong_keys_are_named(server: &SeaweedFs) {
     let key = ObjectKey::parse("v1/x").unwrap();
     let error = block_on(backend.get(&key)).unwrap_err();
     let text = error.to_string();
-    assert_eq!(error.kind(), taipan_engine::error::ErrorKind::Io, "{text}");
+    assert_eq!(error.kind(), ErrorKind::Io, "{text}");
     assert!(text.contains("403") && text.contains("keys"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+    // Replaced by the right ones they are used without a new start.
+    crate::servers::write_keys(folder.path());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match block_on(backend.get(&key)).unwrap_err().kind() {
+            ErrorKind::NotFound => break,
+            _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
+            other => panic!("the new keys are not used: {other:?}"),
+        }
+    }
 }

@@ -1,21 +1,22 @@
 //! The SDK's client, told everything, so that it looks for nothing by itself: no provider chain, no
 //! metadata service, no proxy from the environment, no retries of its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    BehaviorVersion, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 
-use super::credentials::Keys;
+use super::live_keys::LiveKeys;
 use super::location::S3Location;
 use crate::error::{Error, Result};
 
@@ -27,20 +28,20 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 /// Makes a client with a connection pool of its own, for the requests of one lane.
-pub(super) fn client(location: &S3Location, keys: &Keys, idle_max: usize) -> Result<Client> {
-    let credentials = Credentials::new(
-        &keys.access_key,
-        &keys.secret,
-        keys.session_token.clone(),
-        None,
-        "taipan",
-    );
+pub(super) fn client(
+    location: &S3Location,
+    keys: Arc<LiveKeys>,
+    idle_max: usize,
+) -> Result<Client> {
+    let keys: Arc<dyn ProvideCredentials> = keys;
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT);
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::new(location.region.clone()))
         .force_path_style(location.path_style)
-        .credentials_provider(credentials)
+        .credentials_provider(keys)
+        // They are at hand, and may change at any time.
+        .identity_cache(IdentityCache::no_cache())
         .http_client(http_client(location, idle_max)?)
         // The CRC32C of every body is set by hand; ranges carry no checksum, their blocks do.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

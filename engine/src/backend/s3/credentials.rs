@@ -31,16 +31,8 @@ impl Keys {
         file: Option<&Path>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self> {
-        if let Some(path) = file {
-            refuse_readable_by_others(path)?;
-            return Self::read_file(path);
-        }
-        if let Some(folder) = variable("CREDENTIALS_DIRECTORY") {
-            // Its permissions are systemd's business: it may let the unit's user in by an ACL.
-            let path = PathBuf::from(folder).join("s3");
-            if path.exists() {
-                return Self::read_file(&path);
-            }
+        if let Some(file) = KeyFile::find(file, &variable) {
+            return file.read();
         }
         let text = |name: &str| match variable(name).map(OsString::into_string) {
             Some(Ok(text)) if !text.is_empty() => Ok(Some(text)),
@@ -113,6 +105,46 @@ impl Keys {
             secret: secret.ok_or_else(|| missing("aws_secret_access_key"))?,
             session_token,
         })
+    }
+}
+
+/// A file of keys.
+#[derive(Clone, Debug)]
+pub(super) struct KeyFile {
+    path: PathBuf,
+    /// Others must not be able to read it.
+    is_private: bool,
+}
+
+impl KeyFile {
+    /// The named file, else the systemd credential `s3` if there is one.
+    pub(super) fn find(
+        file: Option<&Path>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Option<Self> {
+        if let Some(path) = file {
+            return Some(Self {
+                path: path.to_owned(),
+                is_private: true,
+            });
+        }
+        // Its permissions are systemd's business: it may let the unit's user in by an ACL.
+        let path = PathBuf::from(variable("CREDENTIALS_DIRECTORY")?).join("s3");
+        path.exists().then_some(Self {
+            path,
+            is_private: false,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn read(&self) -> Result<Keys> {
+        if self.is_private {
+            refuse_readable_by_others(&self.path)?;
+        }
+        Keys::read_file(&self.path)
     }
 }
 
