@@ -45,10 +45,12 @@ impl Game {
         wait_until("a commit", Duration::from_secs(60), || {
             manifest(&daemon) >= Some(last)
         });
+        // A busy machine may take its time to start the writers.
+        let minute = Duration::from_secs(60);
+        wait_until("an answer", minute, || writers.answers() > 0);
         std::thread::sleep(Duration::from_millis(100 + self.dice.below(900)));
         daemon.kill();
-        let answers = self.ledger.join(writers);
-        assert!(answers > 0, "nothing was answered before the kill");
+        self.ledger.join(writers);
         match left {
             Left::Bucket => self.rig.lose_machine(),
             Left::Disk => self.rig.lose_memory(),

@@ -52,11 +52,20 @@ pub(crate) struct Found(Vec<u64>);
 struct Part {
     writes: Vec<(u64, Version)>,
     flushed: u64,
-    answers: u64,
 }
 
 /// Writers under way.
-pub(crate) struct Writers(Vec<JoinHandle<Part>>);
+pub(crate) struct Writers {
+    threads: Vec<JoinHandle<Part>>,
+    answers: Arc<AtomicU64>,
+}
+
+impl Writers {
+    /// How many of their requests were done.
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::SeqCst)
+    }
+}
 
 impl Ledger {
     /// Of a volume whose first `blocks` blocks were never written.
@@ -75,9 +84,11 @@ impl Ledger {
     /// Starts writers on several connections to `vol0`. They go on until the server fails them.
     pub(crate) fn start_writers(&self, socket: &Path, dice: &mut Dice) -> Writers {
         let share = self.history.len() as u64 / CONNECTIONS;
+        let answers = Arc::new(AtomicU64::new(0));
         let start = |place| {
             let mut writer = Writer {
                 clock: Arc::clone(&self.clock),
+                answers: Arc::clone(&answers),
                 socket: socket.to_owned(),
                 first: place * share,
                 blocks: share,
@@ -88,25 +99,26 @@ impl Ledger {
             };
             std::thread::spawn(move || {
                 // The end of the connection is the end of the work.
-                let _ = writer.run();
+                let end = writer.run();
+                eprintln!("writer {place} ended: {:?}", end.err());
                 writer.finish()
             })
         };
-        Writers((0..CONNECTIONS).map(start).collect())
+        Writers {
+            threads: (0..CONNECTIONS).map(start).collect(),
+            answers,
+        }
     }
 
-    /// Waits for the writers and takes in what they did. Gives how many answers they had.
-    pub(crate) fn join(&mut self, writers: Writers) -> u64 {
-        let mut answers = 0;
-        for thread in writers.0 {
+    /// Waits for the writers and takes in what they did.
+    pub(crate) fn join(&mut self, writers: Writers) {
+        for thread in writers.threads {
             let part = thread.join().expect("a writer");
             for (block, version) in part.writes {
                 self.history[block as usize].push(version);
             }
             self.flushed = self.flushed.max(part.flushed);
-            answers += part.answers;
         }
-        answers
     }
 
     /// The time now: what is sent later is above it.
@@ -253,6 +265,7 @@ enum Sent {
 /// One connection, which alone writes its blocks.
 struct Writer {
     clock: Arc<AtomicU64>,
+    answers: Arc<AtomicU64>,
     socket: PathBuf,
     first: u64,
     blocks: u64,
@@ -282,7 +295,7 @@ impl Writer {
                 self.unanswered(&sent);
                 return Err(std::io::Error::other(format!("{errno:?}")));
             }
-            self.part.answers += 1;
+            self.answers.fetch_add(1, Ordering::SeqCst);
             match sent {
                 Sent::Flush(at) => self.part.flushed = self.part.flushed.max(at),
                 Sent::Write(at, first, blocks) => self.note(at, first, blocks, now),
