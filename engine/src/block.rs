@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::Serialize;
+
 /// Number of shards of every volume; part of the on-disk format.
 pub const SHARD_COUNT: usize = 16;
 const SHARD_BITS: u32 = 4;
@@ -44,6 +46,43 @@ impl ShardId {
 impl fmt::Display for ShardId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02}", self.0)
+    }
+}
+
+/// Some of the shards: bit n is shard n.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ShardSet(pub u16);
+
+const _: () = assert!(SHARD_COUNT == u16::BITS as usize);
+
+impl ShardSet {
+    /// No shard.
+    pub const NONE: Self = Self(0);
+    /// Every shard.
+    pub const ALL: Self = Self(u16::MAX);
+
+    /// Whether it holds no shard.
+    pub fn is_empty(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// Shards in it, at most [`SHARD_COUNT`].
+    pub fn count(self) -> u32 {
+        self.0.count_ones()
+    }
+
+    /// Whether `shard` is in it.
+    pub fn contains(self, shard: ShardId) -> bool {
+        self.0 >> shard.0 & 1 == 1
+    }
+
+    /// Whether the shards of the blocks `from..to` are all in it.
+    pub fn contains_all_of(self, blocks: Range<u64>) -> bool {
+        let count = blocks.end.saturating_sub(blocks.start);
+        let shards = 0..count.min(SHARD_COUNT as u64);
+        shards
+            .map(|i| BlockNum(blocks.start + i).shard())
+            .all(|shard| self.contains(shard))
     }
 }
 

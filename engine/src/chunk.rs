@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
-use crate::block::{BlockNum, BlockSize};
+use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardSet};
 use crate::identity::Epoch;
 use crate::object::ChunkKey;
 
@@ -19,8 +19,10 @@ pub use view::{ChunkView, Found, SlotStamp, fuzz_chunk, open_slot, verify_slot};
 
 /// First bytes of every chunk object.
 pub const MAGIC: [u8; 8] = *b"TaipanCk";
-/// Version of the format.
+/// Version of the format, if no zero run spares a shard.
 pub const VERSION: u16 = 1;
+/// Version of the format with zero runs that spare shards.
+pub const VERSION_SPARING: u16 = 2;
 /// Bytes of the fixed header, before the extent table.
 pub const HEADER_BYTES: usize = 128;
 /// Bytes after each block in its slot: CRC32C and low bits of the block number.
@@ -83,15 +85,63 @@ pub struct DataRun {
     pub slot: u32,
 }
 
-/// Consecutive blocks that read as zeros and have no slot.
+/// Consecutive blocks that read as zeros and have no slot. Those of some shards may be left out, so
+/// that a range of any length that only some shards zeroed is one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ZeroRun {
     /// First block, in the volume's numbering.
     #[serde(serialize_with = "block_number")]
     pub start: BlockNum,
-    /// Blocks, above zero.
+    /// Blocks from the first to the last, above zero.
     pub count: u64,
+    /// Shards of whose blocks nothing is said. If there are any, the run is made of whole rows:
+    /// start and count are multiples of 16.
+    #[serde(skip_serializing_if = "ShardSet::is_empty")]
+    pub spared: ShardSet,
 }
+
+impl ZeroRun {
+    /// All blocks of `start..start + count`.
+    pub fn new(start: BlockNum, count: u64) -> Self {
+        Self {
+            start,
+            count,
+            spared: ShardSet::NONE,
+        }
+    }
+
+    /// Whether it says that `block` is zeros.
+    pub fn covers(&self, block: BlockNum) -> bool {
+        let is_within = block.0.checked_sub(self.start.0);
+        is_within.is_some_and(|at| at < self.count) && !self.spared.contains(block.shard())
+    }
+
+    /// Blocks that it says are zeros.
+    pub fn zeroed_blocks(&self) -> u64 {
+        let shards = SHARD_COUNT as u64;
+        match u64::from(self.spared.count()) {
+            0 => self.count,
+            spared => self.count / shards * (shards - spared),
+        }
+    }
+
+    /// Its second word in the table: count, and the spared shards in the bits that no count needs.
+    fn second_word(&self) -> u64 {
+        u64::from(self.spared.0) << SPARED_SHIFT | self.count
+    }
+
+    fn from_words(start: u64, second: u64) -> Self {
+        Self {
+            start: BlockNum(start),
+            count: second & ((1 << SPARED_SHIFT) - 1),
+            spared: ShardSet((second >> SPARED_SHIFT) as u16),
+        }
+    }
+}
+
+/// Bits of a zero run's count in the table.
+const SPARED_SHIFT: u32 = 48;
+const _: () = assert!(BLOCK_NUM_END < 1 << SPARED_SHIFT);
 
 /// What a manifest and the chunk table keep of a chunk: enough to read any slot with one GET.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -19,7 +19,7 @@ pub const EXTENTS_MAX: usize = 16 << 10;
 pub enum Content {
     /// Zeros: it was never written, or is committed as zeroed.
     Hole,
-    /// Zeros: an uncommitted record says so.
+    /// Zeros: an uncommitted record says so. Told only to who asks for [`View::stored`].
     Zero,
     /// What was written.
     Data,
@@ -77,10 +77,14 @@ pub struct View {
 }
 
 impl View {
-    /// `state` without the differences that do not matter.
+    /// `state` without the differences that do not matter. A zeroed range differs from a hole in
+    /// [`BlockState::stored`] alone.
     pub(crate) fn of(self, state: BlockState) -> BlockState {
         BlockState {
-            content: state.content,
+            content: match state.content {
+                Content::Zero if !self.stored => Content::Hole,
+                content => content,
+            },
             stored: if self.stored {
                 state.stored
             } else {

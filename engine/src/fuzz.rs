@@ -210,10 +210,7 @@ fn load_part(part: IndexPart) {
             bytes: 144,
         },
         runs: Vec::new(),
-        zeros: vec![ZeroRun {
-            start: BlockNum(0),
-            count: BLOCK_NUM_END,
-        }],
+        zeros: vec![ZeroRun::new(BlockNum(0), BLOCK_NUM_END)],
     };
     base.apply(&[everything]);
     assert_eq!(base.mapped_blocks(), 0);

@@ -85,7 +85,7 @@ impl PackPlan {
     /// Drops zeros that cover nothing mapped (at the grain of a leaf), so that discarding a fresh
     /// volume costs nothing.
     pub fn drop_idle_zeros(&mut self, base: &VolumeBase) {
-        self.zeros.retain(|run| base.may_map(run.start, run.count));
+        self.zeros.retain(|run| base.may_map(run));
     }
 
     /// The cut.

@@ -19,9 +19,6 @@ pub(crate) const CONTEXTS: [&str; 4] = [
 ];
 /// Most extents of one BLOCK_STATUS; clients ask again from where they end.
 const EXTENTS_MAX: usize = 1024;
-/// A question for one extent looks no further: over a short range the index is asked block by
-/// block, over a long one all of its newest part is walked. Clients ask on from there.
-const ONE_EXTENT_BYTES_MAX: u64 = 32 << 20;
 /// Memory that a BLOCK_STATUS may take while it is in flight: runs of 16 shards, then the reply.
 pub(super) const STATUS_BYTES: u64 = 16 * (EXTENTS_MAX as u64) * 16;
 
@@ -59,10 +56,7 @@ pub(super) fn map_query(query: &StatusQuery, terms: &Terms) -> MapQuery {
     let in_memory = asks(context::TAIPAN_RESIDENCY);
     MapQuery {
         offset: query.offset,
-        len: match query.one {
-            true => query.len.min(ONE_EXTENT_BYTES_MAX),
-            false => query.len,
-        },
+        len: query.len,
         view: View {
             stored: in_memory || asks(context::TAIPAN_DURABILITY),
             in_memory,

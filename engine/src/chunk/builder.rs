@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::{
     BLOCK_NUM_END, ChunkRef, ChunkSpec, DataRun, HEADER_BYTES, MAGIC, SLOTS_MAX, VERSION,
-    ZERO_RUNS_MAX, ZeroRun, field, head_bytes, low_bits, slot_stride,
+    VERSION_SPARING, ZERO_RUNS_MAX, ZeroRun, field, head_bytes, low_bits, slot_stride,
 };
-use crate::block::BlockNum;
+use crate::block::{BlockNum, SHARD_COUNT, ShardSet};
 use crate::checksum;
 use crate::error::{Error, Result};
 use crate::object::fields::FieldsOut;
@@ -50,7 +50,7 @@ impl ChunkBuilder {
             next_slot: 0,
             next_run: 0,
         };
-        builder.write_header(zeros.len(), crc32c::crc32c(&table));
+        builder.write_header(zeros, crc32c::crc32c(&table));
         Ok(builder)
     }
 
@@ -129,7 +129,11 @@ impl ChunkBuilder {
         Ok((Bytes::from(self.buffer), reference))
     }
 
-    fn write_header(&mut self, zero_runs: usize, table_crc: u32) {
+    fn write_header(&mut self, zeros: &[ZeroRun], table_crc: u32) {
+        let version = match zeros.iter().all(|zero| zero.spared.is_empty()) {
+            true => VERSION,
+            false => VERSION_SPARING,
+        };
         let object_bytes = self.buffer.len() as u64;
         let (spec, runs) = (self.spec, self.runs.len() as u32);
         let header = &mut self.buffer[..HEADER_BYTES];
@@ -139,7 +143,7 @@ impl ChunkBuilder {
         let mut key = Vec::with_capacity(field::KEY.len());
         spec.key.encode_into(&mut key);
         put(field::MAGIC, &MAGIC);
-        put(field::VERSION, &VERSION.to_le_bytes());
+        put(field::VERSION, &version.to_le_bytes());
         let block_bytes = spec.block_size.bytes() as u32;
         put(field::BLOCK_SIZE, &block_bytes.to_le_bytes());
         put(field::KEY, &key);
@@ -148,7 +152,7 @@ impl ChunkBuilder {
         put(field::HEAD_BYTES, &(self.head_bytes as u32).to_le_bytes());
         put(field::SLOTS, &self.slots.to_le_bytes());
         put(field::DATA_RUNS, &runs.to_le_bytes());
-        put(field::ZERO_RUNS, &(zero_runs as u32).to_le_bytes());
+        put(field::ZERO_RUNS, &(zeros.len() as u32).to_le_bytes());
         put(field::TABLE_CRC, &table_crc.to_le_bytes());
         put(field::OBJECT_BYTES, &object_bytes.to_le_bytes());
         put(field::EPOCH, &spec.epoch.0.to_le_bytes());
@@ -191,7 +195,7 @@ fn encode_table(runs: &[DataRun], zeros: &[ZeroRun]) -> Vec<u8> {
     }
     for run in zeros {
         table.put_u64(run.start.0);
-        table.put_u64(run.count);
+        table.put_u64(run.second_word());
     }
     table
 }
@@ -214,11 +218,28 @@ pub(super) fn check_runs(
     let mut data = runs.iter().peekable();
     for zero in zeros {
         end = checked_end(zero.start, zero.count, end)?;
-        let before = |run: &DataRun| run.start.0 + u64::from(run.count) <= zero.start.0;
-        while data.next_if(|run| before(run)).is_some() {}
-        if data.peek().is_some_and(|run| run.start.0 < end) {
-            return Err("a block is both data and zero");
+        check_spared(zero)?;
+        while let Some(run) = data.peek().filter(|run| run.start.0 < end) {
+            let run_end = run.start.0 + u64::from(run.count);
+            let both = run.start.0.max(zero.start.0)..run_end.min(end);
+            if !zero.spared.contains_all_of(both) {
+                return Err("a block is both data and zero");
+            }
+            if run_end > end {
+                break;
+            }
+            data.next();
         }
+    }
+    Ok(())
+}
+
+/// A run that spares shards, but not all, is made of whole rows.
+fn check_spared(zero: &ZeroRun) -> std::result::Result<(), &'static str> {
+    let is_whole = |blocks: u64| blocks.is_multiple_of(SHARD_COUNT as u64);
+    let is_of_rows = is_whole(zero.start.0) && is_whole(zero.count);
+    if zero.spared == ShardSet::ALL || !zero.spared.is_empty() && !is_of_rows {
+        return Err("a zero run spares all shards, or parts of rows");
     }
     Ok(())
 }

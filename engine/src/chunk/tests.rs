@@ -43,9 +43,15 @@ fn build(blocks: &[u64], zeros: &[ZeroRun], block_size: BlockSize) -> (Vec<u8>, 
 }
 
 fn zero(start: u64, count: u64) -> ZeroRun {
+    ZeroRun::new(BlockNum(start), count)
+}
+
+/// Whole rows of which only these shards are zeroed.
+fn zero_of(shards: u16, rows: Range<u64>) -> ZeroRun {
     ZeroRun {
-        start: BlockNum(start),
-        count,
+        start: BlockNum(rows.start * 16),
+        count: (rows.end - rows.start) * 16,
+        spared: ShardSet(!shards),
     }
 }
 
@@ -98,6 +104,44 @@ fn golden_bytes() {
     assert_eq!(slot[4100..], 0x10u32.to_le_bytes());
     assert_eq!(reference.head_bytes, 176);
     assert_eq!((reference.slots, reference.bytes), (3, bytes.len() as u64));
+}
+
+#[test]
+fn golden_bytes_of_zeros_that_spare_shards() {
+    // Of rows 1 and 2 (blocks 16..48) all shards but 1 and 15; block 17 is data.
+    let (bytes, reference) = build(&[17], &[zero(3, 2), zero_of(0x7FFD, 1..3)], BlockSize::MIN);
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hex(&bytes[8..12]), "02000000", "version, flags");
+    let table = concat!(
+        "1100000000000000",
+        "01000000",
+        "00000000", // block 17 in slot 0
+        "0300000000000000",
+        "0200000000000000", // blocks 3..5 are zeros
+        "1000000000000000",
+        "2000000000000280", // blocks 16..48 are, but not of shards 1 and 15
+    );
+    assert_eq!(hex(&bytes[128..176]), table);
+    let view = ChunkView::parse(&bytes).unwrap();
+    assert!(view.is(&reference));
+    for (block, found) in [
+        (16, Some(Found::Zero)),
+        (17, Some(Found::Slot(0))),
+        (30, Some(Found::Zero)),
+        (31, None),
+        (33, None),
+        (46, Some(Found::Zero)),
+        (48, None),
+    ] {
+        assert_eq!(view.find(BlockNum(block)), found, "block {block}");
+    }
+    assert_eq!(view.zeros[1].zeroed_blocks(), 28);
+    let mut old = bytes;
+    old[field::VERSION.start] = 1;
+    assert!(
+        ChunkView::parse(&resealed(old)).is_err(),
+        "version 1 spares none"
+    );
 }
 
 #[test]
@@ -160,6 +204,21 @@ fn plans_that_break_a_rule_are_refused() {
             "overlapping zeros",
         ),
         (blocks(&[]), vec![zero(5, u64::MAX)], "overflow"),
+        (blocks(&[]), vec![zero_of(0, 0..1)], "spares all"),
+        (blocks(&[35]), vec![zero_of(8, 2..3)], "data and zero"),
+        (
+            (30..46).map(BlockNum).collect(),
+            vec![zero_of(8, 2..9)],
+            "data and zero",
+        ),
+        (
+            blocks(&[]),
+            vec![ZeroRun {
+                spared: ShardSet(1),
+                ..zero(16, 24)
+            }],
+            "half a row",
+        ),
     ] {
         let built = ChunkBuilder::new(&spec(BlockSize::MIN), &data, &zeros);
         assert_eq!(
@@ -281,9 +340,10 @@ proptest! {
 
     #[test]
     fn altered_fields_with_right_crcs_do_not_panic(
-        changes in prop::collection::vec((8usize..176, any::<u8>()), 1..6),
+        changes in prop::collection::vec((8usize..192, any::<u8>()), 1..6),
     ) {
-        let (mut bytes, _) = build(&[5, 6, 70], &[zero(8, 3)], BlockSize::MIN);
+        let zeros = [zero(8, 3), zero_of(0xF0, 1..3)];
+        let (mut bytes, _) = build(&[5, 6, 70], &zeros, BlockSize::MIN);
         for (at, value) in changes {
             bytes[at] = value;
         }

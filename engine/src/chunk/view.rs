@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use super::builder::check_runs;
 use super::{
-    ChunkRef, DataRun, HEADER_BYTES, MAGIC, RUN_BYTES, SLOTS_MAX, VERSION, ZERO_RUNS_MAX, ZeroRun,
-    field, head_bytes, low_bits, slot_stride,
+    ChunkRef, DataRun, HEADER_BYTES, MAGIC, RUN_BYTES, SLOTS_MAX, VERSION, VERSION_SPARING,
+    ZERO_RUNS_MAX, ZeroRun, field, head_bytes, low_bits, slot_stride,
 };
-use crate::block::{BlockNum, BlockSize};
+use crate::block::{BlockNum, BlockSize, SHARD_COUNT};
 use crate::checksum;
 use crate::error::{Error, Result};
 use crate::identity::Epoch;
@@ -79,11 +79,11 @@ impl ChunkView {
             })
         })?;
         let zeros = fields.list(header.zero_runs, RUN_BYTES, |fields| {
-            Ok(ZeroRun {
-                start: BlockNum(fields.u64()?),
-                count: fields.u64()?,
-            })
+            Ok(ZeroRun::from_words(fields.u64()?, fields.u64()?))
         })?;
+        if header.version == VERSION && zeros.iter().any(|zero| !zero.spared.is_empty()) {
+            return Err(refuse("a zero run spares shards, which its version cannot"));
+        }
         check_runs(&runs, &zeros).map_err(refuse)?;
         if runs.last().map_or(0, |run| run.slot + run.count) != header.slots {
             return Err(refuse("its runs do not fill its slots"));
@@ -122,7 +122,7 @@ impl ChunkView {
         }
         let at = self.zeros.partition_point(|run| run.start <= block);
         let run = at.checked_sub(1).map(|at| self.zeros[at])?;
-        (block.0 - run.start.0 < run.count).then_some(Found::Zero)
+        run.covers(block).then_some(Found::Zero)
     }
 
     /// All blocks with data and their slots, ascending.
@@ -135,6 +135,7 @@ impl ChunkView {
 
 /// The fixed header, checked.
 struct Header {
+    version: u16,
     key: ChunkKey,
     block_size: BlockSize,
     epoch: Epoch,
@@ -167,13 +168,15 @@ impl Header {
         let u32_at = |range| Fields::new(&header[range]).u32();
         let u64_at = |range| Fields::new(&header[range]).u64();
         let version = u16_at(field::VERSION)?;
-        if version != VERSION || u16_at(field::FLAGS)? != 0 {
+        let is_known = [VERSION, VERSION_SPARING].contains(&version);
+        if !is_known || u16_at(field::FLAGS)? != 0 {
             return Err(Error::corrupt(format!(
                 "chunk format {version} with its flags is not known to this release"
             )));
         }
         let block_bytes = u32_at(field::BLOCK_SIZE)?;
         let parsed = Self {
+            version,
             key: ChunkKey::decode(&mut Fields::new(&header[field::KEY]))?,
             block_size: BlockSize::new(block_bytes)
                 .ok_or_else(|| Error::corrupt(format!("chunk block size {block_bytes}")))?,
@@ -294,6 +297,9 @@ pub fn fuzz_chunk(data: &[u8]) {
         }
     }
     for zero in &view.zeros {
-        assert_eq!(view.find(zero.start), Some(Found::Zero));
+        let first_row = (zero.start.0..zero.start.0 + zero.count).take(SHARD_COUNT);
+        let zeroed = first_row.map(BlockNum).filter(|block| zero.covers(*block));
+        let told: Vec<_> = zeroed.map(|block| view.find(block)).collect();
+        assert!(!told.is_empty() && told.iter().all(|found| *found == Some(Found::Zero)));
     }
 }

@@ -24,12 +24,16 @@ pub fn interleave(span: Span, answers: &[ShardRuns], extents_max: usize) -> Vec<
     }
     let mut extents = Extents::new(span, extents_max.clamp(1, EXTENTS_MAX));
     let mut at = span.first().0;
+    let mut reached = None;
     while at < end {
         let block = BlockNum(at);
         let row = block.local();
-        for runs in &mut ahead {
-            let over = runs.iter().take_while(|run| run.end <= row.0).count();
-            *runs = &runs[over..];
+        if reached != Some(row) {
+            for runs in &mut ahead {
+                let over = runs.iter().take_while(|run| run.end <= row.0).count();
+                *runs = &runs[over..];
+            }
+            reached = Some(row);
         }
         let Some(own) = ahead[block.shard().index()].first() else {
             // A shard of the span that nobody answered for.
@@ -45,6 +49,7 @@ pub fn interleave(span: Span, answers: &[ShardRuns], extents_max: usize) -> Vec<
         }
         at = next;
     }
+    extents.list.shrink_to_fit();
     extents.list
 }
 

@@ -74,9 +74,18 @@ impl Runs {
         out
     }
 
-    /// Keeps the first `runs` runs, at least one.
+    /// Goes on with `next`, which begins where these end.
+    pub fn append(&mut self, next: &Self) {
+        debug_assert_eq!(next.start, self.end());
+        next.runs
+            .iter()
+            .for_each(|run| self.push(run.end, run.state));
+    }
+
+    /// Keeps the first `runs` runs, at least one, and no more memory than they need.
     pub fn truncate(&mut self, runs: usize) {
         self.runs.truncate(runs.max(1));
+        self.runs.shrink_to_fit();
     }
 
     fn end(&self) -> u64 {

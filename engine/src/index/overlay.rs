@@ -1,5 +1,6 @@
 //! The uncommitted part of one volume's index in one shard: blocks in the WAL, and zeroed ranges.
 
+mod regions;
 mod scan;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use crate::block::LocalBlock;
 use crate::identity::{BatchNum, Lsn};
 use crate::wal::place::Place;
 
+use regions::Regions;
 pub use scan::Scan;
 
 /// The newest data of one block, still in the WAL.
@@ -112,6 +114,8 @@ struct ZeroedTo {
 #[derive(Default)]
 pub struct Overlay {
     points: HashTable<Entry>,
+    /// Where points are, for scans.
+    regions: Regions,
     /// Non-overlapping. Data and zeros are compared at lookup, so that a TRIM costs one insertion
     /// however many blocks it covers.
     zeros: BTreeMap<u64, ZeroedTo>,
@@ -138,6 +142,7 @@ impl Overlay {
             }
             TableEntry::Vacant(at) => {
                 at.insert(Entry::new(key, point));
+                self.regions.note(key);
             }
         }
     }
@@ -175,14 +180,21 @@ impl Overlay {
     /// layer over a base that holds the same blocks: what is dropped is then found there.
     pub fn keep_points(&mut self, mut keep: impl FnMut(Place) -> bool) {
         let zeros = std::mem::take(&mut self.zeros);
+        let mut regions = Regions::default();
         self.points.retain(|entry| {
             let local = u64::from(entry.local);
             let zero = zeros
                 .range(..=local)
                 .next_back()
                 .filter(|(_, zero)| local < zero.end);
-            zero.is_none_or(|(_, zero)| zero.lsn.0 <= entry.lsn) && keep(entry.point().place)
+            let is_visible = zero.is_none_or(|(_, zero)| zero.lsn.0 <= entry.lsn);
+            let is_kept = is_visible && keep(entry.point().place);
+            if is_kept {
+                regions.note(entry.local);
+            }
+            is_kept
         });
+        self.regions = regions;
     }
 
     /// What is known of `local`; `None` if no uncommitted record touched it.
@@ -217,7 +229,9 @@ impl Overlay {
 
     /// Heap memory in bytes (that of the zero map estimated).
     pub fn heap_bytes(&self) -> usize {
-        self.points.allocation_size() + self.zeros.len() * ZERO_ENTRY_BYTES
+        self.points.allocation_size()
+            + self.regions.heap_bytes()
+            + self.zeros.len() * ZERO_ENTRY_BYTES
     }
 
     /// The newest version of everything, sorted.

@@ -84,10 +84,11 @@ impl VolumeBase {
         self.shards[block.shard().index()].lookup(block.local())
     }
 
-    /// Whether any of these blocks might be mapped (asked at the grain of a leaf).
-    pub fn may_map(&self, start: BlockNum, count: u64) -> bool {
-        ShardId::all().any(|shard| {
-            let range = local_range(start, count, shard);
+    /// Whether any of the run's blocks might be mapped (asked at the grain of a leaf).
+    pub fn may_map(&self, run: &ZeroRun) -> bool {
+        let mut shards = ShardId::all().filter(|shard| !run.spared.contains(*shard));
+        shards.any(|shard| {
+            let range = local_range(run.start, run.count, shard);
             let (from, to) = leaf_range(&range);
             let base = self.shard(shard);
             !range.is_empty() && base.leaves_between(from, to).next().is_some()
@@ -326,7 +327,7 @@ fn split_chunk(chunk: &AddedChunk, ordinal: ChunkOrdinal, edits: &mut [ShardEdit
         }
     }
     for zero in &chunk.zeros {
-        for shard in ShardId::all() {
+        for shard in ShardId::all().filter(|shard| !zero.spared.contains(*shard)) {
             let range = local_range(zero.start, zero.count, shard);
             let zeros = &mut edits[shard.index()].zeros;
             match zeros.last_mut() {

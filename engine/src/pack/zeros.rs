@@ -3,17 +3,17 @@
 use std::ops::Range;
 
 use super::PackBlock;
-use crate::block::{BlockNum, SHARD_COUNT};
+use crate::block::{BlockNum, SHARD_COUNT, ShardSet};
 use crate::chunk::ZeroRun;
 
-const ALL_SHARDS: u16 = u16::MAX;
-const _: () = assert!(SHARD_COUNT == u16::BITS as usize);
+const SHARDS: u64 = SHARD_COUNT as u64;
 
-/// Runs, ascending and maximal, of the blocks that lie in their shard's zeroed ranges (shard-local,
-/// ascending, disjoint).
+/// Runs, ascending and disjoint, of the blocks that lie in their shard's zeroed ranges
+/// (shard-local, ascending, disjoint).
 ///
-/// Where all shards zeroed a row of 16 blocks (all but the ends of any TRIM) the cost is one run
-/// however many rows; a cut that caught only some shards of a TRIM costs runs per row.
+/// They are as many as there are ranges, give or take a row of 16 blocks, however long the ranges
+/// are: of rows that only some shards zeroed (a cut, or a crash, caught a part of a TRIM) one run
+/// spares the others.
 pub(super) fn across_shards(zeroed: &[Vec<Range<u64>>; SHARD_COUNT]) -> Vec<ZeroRun> {
     let mut edges: Vec<(u64, u16)> = Vec::new();
     for (shard, ranges) in zeroed.iter().enumerate() {
@@ -23,43 +23,49 @@ pub(super) fn across_shards(zeroed: &[Vec<Range<u64>>; SHARD_COUNT]) -> Vec<Zero
     }
     edges.sort_unstable();
     let mut runs = Vec::new();
-    let mut mask = 0u16;
+    let mut shards = ShardSet::NONE;
     let mut row = 0;
     for (edge, shard) in edges {
         if edge > row {
-            push_rows(&mut runs, row..edge, mask);
+            push_rows(&mut runs, row..edge, shards);
             row = edge;
         }
-        mask ^= shard;
+        shards.0 ^= shard;
     }
-    debug_assert_eq!(mask, 0, "every range ends");
+    debug_assert!(shards.is_empty(), "every range ends");
     runs
 }
 
-/// Adds the blocks of `rows` whose shard is in `mask`.
-fn push_rows(runs: &mut Vec<ZeroRun>, rows: Range<u64>, mask: u16) {
-    let shards = SHARD_COUNT as u64;
-    match mask {
-        0 => {}
-        ALL_SHARDS => push(runs, rows.start * shards, (rows.end - rows.start) * shards),
-        _ => {
-            for row in rows {
-                for shard in (0..shards).filter(|shard| mask >> shard & 1 == 1) {
-                    push(runs, row * shards + shard, 1);
-                }
-            }
-        }
+/// Adds the blocks of `rows` whose shard is in `shards`.
+fn push_rows(runs: &mut Vec<ZeroRun>, rows: Range<u64>, shards: ShardSet) {
+    if rows.is_empty() || shards.is_empty() {
+        return;
     }
+    let (start, count) = (rows.start * SHARDS, (rows.end - rows.start) * SHARDS);
+    // One row costs at most 8 runs, and most often joins its neighbours: the ends of a TRIM.
+    if count == SHARDS && shards != ShardSet::ALL {
+        let blocks = (start..start + SHARDS).map(BlockNum);
+        return blocks
+            .filter(|block| shards.contains(block.shard()))
+            .for_each(|block| push(runs, ZeroRun::new(block, 1)));
+    }
+    push(
+        runs,
+        ZeroRun {
+            start: BlockNum(start),
+            count,
+            spared: ShardSet(!shards.0),
+        },
+    );
 }
 
 /// Appends a run, or lengthens the last one.
-fn push(runs: &mut Vec<ZeroRun>, start: u64, count: u64) {
+fn push(runs: &mut Vec<ZeroRun>, run: ZeroRun) {
     match runs.last_mut() {
-        Some(last) if last.start.0 + last.count == start => last.count += count,
-        _ => runs.push(ZeroRun {
-            start: BlockNum(start),
-            count,
-        }),
+        Some(last) if last.start.0 + last.count == run.start.0 && last.spared == run.spared => {
+            last.count += run.count;
+        }
+        _ => runs.push(run),
     }
 }
 
@@ -71,20 +77,56 @@ pub(super) fn without_data(runs: Vec<ZeroRun>, blocks: &[PackBlock]) -> Vec<Zero
     let mut out = Vec::with_capacity(runs.len());
     for run in runs {
         let end = run.start.0 + run.count;
-        let mut at = run.start.0;
         let from = blocks.partition_point(|block| block.block < run.start);
-        for block in blocks[from..]
-            .iter()
-            .take_while(|block| block.block.0 < end)
-        {
-            if block.block.0 > at {
-                push(&mut out, at, block.block.0 - at);
-            }
-            at = block.block.0 + 1;
-        }
-        if at < end {
-            push(&mut out, at, end - at);
+        let data = blocks[from..].iter().map(|block| block.block);
+        let data = data
+            .take_while(|block| block.0 < end)
+            .filter(|block| run.covers(*block));
+        match run.spared.is_empty() {
+            true => push_around(&mut out, run.start.0..end, data),
+            false => push_rows_around(&mut out, &run, data),
         }
     }
     out
+}
+
+/// Adds the blocks of `run` but `data`, which it covers.
+fn push_around(out: &mut Vec<ZeroRun>, run: Range<u64>, data: impl Iterator<Item = BlockNum>) {
+    let mut at = run.start;
+    for block in data {
+        if block.0 > at {
+            push(out, ZeroRun::new(BlockNum(at), block.0 - at));
+        }
+        at = block.0 + 1;
+    }
+    if at < run.end {
+        push(out, ZeroRun::new(BlockNum(at), run.end - at));
+    }
+}
+
+/// Adds the blocks of `run`, which is of whole rows and spares shards, but `data`.
+fn push_rows_around(out: &mut Vec<ZeroRun>, run: &ZeroRun, data: impl Iterator<Item = BlockNum>) {
+    let shards = ShardSet(!run.spared.0);
+    let rows = run.start.0 / SHARDS..(run.start.0 + run.count) / SHARDS;
+    let mut at = rows.start;
+    // The row `at` without its data so far.
+    let mut left = shards;
+    for block in data {
+        let row = block.local().0;
+        if row > at && left != shards {
+            push_rows(out, at..at + 1, left);
+            at += 1;
+            left = shards;
+        }
+        if row > at {
+            push_rows(out, at..row, shards);
+            at = row;
+        }
+        left.0 &= !(1 << block.shard().index());
+    }
+    if left != shards {
+        push_rows(out, at..at + 1, left);
+        at += 1;
+    }
+    push_rows(out, at..rows.end, shards);
 }

@@ -4,12 +4,19 @@ use std::ops::Range;
 
 use super::{Shard, ShardVolume, VolumeSlot};
 use crate::extents::{BlockState, Content, RUNS_MAX, Runs, Stored, View};
-use crate::index::{LEAF_BLOCKS, LeafKey, Point, Scan, ShardBase};
+use crate::index::{LEAF_BLOCKS, LeafKey, Overlay, Point, Scan, ShardBase};
 
-/// Most points and zeroed ranges of one overlay that are looked at.
-const POINTS_MAX: usize = 4096;
-/// Most leaves that are looked at.
-const LEAVES_MAX: usize = 1024;
+/// Blocks of the first look; each further one is so many times wider.
+const FIRST_BLOCKS: u64 = 64;
+const WIDENING: u64 = 8;
+/// Points, zeroed ranges and mapped ranges of leaves that are looked at, for each run that is
+/// wanted.
+const LOOKS_PER_RUN: usize = 16;
+/// The least and the most for one question.
+const LOOKS_MIN: usize = 256;
+const LOOKS_MAX: usize = 4096;
+/// What a leaf itself counts for.
+const LOOKS_PER_LEAF: usize = 8;
 
 /// A block in a chunk.
 const COMMITTED: BlockState = BlockState {
@@ -21,63 +28,25 @@ const COMMITTED: BlockState = BlockState {
 impl Shard {
     /// What the blocks `range` (shard-local) are: at most `runs_max` runs, and not more than
     /// [`RUNS_MAX`]. A shorter answer covers the beginning of the range, at least a block. The
-    /// effort depends on what the range holds, not on how long it is.
+    /// effort depends on the runs that are wanted, not on how long the range is, nor on how much is
+    /// known of what comes after the answer.
     ///
     /// # Panics
     /// If the volume is not served.
-    pub fn map(
-        &self,
-        slot: VolumeSlot,
-        mut range: Range<u64>,
-        view: View,
-        runs_max: usize,
-    ) -> Runs {
+    pub fn map(&self, slot: VolumeSlot, range: Range<u64>, view: View, runs_max: usize) -> Runs {
         let volume = self.volume(slot);
-        let runs_max = runs_max.clamp(1, RUNS_MAX);
         let frozen = volume.frozen.iter().map(|(_, layer)| &**layer);
-        let mut layers: Vec<Scan> = Vec::with_capacity(volume.frozen.len() + 1);
-        for layer in frozen.chain([&volume.active]) {
-            let scan = layer.scan(range.clone(), POINTS_MAX);
-            range.end = scan.end;
-            layers.push(scan);
-        }
-        let mut warm = Vec::new();
-        if view.in_memory && !range.is_empty() {
-            let scan = volume.warm.scan(range.clone(), POINTS_MAX);
-            range.end = scan.end;
-            warm = self.resident(volume, scan);
-        }
-        let mut runs = committed(&volume.base, range, view, runs_max);
-        if !warm.is_empty() {
-            runs = runs.painted(warm);
-        }
-        let zero = view.of(self.zeroed());
-        for Scan { points, zeros, .. } in layers {
-            if !zeros.is_empty() {
-                runs = runs.painted(zeros.into_iter().map(|range| (range, zero)));
-            }
-            if !points.is_empty() {
-                let data = |point| view.of(self.logged(volume, point));
-                let points = points.into_iter();
-                runs = runs.painted(points.map(|(at, point)| (at.0..at.0 + 1, data(point))));
-            }
-        }
-        runs.truncate(runs_max);
-        runs
-    }
-
-    /// Committed blocks of which batch memory has a copy.
-    fn resident(&self, volume: &ShardVolume, scan: Scan) -> Vec<(Range<u64>, BlockState)> {
         let bytes = volume.block_size.bytes();
-        let data = BlockState {
-            in_memory: true,
-            ..COMMITTED
+        let layers = Layers {
+            base: &volume.base,
+            warm: view.in_memory.then_some(&volume.warm),
+            overlays: frozen.chain([&volume.active]).collect(),
+            committed: view.of(COMMITTED),
+            zeroed: view.of(self.zeroed()),
+            resident: &|point| self.log.memory(point.place, bytes).is_some(),
+            logged: &|point| view.of(self.logged(volume, point)),
         };
-        let points = scan.points.into_iter();
-        points
-            .filter(|(_, point)| self.log.memory(point.place, bytes).is_some())
-            .map(|(at, _)| (at.0..at.0 + 1, data))
-            .collect()
+        layers.map(range, runs_max.clamp(1, RUNS_MAX))
     }
 
     /// A block whose newest record is in the log.
@@ -110,25 +79,101 @@ impl Shard {
     }
 }
 
-/// What the base says of `range`.
-fn committed(base: &ShardBase, range: Range<u64>, view: View, runs_max: usize) -> Runs {
+/// What is known of one volume in one shard, and what is told of it.
+struct Layers<'a> {
+    base: &'a ShardBase,
+    /// Committed blocks that may be in batch memory, if that matters.
+    warm: Option<&'a Overlay>,
+    /// Oldest first.
+    overlays: Vec<&'a Overlay>,
+    /// Of blocks in chunks.
+    committed: BlockState,
+    /// Of zeroed ranges of overlays.
+    zeroed: BlockState,
+    /// Whether batch memory has a copy.
+    resident: &'a dyn Fn(Point) -> bool,
+    /// Of points of overlays.
+    logged: &'a dyn Fn(Point) -> BlockState,
+}
+
+impl Layers<'_> {
+    /// Looks at a small part first and then at wider and wider ones, until `runs_max` runs are
+    /// complete or enough was looked at.
+    fn map(&self, range: Range<u64>, runs_max: usize) -> Runs {
+        let mut looks = (runs_max * LOOKS_PER_RUN).clamp(LOOKS_MIN, LOOKS_MAX);
+        let mut runs = Runs::new(range.start);
+        let mut blocks = FIRST_BLOCKS;
+        loop {
+            let start = runs.range().end;
+            let window = start..range.end.min(start.saturating_add(blocks));
+            if window.is_empty() || looks == 0 || runs.as_slice().len() > runs_max {
+                break;
+            }
+            runs.append(&self.look(window, &mut looks));
+            blocks = blocks.saturating_mul(WIDENING);
+        }
+        runs.truncate(runs_max);
+        runs
+    }
+
+    /// What `window` is, from its first block on, at least that one; uses up `looks`.
+    fn look(&self, mut window: Range<u64>, looks: &mut usize) -> Runs {
+        let most = *looks;
+        let mut scan = |overlay: &Overlay, window: &mut Range<u64>| {
+            let scan = overlay.scan(window.clone(), most);
+            *looks = looks.saturating_sub(scan.points.len() + scan.zeros.len());
+            window.end = scan.end;
+            scan
+        };
+        let overlays = self.overlays.iter();
+        let layers: Vec<Scan> = overlays.map(|layer| scan(layer, &mut window)).collect();
+        let warm = self.warm.map(|warm| scan(warm, &mut window));
+        let mut runs = committed(self.base, window, self.committed, looks);
+        if let Some(warm) = warm {
+            let resident = warm.points.into_iter();
+            let resident = resident.filter(|(_, point)| (self.resident)(*point));
+            let state = BlockState {
+                in_memory: true,
+                ..self.committed
+            };
+            runs = runs.painted(resident.map(|(at, _)| (at.0..at.0 + 1, state)));
+        }
+        for Scan { points, zeros, .. } in layers {
+            if !zeros.is_empty() {
+                runs = runs.painted(zeros.into_iter().map(|range| (range, self.zeroed)));
+            }
+            if !points.is_empty() {
+                let points = points.into_iter();
+                let data = points.map(|(at, point)| (at.0..at.0 + 1, (self.logged)(point)));
+                runs = runs.painted(data);
+            }
+        }
+        runs
+    }
+}
+
+/// What the base says of `range`: `data` where it is mapped. Ends early, but not before the first
+/// leaf was looked at, when `looks` are used up.
+fn committed(base: &ShardBase, range: Range<u64>, data: BlockState, looks: &mut usize) -> Runs {
     let mut runs = Runs::new(range.start);
-    let data = view.of(COMMITTED);
     let from = LeafKey((range.start / LEAF_BLOCKS) as u32);
     let to = LeafKey(range.end.div_ceil(LEAF_BLOCKS) as u32);
-    for (looked_at, (key, leaf)) in base.leaves_between(from, to).enumerate() {
+    for (nth, (key, leaf)) in base.leaves_between(from, to).enumerate() {
         let first = key.first().0;
-        if looked_at == LEAVES_MAX || runs.as_slice().len() >= runs_max {
+        if *looks == 0 && nth > 0 {
             // Up to here all is known: between leaves nothing is mapped.
-            runs.push(first.max(range.start), BlockState::HOLE);
+            runs.push(first, BlockState::HOLE);
             return runs;
         }
         let within = |block: u64| block.clamp(first, first + LEAF_BLOCKS) - first;
         let part = within(range.start) as u16..within(range.end) as u16;
+        let mut used = LOOKS_PER_LEAF;
         leaf.mapped_ranges(part, |mapped| {
+            used += 1;
             runs.push(first + u64::from(mapped.start), BlockState::HOLE);
             runs.push(first + u64::from(mapped.end), data);
         });
+        *looks = looks.saturating_sub(used);
         runs.push(range.end.min(first + LEAF_BLOCKS), BlockState::HOLE);
     }
     runs.push(range.end, BlockState::HOLE);
@@ -136,67 +181,4 @@ fn committed(base: &ShardBase, range: Range<u64>, view: View, runs_max: usize) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::index::{ChunkLoc, ChunkOrdinal, Leaf};
-
-    /// A base with the blocks `mapped`, ascending, all in slots of their own.
-    fn base_of(mapped: impl Iterator<Item = u64>) -> ShardBase {
-        let mut leaves: Vec<(LeafKey, Vec<_>)> = Vec::new();
-        for (slot, block) in mapped.enumerate() {
-            let (key, index) = LeafKey::of(crate::block::LocalBlock(block));
-            let loc = ChunkLoc {
-                chunk: ChunkOrdinal(slot as u32 / 1000),
-                slot: slot as u32 * 7919 % 1000,
-            };
-            match leaves.last_mut() {
-                Some((last, entries)) if *last == key => entries.push((index, loc)),
-                _ => leaves.push((key, vec![(index, loc)])),
-            }
-        }
-        let mut base = ShardBase::new();
-        base.install(leaves.into_iter().map(|(key, e)| (key, Leaf::build(&e))));
-        base
-    }
-
-    fn contents(runs: &Runs) -> Vec<(u64, bool)> {
-        let is_data = |run: &crate::extents::Run| run.state.content == Content::Data;
-        let runs = runs.as_slice().iter();
-        runs.map(|run| (run.end, is_data(run))).collect()
-    }
-
-    #[test]
-    fn the_base_tells_what_its_leaves_hold_and_what_lies_between() {
-        let at = LEAF_BLOCKS;
-        let base = base_of([5, 6, 7, at - 1, at, 3 * at + 9].into_iter());
-        let all = 1 << 30;
-        let runs = committed(&base, 6..all, View::default(), RUNS_MAX);
-        let ends = [
-            (8, true),
-            (at - 1, false),
-            (at + 1, true),
-            (3 * at + 9, false),
-            (3 * at + 10, true),
-            (all, false),
-        ];
-        assert_eq!(contents(&runs), ends);
-        let inside = committed(&base, at + 1..3 * at, View::default(), RUNS_MAX);
-        assert_eq!(contents(&inside), [(3 * at, false)]);
-        let hole = committed(&ShardBase::new(), 3..all, View::default(), RUNS_MAX);
-        assert_eq!(contents(&hole), [(all, false)]);
-    }
-
-    #[test]
-    fn a_look_at_the_base_ends_after_so_many_runs_or_leaves() {
-        let every_leaf = || (0..2000).map(|leaf| leaf * LEAF_BLOCKS + 1);
-        let base = base_of(every_leaf());
-        let range = 0..2000 * LEAF_BLOCKS;
-        let runs = committed(&base, range.clone(), View::default(), 100);
-        assert!((100..110).contains(&runs.as_slice().len()));
-        assert_eq!(runs.range().end % LEAF_BLOCKS, 0);
-        let runs = committed(&base, range, View::default(), RUNS_MAX);
-        assert_eq!(runs.range(), 0..LEAVES_MAX as u64 * LEAF_BLOCKS);
-        let data = runs.as_slice().iter().zip(runs.as_slice().iter().skip(1));
-        assert!(data.filter(|(hole, data)| data.end == hole.end + 1).count() >= LEAVES_MAX);
-    }
-}
+mod tests;

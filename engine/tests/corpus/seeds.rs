@@ -1,6 +1,6 @@
 //! The seeds: real objects, made with the engine's own builders.
 
-use taipan_engine::block::{BlockNum, BlockSize, ShardId};
+use taipan_engine::block::{BlockNum, BlockSize, ShardId, ShardSet};
 use taipan_engine::chunk::{ChunkBuilder, ChunkRef, ChunkSpec, ChunkView, ZeroRun};
 use taipan_engine::identity::{
     Epoch, Generation, Incarnation, Lsn, ManifestNum, VolumeId, WriterToken,
@@ -93,8 +93,7 @@ fn index_key(sequence: u64) -> IndexKey {
 }
 
 fn zero(start: u64, count: u64) -> ZeroRun {
-    let start = BlockNum(start);
-    ZeroRun { start, count }
+    ZeroRun::new(BlockNum(start), count)
 }
 
 /// A chunk of these blocks, each filled with the low byte of its number.
@@ -125,12 +124,20 @@ fn chunks() -> Seeds {
     let scattered: Vec<u64> = (0..60).map(|n| n * n * 3).collect();
     let sequential: Vec<u64> = (40_000..42_000).collect();
     let holes: Vec<ZeroRun> = (0..40).map(|n| zero(n * 100, 60)).collect();
+    let sparing = ZeroRun {
+        spared: ShardSet(0x8006),
+        ..zero(16, 1 << 30)
+    };
     let last = taipan_engine::chunk::BLOCK_NUM_END - 1;
     let min = BlockSize::MIN;
     vec![
         ("data-and-zeros", built(1, min, &[5, 6, 70], &[zero(8, 3)])),
         ("only-zeros", built(2, min, &[], &[zero(0, last + 1)])),
         ("zero-runs", built(3, min, &[], &holes)),
+        (
+            "sparing-zeros",
+            built(7, min, &[17, 18], &[zero(3, 2), sparing]),
+        ),
         (
             "last-block",
             head_of(built(4, BlockSize::MAX, &[last], &[])),

@@ -1,7 +1,8 @@
 //! Decodes a chunk object and checks every block in it.
 
 use serde_json::json;
-use taipan_engine::chunk::{ChunkView, slot_stride, verify_slot};
+use taipan_engine::block::{ShardId, ShardSet};
+use taipan_engine::chunk::{ChunkView, ZeroRun, slot_stride, verify_slot};
 use taipan_engine::size::{exact, human};
 
 use super::{Decoded, Subject, plain, unreadable};
@@ -78,7 +79,7 @@ fn checked(chunk: &ChunkView, bad: usize) -> String {
 }
 
 fn fields(chunk: &ChunkView, check: String) -> Fields {
-    let zero_blocks: u64 = chunk.zeros.iter().map(|z| z.count).sum();
+    let zero_blocks: u64 = chunk.zeros.iter().map(ZeroRun::zeroed_blocks).sum();
     let payload = u64::from(chunk.slots) * u64::from(chunk.block_size_bytes);
     let mut fields = Fields::default();
     fields
@@ -142,16 +143,28 @@ fn tables(subject: &Subject<'_>, chunk: &ChunkView) -> Vec<String> {
         let mut table = Table::new(&[
             ("FIRST BLOCK", Align::Right),
             ("BLOCKS", Align::Right),
+            ("OF SHARDS", Align::Left),
             ("VOLUME BYTE", Align::Right),
         ]);
         for run in chunk.zeros.iter().take(subject.rows(chunk.zeros.len())) {
             table.row([
                 run.start.0.to_string(),
-                run.count.to_string(),
+                run.zeroed_blocks().to_string(),
+                shards_of(run.spared),
                 (run.start.0 * block).to_string(),
             ]);
         }
         tables.push(subject.table("Zeros", &table, chunk.zeros.len()));
     }
     tables
+}
+
+/// The shards whose blocks a zero run zeroes.
+fn shards_of(spared: ShardSet) -> String {
+    if spared.is_empty() {
+        return "all".to_owned();
+    }
+    let zeroed = ShardId::all().filter(|shard| !spared.contains(*shard));
+    let names: Vec<String> = zeroed.map(|shard| shard.index().to_string()).collect();
+    names.join(",")
 }

@@ -36,10 +36,7 @@ fn chunk() -> (Vec<u8>, ChunkRef) {
         epoch: Epoch(7),
         salt: [0; 16],
     };
-    let zeros = [ZeroRun {
-        start: BlockNum(20),
-        count: 100,
-    }];
+    let zeros = [ZeroRun::new(BlockNum(20), 100)];
     let blocks = [5, 6, 9].map(BlockNum);
     let mut builder = ChunkBuilder::new(&spec, &blocks, &zeros).unwrap();
     for fill in 1..=3 {
@@ -96,7 +93,7 @@ fn a_chunk_is_decoded_and_every_block_checked() {
         "v1/00000000000000ab/chunks/00000003-0000000000000010-000000000000feed\n",
         "all 3 blocks pass their CRC32C\n",
         "          5       2     0        20480\n",
-        "         20     100        81920\n",
+        "         20     100  all              81920\n",
     ] {
         assert!(
             human.out.contains(expected),

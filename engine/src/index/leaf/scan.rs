@@ -33,7 +33,9 @@ impl Leaf {
             }
             LeafKind::Dense => {
                 let words = self.0[field::BITMAP..field::DENSE_VALUES].chunks_exact(8);
-                for (i, word) in words.enumerate() {
+                let first = usize::from(range.start) / 64;
+                let end = usize::from(range.end).div_ceil(64);
+                for (i, word) in words.enumerate().take(end).skip(first) {
                     let word = word.iter().rev().fold(0, |w, &b| w << 8 | u64::from(b));
                     ranges_of(word, i as u16 * 64, &mut clipped);
                 }

@@ -6,8 +6,8 @@ use super::{Entry, Overlay, Point, hash, key_of};
 use crate::block::LocalBlock;
 use crate::identity::Lsn;
 
-/// A range is looked up block by block if the table has so many times more points; else the table
-/// is gone through once.
+/// Blocks are looked up one by one if the table has so many times more points; else it is gone
+/// through once.
 const PROBE_FACTOR: u64 = 16;
 
 /// What an overlay knows of the blocks from the beginning of a range on.
@@ -24,7 +24,8 @@ pub struct Scan {
 impl Overlay {
     /// What is known of `range`: at most `most` (1 or more) points and as many zeroed ranges, so
     /// that the answer may end before the range, but never at its beginning. Takes time in the
-    /// number of points of the overlay, or of blocks if they are much fewer.
+    /// number of points of the overlay, or of blocks if they are much fewer; of these only the ones
+    /// with a point nearby count.
     pub fn scan(&self, range: Range<u64>, most: usize) -> Scan {
         let mut scan = Scan {
             end: range.end,
@@ -65,12 +66,17 @@ impl Overlay {
     /// The first `most` points of `range`, ascending.
     fn first_points(&self, range: &Range<u64>, most: usize) -> Vec<Entry> {
         let mut found: Vec<Entry> = Vec::new();
-        if (range.end - range.start).saturating_mul(PROBE_FACTOR) < self.points.len() as u64 {
+        let parts = || self.regions.within(range.clone());
+        let blocks: u64 = parts().map(|part| part.end - part.start).sum();
+        if blocks == 0 {
+            return found;
+        }
+        if blocks.saturating_mul(PROBE_FACTOR) < self.points.len() as u64 {
             let at = |local| {
                 let key = key_of(LocalBlock(local));
                 self.points.find(hash(key), |entry| entry.local == key)
             };
-            found.extend(range.clone().filter_map(at).take(most));
+            found.extend(parts().flatten().filter_map(at).take(most));
             return found;
         }
         let mut end = range.end;

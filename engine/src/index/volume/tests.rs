@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::block::ShardSet;
 use crate::identity::ManifestNum;
 use crate::identity::{Generation, VolumeId};
 use crate::index::leaf::LEAVES_MAX;
@@ -37,10 +38,7 @@ fn chunk(sequence: u64, blocks: &[u64], zeros: &[Range<u64>]) -> AddedChunk {
         runs: blocks.iter().enumerate().map(run).collect(),
         zeros: zeros
             .iter()
-            .map(|zero| ZeroRun {
-                start: BlockNum(zero.start),
-                count: zero.end - zero.start,
-            })
+            .map(|zero| ZeroRun::new(BlockNum(zero.start), zero.end - zero.start))
             .collect(),
     }
 }
@@ -50,7 +48,7 @@ type Model = BTreeMap<u64, (u64, u32)>;
 
 fn note(model: &mut Model, chunk: &AddedChunk) {
     for zero in &chunk.zeros {
-        model.retain(|block, _| !(zero.start.0..zero.start.0 + zero.count).contains(block));
+        model.retain(|block, _| !zero.covers(BlockNum(*block)));
     }
     for run in &chunk.runs {
         for i in 0..run.count {
@@ -305,8 +303,8 @@ fn zeros_over_the_largest_volume_touch_only_what_is_mapped() {
     let mut base = VolumeBase::new();
     let end = u64::from(LEAVES_MAX) * LEAF_BLOCKS * SHARD_COUNT as u64;
     base.apply(&[chunk(1, &[5, end / 2, end - 1], &[])]);
-    assert!(base.may_map(BlockNum(end - 1), 1));
-    assert!(!base.may_map(BlockNum(end / 4), 1000));
+    assert!(base.may_map(&ZeroRun::new(BlockNum(end - 1), 1)));
+    assert!(!base.may_map(&ZeroRun::new(BlockNum(end / 4), 1000)));
     let applied = base.apply(&[chunk(2, &[], std::slice::from_ref(&(0..end)))]);
     let removed: usize = applied.leaves.iter().map(Vec::len).sum();
     assert_eq!((removed, base.mapped_blocks()), (3, 0));
@@ -317,7 +315,29 @@ fn zeros_over_the_largest_volume_touch_only_what_is_mapped() {
             .flatten()
             .all(|(_, leaf)| leaf.is_none())
     );
-    assert!(!base.may_map(BlockNum(0), end));
+    assert!(!base.may_map(&ZeroRun::new(BlockNum(0), end)));
+}
+
+#[test]
+fn zeros_leave_the_blocks_of_spared_shards_alone() {
+    let mut base = VolumeBase::new();
+    base.apply(&[chunk(1, &[16, 17, 35, 36, 53], &[])]);
+    // Rows 1 to 3, only the shards 1 and 3.
+    let zeros = ZeroRun {
+        spared: ShardSet(!0b1010),
+        ..ZeroRun::new(BlockNum(16), 48)
+    };
+    assert!(base.may_map(&zeros));
+    let mut zeroing = chunk(2, &[], &[]);
+    zeroing.zeros.push(zeros);
+    base.apply(&[zeroing]);
+    let mapped = (0..64).filter(|block| base.lookup(BlockNum(*block)).is_some());
+    assert_eq!(mapped.collect::<Vec<_>>(), [16, 36, 53]);
+    let all_but = ZeroRun {
+        spared: ShardSet(0b110001),
+        ..zeros
+    };
+    assert!(!base.may_map(&all_but));
 }
 
 /// Bytes per mapped block of all shards' leaves and directories.

@@ -1,0 +1,226 @@
+//! Maps of a shard against what lookups say of every block, and how much they look at.
+
+use std::cell::Cell;
+
+use super::*;
+use crate::block::LocalBlock;
+use crate::identity::{BatchNum, Lsn};
+use crate::index::{ChunkLoc, ChunkOrdinal, Hit, Leaf};
+use crate::wal::place::Place;
+
+struct Lcg(u64);
+
+impl Lcg {
+    fn below(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = self.0.wrapping_add(1);
+        (self.0 >> 33) % below
+    }
+}
+
+/// A base with the blocks `mapped`, ascending, all in slots of their own.
+fn base_of(mapped: impl Iterator<Item = u64>) -> ShardBase {
+    let mut leaves: Vec<(LeafKey, Vec<_>)> = Vec::new();
+    for (slot, block) in mapped.enumerate() {
+        let (key, index) = LeafKey::of(LocalBlock(block));
+        let loc = ChunkLoc {
+            chunk: ChunkOrdinal(slot as u32 / 1000),
+            slot: slot as u32 * 7919 % 1000,
+        };
+        match leaves.last_mut() {
+            Some((last, entries)) if *last == key => entries.push((index, loc)),
+            _ => leaves.push((key, vec![(index, loc)])),
+        }
+    }
+    let mut base = ShardBase::new();
+    base.install(leaves.into_iter().map(|(key, e)| (key, Leaf::build(&e))));
+    base
+}
+
+fn write(overlay: &mut Overlay, block: u64, lsn: u64) {
+    let place = Place {
+        batch: BatchNum(lsn),
+        page: 1,
+    };
+    let point = Point {
+        lsn: Lsn(lsn),
+        place,
+        crc: 0,
+    };
+    overlay.insert_point(LocalBlock(block), point);
+}
+
+const LOGGED: BlockState = BlockState {
+    content: Content::Data,
+    stored: Stored::Local,
+    in_memory: true,
+};
+const ZEROED: BlockState = BlockState {
+    content: Content::Zero,
+    ..LOGGED
+};
+const RESIDENT: BlockState = BlockState {
+    in_memory: true,
+    ..COMMITTED
+};
+
+fn is_resident(point: Point) -> bool {
+    point.lsn.0.is_multiple_of(2)
+}
+
+/// Layers of which batch memory has what records with even LSNs wrote.
+fn layers<'a>(
+    base: &'a ShardBase,
+    warm: Option<&'a Overlay>,
+    overlays: Vec<&'a Overlay>,
+) -> Layers<'a> {
+    Layers {
+        base,
+        warm,
+        overlays,
+        committed: COMMITTED,
+        zeroed: ZEROED,
+        resident: &is_resident,
+        logged: &|_| LOGGED,
+    }
+}
+
+/// What lookups say of a block.
+fn state_of(layers: &Layers<'_>, block: u64) -> BlockState {
+    let local = LocalBlock(block);
+    match layers
+        .overlays
+        .iter()
+        .rev()
+        .find_map(|layer| layer.lookup(local))
+    {
+        Some(Hit::Data(_)) => return LOGGED,
+        Some(Hit::Zero(_)) => return ZEROED,
+        None => {}
+    }
+    match layers.warm.and_then(|warm| warm.lookup(local)) {
+        Some(Hit::Data(point)) if is_resident(point) => RESIDENT,
+        _ if layers.base.lookup(local).is_some() => COMMITTED,
+        _ => BlockState::HOLE,
+    }
+}
+
+/// The whole answer, from lookups.
+fn reference(layers: &Layers<'_>, range: Range<u64>) -> Runs {
+    let mut runs = Runs::new(range.start);
+    range.for_each(|block| runs.push(block + 1, state_of(layers, block)));
+    runs
+}
+
+/// Is `told` the beginning of `all`? Its last run may end early.
+fn check_beginning(told: &Runs, all: &Runs, runs_max: usize) {
+    let (told, all) = (told.as_slice(), all.as_slice());
+    assert!(!told.is_empty() && told.len() <= runs_max);
+    let (last, before) = told.split_last().unwrap();
+    assert_eq!(before, &all[..before.len()]);
+    let of_all = all[before.len()];
+    assert!(last.state == of_all.state && last.end <= of_all.end);
+}
+
+#[test]
+fn any_bounds_tell_the_beginning_of_what_lookups_tell() {
+    let mut dice = Lcg(5);
+    for round in 0..40 {
+        let blocks = [300, 3 * LEAF_BLOCKS][round % 2];
+        let (mut warm, mut old, mut new) = (Overlay::new(), Overlay::new(), Overlay::new());
+        let base = base_of((0..blocks).filter(|_| dice.below(3) == 0));
+        let every = 1 + dice.below(40);
+        for lsn in 1..blocks / every {
+            let at = dice.below(blocks);
+            match dice.below(8) {
+                0 => new.insert_zero(at..at + 1 + dice.below(30), Lsn(lsn)),
+                1 => old.insert_zero(at..at + 1 + dice.below(300), Lsn(lsn)),
+                2..4 => write(&mut new, at, lsn),
+                4..6 => write(&mut old, at, lsn),
+                // The read cache has what the base has.
+                _ if base.lookup(LocalBlock(at)).is_some() => write(&mut warm, at, lsn),
+                _ => {}
+            }
+        }
+        let layers = layers(&base, Some(&warm), vec![&old, &new]);
+        for _ in 0..10 {
+            let start = dice.below(blocks);
+            let range = start..start + 1 + dice.below(blocks + 10 - start);
+            let all = reference(&layers, range.clone());
+            for runs_max in [1, 2, 30, RUNS_MAX] {
+                check_beginning(&layers.map(range.clone(), runs_max), &all, runs_max);
+            }
+            // And piece by piece all of it.
+            let mut pieces = Runs::new(range.start);
+            while pieces.range().end < range.end {
+                let rest = pieces.range().end..range.end;
+                pieces.append(&layers.map(rest, 1 + dice.below(50) as usize));
+            }
+            assert_eq!(pieces, all);
+        }
+    }
+}
+
+#[test]
+fn a_question_for_one_run_looks_at_little_of_a_full_overlay() {
+    let mut overlay = Overlay::new();
+    (0..100_000).for_each(|block| write(&mut overlay, block, 1));
+    let base = ShardBase::new();
+    let looked_at = Cell::new(0);
+    let counting = |_| {
+        looked_at.set(looked_at.get() + 1);
+        LOGGED
+    };
+    let layers = Layers {
+        logged: &counting,
+        ..layers(&base, None, vec![&overlay])
+    };
+    let told = layers.map(0..1 << 30, 1);
+    assert_eq!(told.as_slice().len(), 1);
+    assert!(told.range().end >= LOOKS_MIN as u64, "{told:?}");
+    assert!(looked_at.get() <= LOOKS_MIN, "{}", looked_at.get());
+    // Behind all points one look finds nothing.
+    looked_at.set(0);
+    assert_eq!(layers.map(100_000..1 << 30, 1).range(), 100_000..1 << 30);
+    assert_eq!(looked_at.get(), 0);
+}
+
+#[test]
+fn the_base_tells_what_its_leaves_hold_and_what_lies_between() {
+    let at = LEAF_BLOCKS;
+    let base = base_of([5, 6, 7, at - 1, at, 3 * at + 9].into_iter());
+    let all = 1 << 30;
+    let told = |base: &ShardBase, range: Range<u64>| {
+        let runs = layers(base, None, Vec::new()).map(range, RUNS_MAX);
+        let runs = runs.as_slice().iter();
+        runs.map(|run| (run.end, run.state.content == Content::Data))
+            .collect::<Vec<_>>()
+    };
+    let ends = [
+        (8, true),
+        (at - 1, false),
+        (at + 1, true),
+        (3 * at + 9, false),
+        (3 * at + 10, true),
+        (all, false),
+    ];
+    assert_eq!(told(&base, 6..all), ends);
+    assert_eq!(told(&base, at + 1..3 * at), [(3 * at, false)]);
+    assert_eq!(told(&ShardBase::new(), 3..all), [(all, false)]);
+}
+
+#[test]
+fn a_look_at_the_base_ends_after_so_many_runs_or_looks() {
+    let base = base_of((0..2000).map(|leaf| leaf * LEAF_BLOCKS + 1));
+    let range = 0..2000 * LEAF_BLOCKS;
+    let layers = layers(&base, None, Vec::new());
+    assert_eq!(layers.map(range.clone(), 100).as_slice().len(), 100);
+    let all = layers.map(range.clone(), RUNS_MAX);
+    let leaves = all.range().end / LEAF_BLOCKS;
+    assert!((400..500).contains(&leaves), "{leaves}");
+    // All mapped: one run, but its leaves have many.
+    let base = base_of(0..40 * LEAF_BLOCKS);
+    let one = self::layers(&base, None, Vec::new()).map(range, 1);
+    assert_eq!(one.as_slice().len(), 1);
+    assert!(one.range().end < 10 * LEAF_BLOCKS, "{one:?}");
+}
