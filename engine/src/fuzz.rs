@@ -10,7 +10,7 @@ use crate::index::{AddedChunk, ChunkLoc, Leaf, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind, fuzz_manifest};
 use crate::object::ChunkKey;
 use crate::registry::quarantine::{QuarantineReader, QuarantineWriter};
-use crate::registry::{LocalHead, NameEntry, RecordFate};
+use crate::registry::{LocalHead, NameEntry, PinEntry, RecordFate};
 use crate::wal::state::{STATE_BYTES, WalState};
 
 pub use crate::wal::fuzz::fuzz_replay as replay;
@@ -19,13 +19,14 @@ pub use crate::wal::fuzz::fuzz_replay as replay;
 pub type Entry = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus.
-pub const TARGETS: [(&str, Entry); 8] = [
+pub const TARGETS: [(&str, Entry); 9] = [
     ("replay", replay),
     ("chunk", chunk),
     ("manifest", manifest),
     ("part", part),
     ("local_head", local_head),
     ("name_entry", name_entry),
+    ("pin_entry", pin_entry),
     ("wal_state", wal_state),
     ("quarantine", quarantine),
 ];
@@ -90,6 +91,17 @@ pub fn name_entry(data: &[u8]) {
     if let Ok(entry) = serde_json::from_slice::<NameEntry>(data) {
         let sealed = NameEntry::new(entry.number, entry.name, entry.volume).encode();
         assert!(check_name_entry(&sealed), "a sealed entry is whole");
+    }
+}
+
+/// An entry of the log of a snapshot's pins.
+pub fn pin_entry(data: &[u8]) {
+    let whole = PinEntry::decode(data).ok();
+    let parsed = serde_json::from_slice::<PinEntry>(data).ok();
+    for entry in whole.into_iter().chain(parsed) {
+        let sealed = PinEntry::new(entry.number, entry.volume, entry.snapshot, entry.change);
+        let again = PinEntry::decode(&sealed.encode()).expect("a sealed entry is whole");
+        assert_eq!(again, sealed);
     }
 }
 

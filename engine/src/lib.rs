@@ -29,5 +29,6 @@ pub mod shard;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod size;
+pub mod snapshot;
 pub mod volume;
 pub mod wal;

@@ -11,6 +11,7 @@ use crate::chunk::ChunkRef;
 use crate::error::Result;
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::object::{IndexKey, ObjectKey, SealedRef};
+use crate::snapshot::SnapshotChange;
 use crate::volume::{VolumeName, VolumeSettings};
 
 pub use codec::{fuzz_manifest, stored_crc};
@@ -87,6 +88,9 @@ pub struct Manifest {
     pub dropped: Vec<SealedRef>,
     /// The index after this manifest, if it was checkpointed with it.
     pub checkpoint: Option<CheckpointRef>,
+    /// What it does to the volume's snapshots, in this order. Absent from JSON if nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotChange>,
 }
 
 impl Manifest {
@@ -111,6 +115,7 @@ impl Manifest {
             condemned: Vec::new(),
             dropped: Vec::new(),
             checkpoint: None,
+            snapshots: Vec::new(),
         }
     }
 
@@ -126,6 +131,7 @@ impl Manifest {
             condemned: Vec::new(),
             dropped: Vec::new(),
             checkpoint: None,
+            snapshots: Vec::new(),
             ..*self
         }
     }

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::identity::{Generation, ManifestNum, VolumeId};
+use crate::snapshot::SnapshotId;
 use crate::volume::VolumeName;
 
 use fields::{Fields, FieldsOut};
@@ -76,6 +77,12 @@ impl ObjectKey {
     /// Prefix of a volume's manifests.
     pub fn manifest_prefix(volume: VolumeId) -> String {
         format!("{LAYOUT_PREFIX}{volume}/manifests/")
+    }
+
+    /// Entry `number` of the log of a snapshot's pins: `v1/<volume>/snapshots/<snapshot>/<number>`.
+    pub fn pin_entry(volume: VolumeId, snapshot: SnapshotId, number: u64) -> Self {
+        let prefix = format!("{LAYOUT_PREFIX}{volume}/snapshots");
+        Self::built(format!("{prefix}/{snapshot}/{number:016x}"))
     }
 
     /// A key that this module built and that is valid by construction.

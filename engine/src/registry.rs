@@ -8,8 +8,10 @@ mod history;
 mod local;
 mod names;
 mod open;
+mod pins;
 pub mod quarantine;
 mod replayed;
+mod snapshots;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +21,17 @@ use crate::identity::{VolumeId, WriterToken};
 use crate::manifest::{Manifest, ManifestKind};
 use crate::volume::{VolumeName, VolumeSettings};
 
-pub use history::{Appended, History, append, read_head, read_history, read_manifest};
+pub use history::{
+    Appended, History, append, read_head, read_history, read_history_at, read_manifest,
+};
 pub use local::{Intent, LocalHead, LocalHeads, QuarantineRange, RecordFate};
 pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{
     OpenedVolume, Opening, begin_serving, first_epoch, open_for_writing, open_own, open_unverified,
 };
+pub use pins::{PinChange, PinEntry, PinLog, close_pins, read_pins};
 pub use replayed::replayed_overlay;
+pub use snapshots::{delete_snapshot, read_snapshot};
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

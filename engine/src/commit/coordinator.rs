@@ -10,6 +10,7 @@ use crate::block::{SHARD_COUNT, ShardId};
 use crate::core::CutScope;
 use crate::identity::{Epoch, VolumeId};
 use crate::index::Overlay;
+use crate::snapshot::SnapshotWish;
 
 pub use pace::{Load, VolumePace};
 
@@ -66,6 +67,8 @@ pub struct SealedVolume {
     pub epoch: Epoch,
     /// What the shards froze since the volume's last commit.
     pub layers: Vec<(ShardId, Arc<Overlay>)>,
+    /// Snapshots of this cut.
+    pub snapshots: Vec<SnapshotWish>,
 }
 
 /// A cut to be made: raise the global epoch to `epoch + 1` and let every shard seal.
@@ -107,6 +110,7 @@ pub struct Coordinator {
 struct Sealing {
     cut: Epoch,
     scope: CutScope,
+    snapshots: BTreeMap<VolumeId, Vec<SnapshotWish>>,
     missing: [bool; SHARD_COUNT],
 }
 
@@ -119,6 +123,10 @@ struct Outstanding {
     /// First and last cut of the commit under way.
     committing: Option<(Epoch, Epoch)>,
     stuck: bool,
+    /// Snapshots of what waits, which may be without layers: no later cut may merge with it.
+    snapshots: Vec<SnapshotWish>,
+    /// Snapshots of the commit under way.
+    committing_snapshots: Vec<SnapshotWish>,
 }
 
 impl Outstanding {
@@ -126,6 +134,10 @@ impl Outstanding {
     fn oldest(&self) -> Epoch {
         self.committing
             .map_or(self.waiting_from, |(first, _)| first)
+    }
+
+    fn waits(&self) -> bool {
+        !self.snapshots.is_empty() || !self.waiting.is_empty()
     }
 }
 
@@ -181,6 +193,33 @@ impl Coordinator {
         }
     }
 
+    /// Asks that the volume's next cut be made as soon as possible and be a snapshot, even if none
+    /// was due. It need not wait for a commit under way: it is the one cut that may wait beside
+    /// it. [`pending_snapshots`](Self::pending_snapshots) tells when it is taken.
+    pub fn snapshot(&mut self, volume: VolumeId, wish: SnapshotWish) {
+        if !self.forgotten.contains(&volume) {
+            self.paces.entry(volume).or_default().snapshots.push(wish);
+        }
+    }
+
+    /// Snapshots of the volume that no committed manifest holds, and whether each is taken: its cut
+    /// is sealed, and in the log of every shard. They are gone with the process.
+    pub fn pending_snapshots(
+        &self,
+        volume: VolumeId,
+    ) -> impl Iterator<Item = (&SnapshotWish, bool)> {
+        let asked = self.paces.get(&volume).map(|pace| &pace.snapshots);
+        let sealing = self.sealing.as_ref();
+        let sealing = sealing.and_then(|sealing| sealing.snapshots.get(&volume));
+        let outstanding = self.outstanding.get(&volume);
+        let taken = outstanding.into_iter().flat_map(|o| {
+            let all = o.committing_snapshots.iter().chain(&o.snapshots);
+            all.map(|wish| (wish, true))
+        });
+        let asked = asked.into_iter().chain(sealing).flatten();
+        taken.chain(asked.map(|wish| (wish, false)))
+    }
+
     /// The greatest epoch through which all of the volume is known to be committed.
     pub fn covered(&self, volume: VolumeId) -> Epoch {
         self.paces
@@ -233,10 +272,14 @@ impl Coordinator {
         let (scope, reason) = self.due(now_ms, load)?;
         let cut = self.epoch.max(self.floor);
         self.epoch = cut.next();
+        let mut snapshots = BTreeMap::new();
         for (volume, pace) in &mut self.paces {
             if scope.has(*volume) {
                 pace.dirty_since_ms = None;
                 pace.cut = cut;
+                if !pace.snapshots.is_empty() {
+                    snapshots.insert(*volume, std::mem::take(&mut pace.snapshots));
+                }
             }
         }
         self.last_cut_ms = Some(now_ms);
@@ -244,6 +287,7 @@ impl Coordinator {
         self.sealing = Some(Sealing {
             cut,
             scope: scope.clone(),
+            snapshots,
             missing: [true; SHARD_COUNT],
         });
         Some(Cut {
@@ -300,6 +344,9 @@ impl Coordinator {
             outstanding.epoch = cut;
         }
         if complete && let Some(sealing) = self.sealing.take() {
+            for (volume, wishes) in sealing.snapshots {
+                self.note_snapshots(volume, cut, wishes);
+            }
             for (volume, pace) in &mut self.paces {
                 if sealing.scope.has(*volume) && !self.outstanding.contains_key(volume) {
                     pace.covered = cut;
@@ -307,6 +354,19 @@ impl Coordinator {
             }
         }
         complete
+    }
+
+    /// What the volume sealed, be it nothing, is these snapshots.
+    fn note_snapshots(&mut self, volume: VolumeId, cut: Epoch, wishes: Vec<SnapshotWish>) {
+        if self.forgotten.contains(&volume) {
+            return;
+        }
+        let outstanding = self.outstanding.entry(volume).or_default();
+        if outstanding.waiting.is_empty() {
+            outstanding.waiting_from = cut;
+        }
+        outstanding.epoch = cut;
+        outstanding.snapshots.extend(wishes);
     }
 
     /// A volume whose commit may be started; it is then committing until
@@ -319,17 +379,19 @@ impl Coordinator {
         let paces = &self.paces;
         let held = |volume: &VolumeId| paces.get(volume).is_some_and(|pace| pace.held);
         let startable = |volume: &VolumeId, o: &Outstanding| {
-            o.committing.is_none() && !o.waiting.is_empty() && !held(volume)
+            o.committing.is_none() && o.waits() && !held(volume)
         };
         let (volume, outstanding) = self
             .outstanding
             .iter_mut()
             .find(|(volume, o)| startable(volume, o))?;
         outstanding.committing = Some((outstanding.waiting_from, outstanding.epoch));
+        outstanding.committing_snapshots = std::mem::take(&mut outstanding.snapshots);
         Some(SealedVolume {
             volume: *volume,
             epoch: outstanding.epoch,
             layers: std::mem::take(&mut outstanding.waiting),
+            snapshots: outstanding.committing_snapshots.clone(),
         })
     }
 
@@ -350,10 +412,11 @@ impl Coordinator {
         let (_, through) =
             committed.unwrap_or_else(|| panic!("volume {volume} was not committing"));
         outstanding.stuck = false;
+        outstanding.committing_snapshots.clear();
         let half_sealed = self.sealing.as_ref().is_some_and(|s| s.scope.has(volume));
         let pace = self.paces.entry(volume).or_default();
         pace.covered = pace.covered.max(through);
-        if outstanding.waiting.is_empty() {
+        if !outstanding.waits() {
             self.outstanding.remove(&volume);
             if !half_sealed {
                 pace.covered = pace.covered.max(pace.cut);
@@ -382,7 +445,14 @@ impl Coordinator {
     /// Whether a volume may be cut: its last cut is committed, or will not be soon.
     fn is_free(&self, volume: VolumeId) -> bool {
         let held = self.paces.get(&volume).is_some_and(|pace| pace.held);
-        !held && self.outstanding.get(&volume).is_none_or(|o| o.stuck)
+        let merges = |o: &Outstanding| o.stuck && o.snapshots.is_empty();
+        !held && self.outstanding.get(&volume).is_none_or(merges)
+    }
+
+    /// Whether a snapshot may be cut: beside the commit under way, if nothing else waits for that.
+    fn may_snapshot(&self, volume: VolumeId, pace: &Pace) -> bool {
+        let beside = |o: &Outstanding| !o.waits() && !o.stuck;
+        !pace.snapshots.is_empty() && !pace.held && self.outstanding.get(&volume).is_none_or(beside)
     }
 
     fn note_load(&mut self, now_ms: u64, load: &Load) {
@@ -430,7 +500,9 @@ impl Coordinator {
         let due = free
             .iter()
             .filter_map(|(volume, pace)| Some((**volume, due(pace)?)));
-        let due: BTreeMap<VolumeId, CutReason> = due.collect();
+        let snapshots = self.paces.iter().filter(|(v, p)| self.may_snapshot(**v, p));
+        let snapshots = snapshots.map(|(volume, _)| (*volume, CutReason::Demand));
+        let due: BTreeMap<VolumeId, CutReason> = due.chain(snapshots).collect();
         let reason = *due.values().max()?;
         let volumes = due.into_keys().collect();
         Some((CutScope::Only(Arc::new(volumes)), reason))

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod garbage;
 mod retry;
+mod snapshots;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::index::{VolumeBase, VolumeChanges};
 use crate::manifest::{CheckpointRef, LIST_MAX, Manifest, ManifestKind};
 use crate::object::{ChunkKey, IndexKey};
 use crate::pack::{ChunkJob, PackPlan};
+use crate::snapshot::{SnapshotTable, SnapshotWish};
 
 use checkpoint::Checkpoint;
 use garbage::{Condemnation, Garbage};
@@ -75,6 +77,8 @@ pub struct VolumeCommit {
     parts: Vec<CheckpointRef>,
     since_checkpoint: SinceCheckpoint,
     garbage: Garbage,
+    /// As of the last committed manifest.
+    snapshots: SnapshotTable,
     phase: Phase,
     retry: Retry,
     /// Deletes wait on their own: they must not hold up commits.
@@ -117,6 +121,8 @@ struct Chunks {
     due: VecDeque<usize>,
     in_flight: usize,
     stored: Vec<Option<ChunkRef>>,
+    /// Snapshots of this cut.
+    wishes: Vec<SnapshotWish>,
 }
 
 /// All chunks are stored and applied to the base.
@@ -124,6 +130,8 @@ struct Staged {
     manifest: Box<Manifest>,
     leaves: VolumeChanges,
     garbage_chunks: Condemnation,
+    /// Snapshots of this cut, until the manifest has them.
+    wishes: Vec<SnapshotWish>,
 }
 
 /// The manifest is final; retries put the same bytes.
@@ -137,7 +145,7 @@ impl VolumeCommit {
     /// The commits that follow `head`, whose index was rebuilt as `rebuilt`. The caller has fenced
     /// earlier writers: `head` carries its own generation and token.
     pub fn new(head: Manifest, rebuilt: Rebuilt, config: CommitConfig, random: Random) -> Self {
-        Self {
+        let mut this = Self {
             config,
             random,
             head,
@@ -145,11 +153,14 @@ impl VolumeCommit {
             base: rebuilt.base,
             parts: rebuilt.parts,
             since_checkpoint: rebuilt.since_checkpoint,
-            garbage: Garbage::new(rebuilt.condemned),
+            garbage: Garbage::new(rebuilt.condemned, rebuilt.retained),
+            snapshots: rebuilt.snapshots,
             phase: Phase::Idle,
             retry: Retry::default(),
             delete_retry: Retry::default(),
-        }
+        };
+        this.sequence = this.sequence_used();
+        this
     }
 
     /// The volume.
@@ -188,6 +199,7 @@ impl VolumeCommit {
         assert!(self.is_idle(), "the head changed under a commit");
         let follows = head.check_follows(&self.head).is_ok();
         assert!(follows && head.same_writer(&self.head) && head.added.is_empty());
+        self.note_snapshots(&head);
         self.head = head;
     }
 
@@ -203,7 +215,16 @@ impl VolumeCommit {
     ///
     /// # Panics
     /// While another commit is under way, or if the cut is not newer than the last one.
-    pub fn start(&mut self, mut plan: PackPlan) {
+    pub fn start(&mut self, plan: PackPlan) {
+        self.start_with(plan, Vec::new());
+    }
+
+    /// As [`start`](Self::start); the image of the cut becomes these snapshots. Their names and
+    /// identities are new, and there is room for them: [`may_take`](Self::may_take).
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with(&mut self, mut plan: PackPlan, wishes: Vec<SnapshotWish>) {
         if self.fenced_by().is_some() {
             return;
         }
@@ -222,6 +243,7 @@ impl VolumeCommit {
             due: (0..chunks).collect(),
             in_flight: 0,
             stored: vec![None; chunks],
+            wishes,
         });
         self.retry = Retry::default();
         self.advance();
@@ -479,18 +501,23 @@ impl VolumeCommit {
         manifest.epoch = chunks.plan.epoch();
         self.since_checkpoint.note(&added);
         manifest.added = added;
-        let garbage_chunks = self.garbage.condemn(&mut self.base, &mut manifest);
-        let staged = Staged {
+        let (base, snapshots) = (&mut self.base, &self.snapshots);
+        let garbage_chunks = self.garbage.condemn(base, snapshots, &mut manifest);
+        let mut staged = Staged {
             manifest,
             leaves,
             garbage_chunks,
+            wishes: chunks.wishes,
         };
         match self.checkpoint_due() {
             Some(full) => {
-                let checkpoint = self.begin_checkpoint(full, &staged);
+                let checkpoint = self.begin_checkpoint(full, &mut staged);
                 self.phase = Phase::Index(staged, checkpoint, Ask::Due);
             }
-            None => self.seal(staged, None),
+            None => {
+                self.take_snapshots(&mut staged);
+                self.seal(staged, None);
+            }
         }
     }
 
@@ -521,6 +548,7 @@ impl VolumeCommit {
             manifest,
             leaves,
             garbage_chunks,
+            wishes: _,
         } = sealed.staged;
         if let Some(parts) = sealed.checkpoint_parts {
             self.parts = parts;
@@ -528,6 +556,7 @@ impl VolumeCommit {
             self.since_checkpoint = SinceCheckpoint::default();
         }
         self.garbage.committed(&manifest, garbage_chunks);
+        self.note_snapshots(&manifest);
         let publication = Publication {
             volume: manifest.volume,
             epoch: manifest.epoch,

@@ -11,6 +11,7 @@ use crate::identity::ManifestNum;
 use crate::manifest::CheckpointRef;
 use crate::object::fields::{Fields, FieldsOut};
 use crate::object::{ChunkKey, IndexKey, SealedRef};
+use crate::snapshot::{SNAPSHOTS_MAX, Snapshot};
 
 /// First bytes of every index part.
 pub const MAGIC: [u8; 8] = *b"TaipanIx";
@@ -26,6 +27,7 @@ const LENGTH: std::ops::Range<usize> = 12..16;
 const LEAF_HEADER_BYTES: usize = 8;
 const CHUNK_BYTES: usize = 8 + ChunkRef::ENCODED_BYTES;
 const PART_REF_BYTES: usize = CheckpointRef::ENCODED_BYTES;
+const RETAINED_BYTES: usize = IndexKey::ENCODED_BYTES + 8;
 const FLAG_ROOT: u16 = 1;
 const ABSENT: u32 = 0;
 const PRESENT: u32 = 1;
@@ -52,6 +54,10 @@ pub struct RootPart {
     pub parts: Vec<CheckpointRef>,
     /// Objects condemned whose deletion is not known to be done.
     pub condemned: Vec<SealedRef>,
+    /// Index parts that only snapshots need, and the manifest that replaced each.
+    pub retained: Vec<(IndexKey, ManifestNum)>,
+    /// The snapshots after this manifest, oldest first.
+    pub snapshots: Vec<Snapshot>,
 }
 
 impl IndexPart {
@@ -82,7 +88,8 @@ impl IndexPart {
         out.put_u32(self.chunks.len() as u32);
         out.put_u32(root.map_or(0, |root| root.parts.len()) as u32);
         out.put_u32(root.map_or(0, |root| root.condemned.len()) as u32);
-        out.put_u64(0); // reserved
+        out.put_u32(root.map_or(0, |root| root.retained.len()) as u32);
+        out.put_u32(root.map_or(0, |root| root.snapshots.len()) as u32);
         assert_eq!(out.len(), HEADER_BYTES);
         for (shard, key, leaf) in &self.leaves {
             let bytes = leaf.as_ref().map_or(&[][..], Leaf::encode);
@@ -102,6 +109,13 @@ impl IndexPart {
         }
         for object in root.iter().flat_map(|root| &root.condemned) {
             object.encode_into(&mut out);
+        }
+        for (key, replaced_by) in root.iter().flat_map(|root| &root.retained) {
+            key.encode_into(&mut out);
+            out.put_u64(replaced_by.0);
+        }
+        for snapshot in root.iter().flat_map(|root| &root.snapshots) {
+            snapshot.encode_into(&mut out);
         }
         let total = out.len() + CRC_BYTES;
         assert!(total <= PART_BYTES_MAX, "index part of {total} bytes");
@@ -124,18 +138,20 @@ impl IndexPart {
         let total = fields.u32()?;
         let key = IndexKey::decode(&mut fields)?;
         let manifest = ManifestNum(fields.u64()?);
-        let counts = [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?];
+        let mut count = || fields.u32();
+        let (leaves, chunks) = (count()?, count()?);
+        let lists = [count()?, count()?, count()?, count()?];
         let is_root = flags & FLAG_ROOT != 0;
-        let rootless_lists = !is_root && (counts[2] != 0 || counts[3] != 0);
-        if total as usize != bytes.len() || fields.u64()? != 0 || rootless_lists {
+        let rootless_lists = !is_root && lists != [0; 4];
+        if total as usize != bytes.len() || rootless_lists {
             return Err(Error::corrupt("the index part's header contradicts itself"));
         }
         let part = Self {
             key,
             manifest,
-            leaves: fields.list(counts[0], LEAF_HEADER_BYTES, decode_leaf)?,
-            chunks: fields.list(counts[1], CHUNK_BYTES, decode_chunk)?,
-            root: decode_root(is_root, counts[2], counts[3], &mut fields)?,
+            leaves: fields.list(leaves, LEAF_HEADER_BYTES, decode_leaf)?,
+            chunks: fields.list(chunks, CHUNK_BYTES, decode_chunk)?,
+            root: decode_root(is_root, lists, &mut fields)?,
         };
         if fields.remaining() != 0 {
             return Err(Error::corrupt(
@@ -247,12 +263,14 @@ fn decode_leaf(fields: &mut Fields<'_>) -> Result<(ShardId, LeafKey, Option<Leaf
 
 fn decode_root(
     is_root: bool,
-    parts: u32,
-    condemned: u32,
+    [parts, condemned, retained, snapshots]: [u32; 4],
     fields: &mut Fields<'_>,
 ) -> Result<Option<RootPart>> {
     if !is_root {
         return Ok(None);
+    }
+    if snapshots as usize > SNAPSHOTS_MAX {
+        return Err(Error::corrupt("the index part has too many snapshots"));
     }
     let part = |fields: &mut Fields<'_>| {
         let part = CheckpointRef {
@@ -268,6 +286,10 @@ fn decode_root(
     Ok(Some(RootPart {
         parts: fields.list(parts, PART_REF_BYTES, part)?,
         condemned: fields.list(condemned, SealedRef::ENCODED_BYTES, SealedRef::decode)?,
+        retained: fields.list(retained, RETAINED_BYTES, |fields| {
+            Ok((IndexKey::decode(fields)?, ManifestNum(fields.u64()?)))
+        })?,
+        snapshots: fields.list(snapshots, Snapshot::ENCODED_BYTES_MIN, Snapshot::decode)?,
     }))
 }
 

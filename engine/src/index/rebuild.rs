@@ -16,6 +16,7 @@ use crate::identity::ManifestNum;
 use crate::invariant::check_chain;
 use crate::manifest::{CheckpointRef, Manifest};
 use crate::object::{ChunkKey, SealedRef};
+use crate::snapshot::SnapshotTable;
 
 /// Extent tables fetched at a time.
 const FETCHES: usize = 16;
@@ -31,6 +32,10 @@ pub struct Rebuilt {
     pub parts: Vec<CheckpointRef>,
     /// Objects condemned whose deletion is not known to be done, and the manifest that did it.
     pub condemned: BTreeMap<SealedRef, ManifestNum>,
+    /// Index parts that only snapshots need, and the manifest that replaced each.
+    pub retained: BTreeMap<SealedRef, ManifestNum>,
+    /// The snapshots.
+    pub snapshots: SnapshotTable,
     /// What came after the last checkpoint.
     pub since_checkpoint: SinceCheckpoint,
 }
@@ -130,6 +135,11 @@ async fn load_checkpoint(
         .into_iter()
         .map(|object| (object, number))
         .collect();
+    let retained = head.retained.into_iter();
+    rebuilt.retained = retained
+        .map(|(key, by)| (SealedRef::Index(key), by))
+        .collect();
+    rebuilt.snapshots = SnapshotTable::new(head.snapshots)?;
     Ok(())
 }
 
@@ -162,8 +172,10 @@ async fn replay(
     if !added.is_empty() {
         rebuilt.since_checkpoint.note(&manifest.added);
     }
+    rebuilt.snapshots.follow(manifest)?;
     for object in &manifest.condemned {
         rebuilt.condemned.insert(*object, manifest.number);
+        rebuilt.retained.remove(object);
         let SealedRef::Chunk(key) = object else {
             continue;
         };

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::object::fields::{Fields, FieldsOut};
 use crate::object::{ChunkKey, IndexKey, SealedRef};
+use crate::snapshot::{SNAPSHOTS_MAX, SnapshotChange};
 use crate::volume::{VolumeName, VolumeSettings};
 
 const CRC_BYTES: usize = 4;
@@ -55,6 +56,7 @@ impl Manifest {
             + self.added.len() * ChunkRef::ENCODED_BYTES
             + (self.condemned.len() + self.dropped.len()) * SealedRef::ENCODED_BYTES
             + self.checkpoint.map_or(0, |_| CheckpointRef::ENCODED_BYTES)
+            + snapshots_bytes(&self.snapshots)
             + CRC_BYTES;
         assert!(total <= MANIFEST_BYTES_MAX);
         let mut out = Vec::with_capacity(total);
@@ -75,7 +77,8 @@ impl Manifest {
         out.put_u32(self.condemned.len() as u32);
         out.put_u32(self.dropped.len() as u32);
         out.put_u32(u32::from(self.checkpoint.is_some()));
-        out.put_u64(0);
+        out.put_u32(self.snapshots.len() as u32);
+        out.put_u32(0);
         assert_eq!(out.len(), HEADER_BYTES);
         out.put(name);
         out.put(&settings);
@@ -90,6 +93,9 @@ impl Manifest {
             out.put_u64(checkpoint.bytes);
             out.put_u32(checkpoint.crc32c);
             out.put_u32(0);
+        }
+        for change in &self.snapshots {
+            change.encode_into(&mut out);
         }
         let crc = crc32c::crc32c(&out);
         out.put_u32(crc);
@@ -127,8 +133,9 @@ impl Manifest {
         }
         let volume = VolumeId(fields.u64()?);
         let counts = [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?];
-        let reserved = fields.u64()?;
-        if reserved != 0 || counts[3] > 1 || counts.iter().any(|&n| n as usize > LIST_MAX) {
+        let (snapshots, reserved) = (fields.u32()?, fields.u32()?);
+        let too_many = counts.iter().any(|&n| n as usize > LIST_MAX);
+        if reserved != 0 || counts[3] > 1 || too_many || snapshots as usize > SNAPSHOTS_MAX {
             return Err(Error::corrupt("the manifest's counts are out of bounds"));
         }
         let manifest = Self {
@@ -145,7 +152,13 @@ impl Manifest {
             condemned: fields.list(counts[1], SealedRef::ENCODED_BYTES, SealedRef::decode)?,
             dropped: fields.list(counts[2], SealedRef::ENCODED_BYTES, SealedRef::decode)?,
             checkpoint: decode_checkpoint(counts[3] == 1, &mut fields)?,
+            snapshots: fields.list(
+                snapshots,
+                SnapshotChange::ENCODED_BYTES_MIN,
+                SnapshotChange::decode,
+            )?,
         };
+        check_snapshots(&manifest)?;
         if fields.remaining() != 0 {
             return Err(Error::corrupt("bytes are left behind the manifest's lists"));
         }
@@ -206,6 +219,28 @@ fn decode_checkpoint(present: bool, fields: &mut Fields<'_>) -> Result<Option<Ch
     match fields.u32()? {
         0 => Ok(Some(checkpoint)),
         _ => Err(Error::corrupt("a reserved field of the manifest is set")),
+    }
+}
+
+fn snapshots_bytes(changes: &[SnapshotChange]) -> usize {
+    assert!(changes.len() <= SNAPSHOTS_MAX, "too many snapshots at once");
+    changes.iter().map(SnapshotChange::encoded_bytes).sum()
+}
+
+/// A snapshot is the image of the manifest that takes it; what is deleted was taken before.
+fn check_snapshots(manifest: &Manifest) -> Result<()> {
+    let fits = |change: &SnapshotChange| match change {
+        SnapshotChange::Taken(snapshot) => {
+            (snapshot.manifest, snapshot.generation, snapshot.epoch)
+                == (manifest.number, manifest.generation, manifest.epoch)
+        }
+        SnapshotChange::Deleted(snapshot) => snapshot.manifest < manifest.number,
+    };
+    match manifest.snapshots.iter().all(fits) {
+        true => Ok(()),
+        false => Err(Error::corrupt(
+            "the manifest changes a snapshot that is not its own",
+        )),
     }
 }
 

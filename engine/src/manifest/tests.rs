@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::ErrorKind;
 use crate::object::ChunkKey;
+use crate::snapshot::{Snapshot, SnapshotId, SnapshotName};
 
 const VOLUME: VolumeId = VolumeId(0x0102_0304_0506_0708);
 
@@ -54,6 +55,7 @@ fn sample() -> Manifest {
             bytes: 999,
             crc32c: 0x0BAD_CAFE,
         }),
+        snapshots: Vec::new(),
     }
 }
 
@@ -124,6 +126,45 @@ fn golden_bytes() {
     assert_eq!(hex(&bytes[at..end]), lists);
     assert_eq!(stored_crc(&bytes), crc32c::crc32c(&bytes[..end]));
     assert_eq!(Manifest::decode(&bytes).unwrap(), sample());
+}
+
+#[test]
+fn snapshots_are_an_own_section_that_other_manifests_do_not_have() {
+    let plain = sample();
+    let snapshot = Snapshot {
+        id: SnapshotId(0xAA),
+        name: SnapshotName::parse("daily").unwrap(),
+        manifest: plain.number,
+        generation: plain.generation,
+        sequence: 5,
+        epoch: plain.epoch,
+        taken_ms: 6,
+    };
+    let taking = Manifest {
+        snapshots: vec![SnapshotChange::Taken(snapshot.clone())],
+        ..sample()
+    };
+    let (before, bytes) = (plain.encode(), taking.encode());
+    assert_eq!(bytes.len(), before.len() + 56 + 5);
+    assert_eq!(bytes[88..96], [1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(bytes[96..before.len() - 4], before[96..before.len() - 4]);
+    assert_eq!(bytes[before.len() - 4..][..8], [0xAA, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(Manifest::decode(&bytes).unwrap(), taking);
+    // Of another manifest, or deleted by the one that takes it.
+    let other = Snapshot {
+        manifest: ManifestNum(2),
+        ..snapshot.clone()
+    };
+    for wrong in [
+        SnapshotChange::Taken(other),
+        SnapshotChange::Deleted(snapshot),
+    ] {
+        let manifest = Manifest {
+            snapshots: vec![wrong],
+            ..sample()
+        };
+        assert!(Manifest::decode(&manifest.encode()).is_err());
+    }
 }
 
 #[test]

@@ -97,6 +97,22 @@ pub async fn read_history(
     hint: Option<ManifestNum>,
 ) -> Result<History> {
     let head = read_head(backend, volume, hint).await?;
+    with_predecessors(backend, head).await
+}
+
+/// The manifest `number` and its predecessors back to the checkpoint before it: the image of a
+/// snapshot, which is rebuilt from them as that of the head is.
+pub async fn read_history_at(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    number: ManifestNum,
+) -> Result<History> {
+    let last = read_manifest(backend, volume, number).await?;
+    with_predecessors(backend, last).await
+}
+
+async fn with_predecessors(backend: &dyn Backend, head: Manifest) -> Result<History> {
+    let volume = head.volume;
     let is_start = |m: &Manifest| m.checkpoint.is_some() || m.number.0 == 1;
     let older = (1..head.number.0).rev();
     let mut manifests = vec![head];

@@ -23,6 +23,7 @@ mod race;
 mod racing;
 mod risk;
 mod serve;
+mod snapshots;
 mod uploader;
 mod workload;
 mod world;

@@ -384,10 +384,44 @@ impl Oracle {
         let through = newest.max(self.image_through[volume]);
         self.image_through[volume] = through;
         let through = if complete { self.now } else { through };
-        for (cell, id) in cells.clone().zip(&ids) {
+        self.check_cut(volume, &ids, through, |version| !version.replaced)?;
+        self.check_blocks(volume, &cells, &ids, 0)
+    }
+
+    /// The image of a snapshot that was asked for at `asked` and sealed at `sealed`, or not yet: it
+    /// must be a cut with everything answered before the one and nothing begun after the other.
+    pub(super) fn snapshot(
+        &self,
+        volume: usize,
+        data: &[u8],
+        (asked, sealed): (u64, Option<u64>),
+    ) -> Verdict {
+        let cells = 0..self.lattices[volume].cells();
+        let ids = self.lattices[volume].identify(&cells, data)?;
+        let begun = ids.iter().map(|id| self.writes[*id as usize].began);
+        let newest = begun.max().unwrap_or(0);
+        if sealed.is_some_and(|sealed| newest > sealed) {
+            return Err(format!(
+                "a snapshot of volume {volume} that was sealed at {sealed:?} holds what was begun \
+                 at {newest}"
+            ));
+        }
+        self.check_cut(volume, &ids, newest.max(asked), |_| true)?;
+        self.check_blocks(volume, &cells, &ids, 0)
+    }
+
+    /// Nothing in an image was outdone before `through`.
+    fn check_cut(
+        &self,
+        volume: usize,
+        ids: &[WriteId],
+        through: u64,
+        allowed: impl Fn(&Version) -> bool,
+    ) -> Verdict {
+        for (cell, id) in (0..).zip(ids) {
             if !self
                 .candidates(volume, cell, *id)
-                .any(|version| version.outdone >= through && !version.replaced)
+                .any(|version| version.outdone >= through && allowed(version))
             {
                 return Err(format!(
                     "the image is no cut: {} is write {id}, the image holds things begun at \
@@ -397,7 +431,7 @@ impl Oracle {
                 ));
             }
         }
-        self.check_blocks(volume, &cells, &ids, 0)
+        Ok(())
     }
 
     fn place(&self, volume: usize, cell: u32) -> String {

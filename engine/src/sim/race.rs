@@ -24,6 +24,7 @@ pub const RACE_EVENTS: &[&str] = &[
     "race: a copy of an old data directory was restored",
     "race: a data directory was lost",
     "race: a fenced appliance stopped",
+    "race: a snapshot outlived its writer",
     "race: a restart left a volume to its new owner",
     "race: a start without the backend was fenced when it was back",
     "race: a living appliance was taken over",
@@ -353,6 +354,10 @@ impl Race {
         let image = read_image(&self.nodes[from].objects, id, lattice)
             .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
         self.nodes[from].oracle.image(volume, &image, false)?;
+        self.nodes[from].check_snapshots(volume)?;
+        if self.nodes[from].snapshots.has_any(volume) {
+            self.hit(to, "race: a snapshot outlived its writer");
+        }
         let before = self.nodes[from].oracle.clone();
         self.nodes[to].oracle.adopt(&before, volume, &image)
     }

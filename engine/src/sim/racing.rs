@@ -1,6 +1,7 @@
 //! What one of two appliances on one bucket is beside an appliance of its own.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::dice::Dice;
 use super::world::World;
@@ -35,6 +36,7 @@ impl World {
         self.objects = other.objects.clone();
         self.keep_copies();
         self.ids.clone_from(&other.ids);
+        self.snapshots = Rc::clone(&other.snapshots);
         self.dice = dice;
         self.wal_id = WalId(self.dice.number());
         self.make_files();

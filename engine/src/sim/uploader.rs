@@ -70,7 +70,7 @@ pub(super) struct UpVolume {
     pub(super) local: LocalHead,
     pub(super) slot: VolumeSlot,
     places: Rc<CutPlaces>,
-    publishing: Option<(Epoch, usize)>,
+    pub(super) publishing: Option<(Epoch, usize)>,
     /// Served under its old generation, because the backend could not be asked.
     pub(super) unverified: bool,
 }
@@ -146,7 +146,8 @@ impl Uploader {
             .get_mut(&sealed.volume)
             .expect("all volumes are open");
         volume.places = Rc::clone(&self.places);
-        volume.commit.start(volume.commit.plan(sealed));
+        let plan = volume.commit.plan(sealed);
+        volume.commit.start_with(plan, sealed.snapshots.clone());
     }
 }
 
@@ -229,6 +230,7 @@ impl World {
         {
             self.uploader_hears(message);
         }
+        self.may_snapshot();
         self.take_cut();
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         while let Some(sealed) = uploader.coordinator.next_volume() {
@@ -495,7 +497,9 @@ impl World {
     pub(super) fn land(&mut self, late: Late, then: Option<Landing>) {
         let Some(landing) = then else {
             self.coverage.hit("a dead life's put landed late");
-            return late.land(&self.objects);
+            let kept = late.clone();
+            late.land(&self.objects);
+            return self.snapshots_landed(&kept);
         };
         let is_manifest = matches!(landing.what, What::Manifest);
         if is_manifest {
@@ -515,6 +519,9 @@ impl World {
             && let Err(what) = self.check_created(landing.volume)
         {
             self.violate(what);
+        }
+        if created {
+            self.snapshots_landed(&late);
         }
         let result = if landing.lost { Err(lost()) } else { result };
         if landing.life == self.life {

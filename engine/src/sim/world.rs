@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::rc::Rc;
 
 use futures::executor::block_on;
 
@@ -18,6 +19,7 @@ use super::plan::{Faults, MS, Moment, Plan};
 use super::racing::Racing;
 use super::risk::Risk;
 use super::serve::{Device, Node};
+use super::snapshots::Snapshots;
 use super::uploader::Landing;
 use crate::backend::{LocalMetadata, MemBackend};
 use crate::block::ShardId;
@@ -157,7 +159,7 @@ pub(super) struct World {
     pub(super) now_us: u64,
     pub(super) life_began_us: u64,
     pub(super) life: u32,
-    life_ends_us: u64,
+    pub(super) life_ends_us: u64,
     pub(super) queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
     pub(super) events: u64,
@@ -168,6 +170,8 @@ pub(super) struct World {
     pub(super) aloud: bool,
     pub(super) fenced: Fenced,
     pub(super) risk: Risk,
+    /// Shared by all appliances on the bucket.
+    pub(super) snapshots: Rc<Snapshots>,
     /// In a race: which appliance this is, and what it lost.
     pub(super) racing: Option<Racing>,
     // What outlives a life.
@@ -254,6 +258,7 @@ impl World {
             clients: Clients::new(&plan, &mut dice),
             oracle: Oracle::new(lattices),
             risk: Risk::new(&plan.volumes),
+            snapshots: Rc::new(Snapshots::new(seed)),
             plan,
             faults: Faults::default(),
             now_us: 0,
@@ -551,7 +556,7 @@ impl World {
             .map_err(|error| format!("the image of volume {volume} cannot be read: {error}"))?;
         self.oracle.image(volume, &image, complete)?;
         self.coverage.hit("an image was compared with the history");
-        Ok(())
+        self.check_snapshots(volume)
     }
 
     /// A manifest was created: of one of two appliances, which knows only what it writes itself.

@@ -12,7 +12,8 @@ use taipan_engine::object::{ChunkKey, IndexKey, SealedRef};
 use taipan_engine::registry::quarantine::{
     QuarantineHeader, QuarantineKind, QuarantineReader, QuarantineRecord, QuarantineWriter,
 };
-use taipan_engine::registry::{LocalHead, NameEntry};
+use taipan_engine::registry::{LocalHead, NameEntry, PinChange, PinEntry};
+use taipan_engine::snapshot::{Snapshot, SnapshotChange, SnapshotId, SnapshotName};
 use taipan_engine::volume::{Ack, OnLostCache, VolumeName, VolumeSettings};
 use taipan_engine::wal::WalId;
 use taipan_engine::wal::state::WalState;
@@ -26,7 +27,7 @@ type Parses = fn(&[u8]) -> bool;
 const VOLUME: VolumeId = VolumeId(0xABCD);
 
 /// The seeds of every target that has objects of its own; those of `replay` are lists of changes.
-pub(crate) fn all() -> [(&'static str, Seeds); 8] {
+pub(crate) fn all() -> [(&'static str, Seeds); 9] {
     [
         ("replay", replays()),
         ("chunk", chunks()),
@@ -34,19 +35,21 @@ pub(crate) fn all() -> [(&'static str, Seeds); 8] {
         ("part", parts()),
         ("local_head", local_heads()),
         ("name_entry", name_entries()),
+        ("pin_entry", pin_entries()),
         ("wal_state", wal_states()),
         ("quarantine", quarantines()),
     ]
 }
 
 /// Whether bytes are whole, for every target whose inputs are.
-pub(crate) fn parsers() -> [(&'static str, Parses); 7] {
+pub(crate) fn parsers() -> [(&'static str, Parses); 8] {
     [
         ("chunk", |b| ChunkView::parse(b).is_ok()),
         ("manifest", |b| Manifest::decode(b).is_ok()),
         ("part", |b| IndexPart::decode(b).is_ok()),
         ("local_head", |b| LocalHead::decode(b).is_ok()),
         ("name_entry", |b| NameEntry::decode(b).is_ok()),
+        ("pin_entry", |b| PinEntry::decode(b).is_ok()),
         ("wal_state", |b| WalState::decode(b).is_some()),
         ("quarantine", |b| whole_quarantine(b)),
     ]
@@ -166,6 +169,30 @@ fn first_manifest() -> Manifest {
     )
 }
 
+fn snapshot(name: &str, manifest: &Manifest) -> Snapshot {
+    Snapshot {
+        id: SnapshotId(name.len() as u64),
+        name: SnapshotName::parse(name).expect("a valid name"),
+        manifest: manifest.number,
+        generation: manifest.generation,
+        sequence: 9,
+        epoch: manifest.epoch,
+        taken_ms: 1_790_000_000_000,
+    }
+}
+
+fn pin_entries() -> Seeds {
+    let entry = |number, change| {
+        let entry = PinEntry::new(number, VOLUME, SnapshotId(u64::MAX), change);
+        entry.encode().to_vec()
+    };
+    vec![
+        ("pinned", entry(1, PinChange::Pinned(VolumeId(0)))),
+        ("released", entry(2, PinChange::Released(VOLUME))),
+        ("closed", entry(u64::MAX, PinChange::Closed)),
+    ]
+}
+
 fn manifests() -> Seeds {
     let first = first_manifest();
     let opened = first.opened_by(WriterToken(6));
@@ -187,6 +214,14 @@ fn manifests() -> Seeds {
     let mut configured = checkpoint.successor(ManifestKind::Configured);
     configured.settings.ack = Ack::Durable;
     configured.settings.on_lost_cache = OnLostCache::Refuse;
+    let mut taken = commit.successor(ManifestKind::Commit);
+    let daily = snapshot("daily", &taken);
+    let twin = snapshot("zweite Schüssel", &taken);
+    taken.snapshots = [&daily, &twin]
+        .map(|s| SnapshotChange::Taken(s.clone()))
+        .to_vec();
+    let mut deleted = taken.successor(ManifestKind::Configured);
+    deleted.snapshots = vec![SnapshotChange::Deleted(daily)];
     let tombstone = configured.successor(ManifestKind::Tombstone);
     vec![
         ("created", first.encode().to_vec()),
@@ -194,6 +229,8 @@ fn manifests() -> Seeds {
         ("commit", commit.encode().to_vec()),
         ("checkpoint", checkpoint.encode().to_vec()),
         ("configured", configured.encode().to_vec()),
+        ("snapshots-taken", taken.encode().to_vec()),
+        ("snapshot-deleted", deleted.encode().to_vec()),
         ("tombstone", tombstone.encode().to_vec()),
     ]
 }
@@ -253,8 +290,15 @@ fn parts() -> Seeds {
             SealedRef::Chunk(chunk_key(1)),
             SealedRef::Index(index_key(2)),
         ],
+        ..RootPart::default()
+    };
+    let keeping = RootPart {
+        retained: vec![(index_key(2), ManifestNum(7))],
+        snapshots: vec![snapshot("daily", &first_manifest())],
+        ..root.clone()
     };
     vec![
+        ("keeping-root", mixed_part(Some(keeping)).encode().to_vec()),
         ("checkpoint", checkpoint_part().encode().to_vec()),
         ("mixed", mixed_part(None).encode().to_vec()),
         ("mixed-root", mixed_part(Some(root)).encode().to_vec()),

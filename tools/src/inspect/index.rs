@@ -50,6 +50,8 @@ fn to_json(part: &IndexPart) -> Value {
         "root": part.root.as_ref().map(|root| json!({
             "parts": root.parts,
             "condemned": root.condemned,
+            "retained": root.retained,
+            "snapshots": root.snapshots,
         })),
         "mapped_blocks": mapped(part),
         "leaves": leaves,
@@ -62,7 +64,12 @@ fn fields(part: &IndexPart) -> Fields {
     let freed = part.chunks.iter().filter(|c| c.1.is_none()).count();
     let role = match &part.root {
         None => "an inner part".to_owned(),
-        Some(root) => format!("the root; {} parts before it", root.parts.len()),
+        Some(root) => format!(
+            "the root; {} parts before it, {} retained for {} snapshots",
+            root.parts.len(),
+            root.retained.len(),
+            root.snapshots.len()
+        ),
     };
     let mut fields = Fields::default();
     fields

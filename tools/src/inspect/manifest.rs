@@ -3,6 +3,7 @@
 use taipan_engine::manifest::Manifest;
 use taipan_engine::object::SealedRef;
 use taipan_engine::size::{exact, human};
+use taipan_engine::snapshot::SnapshotChange;
 
 use super::{Decoded, Subject, plain, unreadable};
 use crate::failure::Outcome;
@@ -59,6 +60,13 @@ fn fields(manifest: &Manifest) -> Fields {
         .add("condemned", manifest.condemned.len().to_string())
         .add("dropped", manifest.dropped.len().to_string())
         .add("checkpoint", checkpoint.as_deref().unwrap_or("none"));
+    for change in &manifest.snapshots {
+        let (what, snapshot) = match change {
+            SnapshotChange::Taken(snapshot) => ("snapshot taken", snapshot),
+            SnapshotChange::Deleted(snapshot) => ("snapshot deleted", snapshot),
+        };
+        fields.add(what, format!("{} ({})", snapshot.name, snapshot.id));
+    }
     fields
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{BURSTS, CutPolicy, CutReason};
 use crate::core::CoreLoad;
 use crate::identity::{Epoch, VolumeId};
+use crate::snapshot::SnapshotWish;
 use crate::volume::VolumeSettings;
 
 /// What the shards report.
@@ -75,6 +76,8 @@ pub(super) struct Pace {
     pub(super) told: Epoch,
     /// The head is being changed otherwise.
     pub(super) held: bool,
+    /// The next cut is to be these snapshots.
+    pub(super) snapshots: Vec<SnapshotWish>,
 }
 
 impl Pace {

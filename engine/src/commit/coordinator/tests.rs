@@ -4,6 +4,7 @@ use super::*;
 use crate::block::LocalBlock;
 use crate::identity::{BatchNum, Lsn};
 use crate::index::{Hit, Point};
+use crate::snapshot::{SnapshotId, SnapshotName};
 use crate::wal::place::Place;
 
 const A: VolumeId = VolumeId(1);
@@ -352,4 +353,101 @@ fn after_a_volume_of_a_later_epoch_is_opened_stamps_are_above_it() {
     coordinator.raise(Epoch(100));
     assert!(coordinator.tick(1, &Load::default()).is_none(), "it is");
     assert_eq!(coordinator.epoch(), Epoch(101));
+}
+
+fn wish(number: u64) -> SnapshotWish {
+    SnapshotWish {
+        id: SnapshotId(number),
+        name: SnapshotName::parse(&number.to_string()).unwrap(),
+        taken_ms: number,
+    }
+}
+
+/// What is asked, and what is taken.
+fn pending(coordinator: &Coordinator) -> (Vec<u64>, Vec<u64>) {
+    let pending = coordinator.pending_snapshots(A);
+    let (taken, asked): (Vec<_>, Vec<_>) = pending.partition(|(_, taken)| *taken);
+    let numbers = |list: Vec<(&SnapshotWish, bool)>| list.iter().map(|(w, _)| w.id.0).collect();
+    (numbers(asked), numbers(taken))
+}
+
+#[test]
+fn a_snapshot_is_taken_at_once_even_of_nothing() {
+    let mut coordinator = coordinator();
+    coordinator.snapshot(A, wish(1));
+    coordinator.snapshot(A, wish(2));
+    assert_eq!(pending(&coordinator), (vec![1, 2], vec![]));
+    let cut = coordinator.tick(0, &loads(&[(B, 1)])).unwrap();
+    assert_eq!(
+        (cut.scope.clone(), cut.reason),
+        (only(&[A]), CutReason::Demand)
+    );
+    coordinator.snapshot(A, wish(3));
+    assert_eq!(
+        pending(&coordinator),
+        (vec![3, 1, 2], vec![]),
+        "not sealed yet"
+    );
+    seal(&mut coordinator, &cut, &[]);
+    assert_eq!(pending(&coordinator), (vec![3], vec![1, 2]));
+    let sealed = coordinator.next_volume().unwrap();
+    assert_eq!(
+        (sealed.volume, sealed.epoch, sealed.layers.len()),
+        (A, Epoch(5), 0)
+    );
+    assert_eq!(sealed.snapshots, [wish(1), wish(2)]);
+    assert!(coordinator.next_volume().is_none());
+    coordinator.volume_done(A);
+    assert_eq!(pending(&coordinator), (vec![3], vec![]));
+    assert_eq!(coordinator.covered(A), Epoch(5));
+}
+
+#[test]
+fn a_snapshot_waits_beside_a_commit_and_no_later_cut_merges_with_it() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    seal(&mut coordinator, &cut, &[(A, 1)]);
+    assert!(coordinator.next_volume().unwrap().snapshots.is_empty());
+    // The backend is away: the commit does not end. The snapshot is taken all the same.
+    coordinator.snapshot(A, wish(1));
+    let cut = coordinator.tick(1, &loads(&[(A, 1)])).unwrap();
+    assert_eq!((cut.scope.clone(), cut.epoch), (only(&[A]), Epoch(6)));
+    seal(&mut coordinator, &cut, &[(A, 2)]);
+    assert_eq!(pending(&coordinator), (vec![], vec![1]));
+    assert!(coordinator.next_volume().is_none(), "A commits");
+    // Not another one, and nothing else, may join it, not even if the commit is stuck.
+    coordinator.snapshot(A, wish(2));
+    coordinator.want(A, Epoch(7));
+    assert_eq!(coordinator.tick(2, &loads(&[(A, 9)])), None);
+    coordinator.volume_stuck(A);
+    assert_eq!(coordinator.tick(3, &loads(&[(A, 9)])), None);
+    assert!(
+        demand(&mut coordinator, 4).is_none(),
+        "a drain waits for it"
+    );
+    coordinator.volume_done(A);
+    let sealed = coordinator.next_volume().unwrap();
+    assert_eq!((sealed.epoch, sealed.layers.len()), (Epoch(6), 1));
+    assert_eq!(sealed.snapshots, [wish(1)]);
+    assert_eq!(coordinator.covered(A), Epoch(5));
+    coordinator.volume_done(A);
+    assert_eq!(coordinator.covered(A), Epoch(6));
+    let cut = coordinator.tick(5, &loads(&[(A, 9)])).unwrap();
+    seal(&mut coordinator, &cut, &[(A, 3)]);
+    assert_eq!(coordinator.next_volume().unwrap().snapshots, [wish(2)]);
+}
+
+#[test]
+fn snapshots_of_a_held_or_forgotten_volume_are_not_taken() {
+    let mut coordinator = coordinator();
+    coordinator.hold(A);
+    coordinator.snapshot(A, wish(1));
+    assert_eq!(coordinator.tick(0, &loads(&[])), None);
+    coordinator.unhold(A);
+    let cut = coordinator.tick(1, &loads(&[])).unwrap();
+    coordinator.forget_volume(A);
+    seal(&mut coordinator, &cut, &[]);
+    assert!(coordinator.is_idle() && coordinator.next_volume().is_none());
+    coordinator.snapshot(A, wish(2));
+    assert_eq!(pending(&coordinator), (vec![], vec![]));
 }

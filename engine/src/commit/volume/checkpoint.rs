@@ -8,6 +8,7 @@ use crate::index::part::{RootPart, part_ref};
 use crate::index::{PartItems, VolumeBase};
 use crate::manifest::CheckpointRef;
 use crate::object::{IndexKey, SealedRef};
+use crate::snapshot::Snapshot;
 
 /// A checkpoint may take one byte for so many bytes packed since the last one.
 const DATA_PER_INDEX: u64 = 8;
@@ -25,6 +26,8 @@ pub(super) struct Checkpoint {
     /// Earlier parts that this checkpoint replaces.
     replaced: Vec<CheckpointRef>,
     condemned: Vec<SealedRef>,
+    retained: Vec<(IndexKey, ManifestNum)>,
+    snapshots: Vec<Snapshot>,
     stored: Vec<CheckpointRef>,
     /// The part that is out or due, so that a retry puts the same bytes.
     current: Option<Bytes>,
@@ -51,13 +54,20 @@ impl VolumeCommit {
         Some(self.parts.len() >= many || old + dirty > 2 * full + SMALL_BYTES)
     }
 
-    pub(super) fn begin_checkpoint(&mut self, full: bool, staged: &Staged) -> Checkpoint {
+    /// Names the parts, then takes the snapshots: their images need these parts.
+    pub(super) fn begin_checkpoint(&mut self, full: bool, staged: &mut Staged) -> Checkpoint {
         let items = self.base.checkpoint_plan(full, self.config.part_bytes);
         let keys = items.iter().map(|_| self.index_key()).collect();
-        let (kept, replaced) = match full {
+        let snapshots = self.take_snapshots(staged);
+        let (kept, mut replaced) = match full {
             true => (Vec::new(), self.parts.clone()),
             false => (self.parts.clone(), Vec::new()),
         };
+        let number = staged.manifest.number;
+        replaced.retain(|part| {
+            let part = SealedRef::Index(part.key);
+            !self.garbage.retain(&part, &self.snapshots, number)
+        });
         let mut condemned: Vec<_> = self.garbage.pending_after(&staged.manifest).collect();
         condemned.extend(replaced.iter().map(|part| SealedRef::Index(part.key)));
         Checkpoint {
@@ -66,6 +76,8 @@ impl VolumeCommit {
             kept,
             replaced,
             condemned,
+            retained: self.garbage.retained_parts(),
+            snapshots: snapshots.iter().cloned().collect(),
             stored: Vec::new(),
             current: None,
         }
@@ -81,6 +93,8 @@ impl Checkpoint {
             let root = (at + 1 == self.items.len()).then(|| RootPart {
                 parts: self.kept.iter().chain(&self.stored).copied().collect(),
                 condemned: std::mem::take(&mut self.condemned),
+                retained: std::mem::take(&mut self.retained),
+                snapshots: std::mem::take(&mut self.snapshots),
             });
             base.checkpoint_part(key, manifest, &self.items[at], root)
                 .encode()

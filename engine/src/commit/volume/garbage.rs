@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::identity::ManifestNum;
 use crate::index::{ChunkOrdinal, VolumeBase};
 use crate::manifest::Manifest;
-use crate::object::SealedRef;
+use crate::object::{IndexKey, SealedRef};
+use crate::snapshot::SnapshotTable;
 
 /// Most chunks condemned, or objects noted as dropped, by one manifest; the rest waits.
 const PER_MANIFEST: usize = 1 << 16;
@@ -19,6 +20,8 @@ const PER_DELETE: usize = 256;
 pub(super) struct Garbage {
     /// Condemned by a committed manifest, not yet deleted.
     condemned: BTreeMap<SealedRef, Condemned>,
+    /// Idle, but snapshots need them: the manifest that found them so.
+    retained: BTreeMap<SealedRef, ManifestNum>,
     /// Deleted; the next manifest says so.
     dropped: Vec<SealedRef>,
     deleting: Option<Vec<SealedRef>>,
@@ -37,30 +40,79 @@ struct Condemned {
 pub(super) type Condemnation = Vec<(SealedRef, ChunkOrdinal)>;
 
 impl Garbage {
-    pub(super) fn new(condemned: BTreeMap<SealedRef, ManifestNum>) -> Self {
+    /// What a rebuild found condemned, and index parts that only snapshots need.
+    pub(super) fn new(
+        condemned: BTreeMap<SealedRef, ManifestNum>,
+        retained: BTreeMap<SealedRef, ManifestNum>,
+    ) -> Self {
         let entry = |(object, by)| (object, Condemned { by, ordinal: None });
         Self {
             condemned: condemned.into_iter().map(entry).collect(),
+            retained,
             dropped: Vec::new(),
             deleting: None,
             resting: false,
         }
     }
 
-    /// Condemns chunks without live blocks in the draft `manifest`, and notes what was deleted.
-    pub(super) fn condemn(&self, base: &mut VolumeBase, manifest: &mut Manifest) -> Condemnation {
+    /// Condemns chunks without live blocks, and index parts without a checkpoint, that no snapshot
+    /// needs in the draft `manifest`, and notes what was deleted.
+    pub(super) fn condemn(
+        &mut self,
+        base: &mut VolumeBase,
+        snapshots: &SnapshotTable,
+        manifest: &mut Manifest,
+    ) -> Condemnation {
         let condemned: Condemnation = base
             .condemnable()
-            .take(PER_MANIFEST)
             .map(|(ordinal, entry)| (SealedRef::Chunk(entry.reference.key), ordinal))
+            .filter(|(object, _)| !self.retain(object, snapshots, manifest.number))
+            .take(PER_MANIFEST)
             .collect();
         for (object, ordinal) in &condemned {
             base.condemn(*ordinal);
             manifest.condemned.push(*object);
         }
+        let free = |(object, since): &(&SealedRef, &ManifestNum)| {
+            matches!(object, SealedRef::Index(_)) && !snapshots.needs(object, **since)
+        };
+        let parts = self.retained.iter().filter(free).take(PER_MANIFEST);
+        let parts: Vec<_> = parts.map(|(object, _)| *object).collect();
+        parts.iter().for_each(|part| _ = self.retained.remove(part));
+        manifest.condemned.extend(parts);
         let noted = self.dropped.iter().take(PER_MANIFEST);
         manifest.dropped.extend(noted);
         condemned
+    }
+
+    /// Keeps what became idle in the manifest `number`, or earlier, if a snapshot needs it.
+    pub(super) fn retain(
+        &mut self,
+        object: &SealedRef,
+        snapshots: &SnapshotTable,
+        number: ManifestNum,
+    ) -> bool {
+        let since = self.retained.get(object).copied().unwrap_or(number);
+        let needed = snapshots.needs(object, since);
+        match needed {
+            true => self.retained.insert(*object, since),
+            false => self.retained.remove(object),
+        };
+        needed
+    }
+
+    /// Index parts that only snapshots need, for a checkpoint. Chunks are in its table.
+    pub(super) fn retained_parts(&self) -> Vec<(IndexKey, ManifestNum)> {
+        let part = |(object, since): (&SealedRef, &ManifestNum)| match object {
+            SealedRef::Index(key) => Some((*key, *since)),
+            SealedRef::Chunk(_) => None,
+        };
+        self.retained.iter().filter_map(part).collect()
+    }
+
+    /// Names of all objects that are not in the index any more.
+    pub(super) fn objects(&self) -> impl Iterator<Item = &SealedRef> {
+        self.condemned.keys().chain(self.retained.keys())
     }
 
     /// What is condemned and not dropped once the draft `manifest` is committed.

@@ -3,6 +3,7 @@
 mod crashes;
 mod damage;
 mod rig;
+mod snapshots;
 
 use futures::executor::block_on;
 

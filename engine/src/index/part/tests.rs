@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::identity::{Generation, VolumeId};
+use crate::identity::{Epoch, Generation, VolumeId};
 use crate::index::leaf::ChunkLoc;
+use crate::snapshot::{SnapshotId, SnapshotName};
 
 const KEY: IndexKey = IndexKey {
     volume: VolumeId(0xAB),
@@ -53,6 +54,7 @@ fn part() -> IndexPart {
         root: Some(RootPart {
             parts: vec![checkpoint],
             condemned: vec![SealedRef::Chunk(chunk_ref(1).key), SealedRef::Index(KEY)],
+            ..RootPart::default()
         }),
     }
 }
@@ -89,6 +91,31 @@ fn golden_bytes() {
     );
     let crc = crc32c::crc32c(&bytes[..bytes.len() - 4]);
     assert_eq!(bytes[bytes.len() - 4..], crc.to_le_bytes());
+}
+
+#[test]
+fn a_root_may_hold_snapshots_and_what_they_retain() {
+    let snapshot = Snapshot {
+        id: SnapshotId(0xAA),
+        name: SnapshotName::parse("daily").unwrap(),
+        manifest: ManifestNum(9),
+        generation: Generation(1),
+        sequence: 5,
+        epoch: Epoch(6),
+        taken_ms: 7,
+    };
+    let mut with = part();
+    let root = with.root.as_mut().unwrap();
+    root.retained = vec![(KEY, ManifestNum(12))];
+    root.snapshots = vec![snapshot];
+    let (plain, bytes) = (part().encode(), with.encode());
+    assert_eq!(bytes[72..80], [1, 0, 0, 0, 1, 0, 0, 0]);
+    assert_eq!(bytes.len(), plain.len() + 40 + 56 + 5);
+    let (lists, end) = (plain.len() - 4, plain.len() + 36);
+    assert_eq!(bytes[80..lists], plain[80..lists]);
+    assert_eq!(bytes[end - 8..end], 12u64.to_le_bytes());
+    assert_eq!(bytes[end..end + 8], 0xAAu64.to_le_bytes());
+    assert_eq!(IndexPart::decode(&bytes).unwrap(), with);
 }
 
 #[test]
@@ -129,13 +156,14 @@ fn damaged(at: usize, bytes: &[u8]) -> Result<IndexPart> {
 
 #[test]
 fn each_broken_rule_is_refused() {
-    let cases: [(usize, &[u8], &str); 10] = [
+    let cases: [(usize, &[u8], &str); 11] = [
         (0, b"X", "magic"),
         (8, &[2], "format 2"),
         (10, &[2], "flags 2"),
         (10, &[0], "contradicts"),
         (12, &[0], "contradicts"),
-        (72, &[1], "contradicts"),
+        (72, &[1], "does not fit"),
+        (76, &[1, 4], "too many snapshots"),
         (56, &[255, 255, 255, 255], "does not fit"),
         (HEADER_BYTES + 4, &[16], "no shard"),
         (HEADER_BYTES + 3, &[1], "no shard or volume"),

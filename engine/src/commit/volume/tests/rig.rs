@@ -13,7 +13,7 @@ use crate::commit::{CommitConfig, Effect, Event, HeadUpdate, Random, VolumeCommi
 use crate::error::{Error, Result};
 use crate::identity::{BatchNum, Epoch, Lsn, ManifestNum, VolumeId, WriterToken};
 use crate::index::rebuild::rebuild;
-use crate::index::{Overlay, Point, ShardBase};
+use crate::index::{Overlay, Point, ShardBase, VolumeBase};
 use crate::manifest::Manifest;
 use crate::object::{ObjectKey, SealedRef};
 use crate::pack::{PackBlock, PackPlan};
@@ -176,10 +176,12 @@ impl World {
     /// The epoch of the bucket's image, after checking that the image is that cut to the byte.
     pub(super) fn verify(&self) -> Epoch {
         let history = block_on(read_history(&self.backend, VOLUME, None)).unwrap();
-        let image = block_on(rebuild(&self.backend, &history.manifests))
-            .unwrap()
-            .base;
-        let epoch = history.head().epoch;
+        let image = block_on(rebuild(&self.backend, &history.manifests)).unwrap();
+        self.verify_image(&image.base, history.head().epoch)
+    }
+
+    /// Checks that an image is the cut of that epoch to the byte.
+    pub(super) fn verify_image(&self, image: &VolumeBase, epoch: Epoch) -> Epoch {
         let expected = &self.cuts[&epoch];
         assert_eq!(image.mapped_blocks(), expected.len() as u64, "cut {epoch}");
         for (&block, &lsn) in expected {

@@ -1,0 +1,286 @@
+//! Snapshots taken at random moments: each is the cut that it should be when it comes to the
+//! bucket, and the same to the byte whenever it is read again, until it is deleted.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::executor::block_on;
+
+use super::bucket::Late;
+use super::dice::Dice;
+use super::image::read_blocks;
+use super::world::World;
+use crate::error::Result;
+use crate::identity::VolumeId;
+use crate::index::rebuild::rebuild;
+use crate::manifest::Manifest;
+use crate::registry::{delete_snapshot, read_history, read_snapshot};
+use crate::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
+
+/// Only some seeds take snapshots, so that the others stay the runs that they were.
+const SEEDS_WITH: u64 = 4;
+/// Snapshots of a volume at a time.
+const HELD_MAX: usize = 5;
+
+/// Everything known of the snapshots of all appliances.
+pub(super) struct Snapshots {
+    is_on: bool,
+    book: RefCell<Book>,
+}
+
+struct Book {
+    dice: Dice,
+    last: u64,
+    asked: BTreeMap<SnapshotId, Asked>,
+    /// What is in the bucket.
+    known: BTreeMap<SnapshotId, Known>,
+    /// Somebody began to delete them.
+    deleted: BTreeSet<SnapshotId>,
+}
+
+/// A snapshot that was asked for, by whom and when.
+#[derive(Clone, Copy)]
+struct Asked {
+    appliance: usize,
+    life: u32,
+    asked: u64,
+    sealed: Option<u64>,
+}
+
+struct Known {
+    volume: usize,
+    life: u32,
+    image: Vec<u8>,
+}
+
+impl Snapshots {
+    pub(super) fn new(seed: u64) -> Self {
+        let book = Book {
+            dice: Dice::new(seed ^ 0x736E_6170),
+            last: 0,
+            asked: BTreeMap::new(),
+            known: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+        };
+        Self {
+            is_on: seed % SEEDS_WITH == SEEDS_WITH - 1,
+            book: RefCell::new(book),
+        }
+    }
+
+    /// Whether the bucket has a snapshot of the volume.
+    pub(super) fn has_any(&self, volume: usize) -> bool {
+        let book = self.book.borrow();
+        let mut known = book.known.iter();
+        known.any(|(id, known)| known.volume == volume && !book.deleted.contains(id))
+    }
+
+    fn chance(&self, per_mille: u32) -> bool {
+        self.is_on && self.book.borrow_mut().dice.chance(per_mille)
+    }
+
+    fn pick<T: Copy>(&self, items: &[T]) -> T {
+        self.book.borrow_mut().dice.pick(items)
+    }
+}
+
+impl World {
+    fn appliance(&self) -> usize {
+        self.racing.as_ref().map_or(0, |racing| racing.label)
+    }
+
+    /// At a turn of the uploader: takes one, deletes one, notes which are sealed.
+    pub(super) fn may_snapshot(&mut self) {
+        if self.snapshots.chance(20) && self.now_us < self.life_ends_us {
+            let id = self.snapshots.pick(&self.ids);
+            self.ask_snapshot(id);
+        }
+        if self.snapshots.chance(8) && self.now_us < self.life_ends_us {
+            let id = self.snapshots.pick(&self.ids);
+            self.may_delete(id);
+        }
+        self.note_sealed();
+    }
+
+    fn ask_snapshot(&mut self, id: VolumeId) {
+        let snapshots = std::rc::Rc::clone(&self.snapshots);
+        let mut book = snapshots.book.borrow_mut();
+        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        let Some(volume) = uploader.volumes.get(&id) else {
+            return;
+        };
+        let commit = &volume.commit;
+        let pending = uploader.coordinator.pending_snapshots(id).count();
+        let held = commit.snapshots().len() + pending;
+        let number = book.last + 1;
+        let name = SnapshotName::parse(&format!("s{number}")).expect("a good name");
+        if held >= HELD_MAX || commit.fenced_by().is_some() {
+            return;
+        }
+        commit.may_take(&name, pending).expect("the name is new");
+        if !commit.is_idle() {
+            self.coverage
+                .hit("a snapshot was cut beside a commit under way");
+        }
+        book.last = number;
+        let snapshot = SnapshotId(number);
+        let wish = SnapshotWish {
+            id: snapshot,
+            name,
+            taken_ms: self.now_us / 1000,
+        };
+        uploader.coordinator.snapshot(id, wish);
+        let asked = Asked {
+            appliance: self.racing.as_ref().map_or(0, |racing| racing.label),
+            life: self.life,
+            asked: self.oracle.tick(),
+            sealed: None,
+        };
+        book.asked.insert(snapshot, asked);
+        drop(book);
+        self.note(format_args!("snapshot {snapshot} of {id} is asked for"));
+    }
+
+    /// From here on nothing that a client begins is in a snapshot that is taken.
+    fn note_sealed(&mut self) {
+        if !self.snapshots.is_on {
+            return;
+        }
+        let coordinator = &self.node_ref().uploader.coordinator;
+        let pending = self
+            .ids
+            .iter()
+            .flat_map(|id| coordinator.pending_snapshots(*id));
+        let taken: Vec<SnapshotId> = pending.filter(|(_, t)| *t).map(|(w, _)| w.id).collect();
+        let now = self.oracle.tick();
+        let mut book = self.snapshots.book.borrow_mut();
+        for id in taken {
+            let asked = book.asked.get_mut(&id).expect("it was asked for");
+            asked.sealed.get_or_insert(now);
+        }
+    }
+
+    /// The operator deletes a snapshot while nothing of the volume is under way.
+    fn may_delete(&mut self, id: VolumeId) {
+        let is_away = self.within(self.faults.away_us);
+        let uploader = &self.node_ref().uploader;
+        let Some(volume) = uploader.volumes.get(&id) else {
+            return;
+        };
+        let commit = &volume.commit;
+        let is_settled = commit.is_idle() && volume.publishing.is_none();
+        if is_away || volume.unverified || !is_settled {
+            return;
+        }
+        let all: Vec<_> = commit.snapshots().iter().collect();
+        if all.is_empty() {
+            return;
+        }
+        let snapshot = self.snapshots.pick(&all).clone();
+        let head = commit.head().clone();
+        let mut book = self.snapshots.book.borrow_mut();
+        book.deleted.insert(snapshot.id);
+        drop(book);
+        let deleted = match &self.copies {
+            Some(copies) => block_on(delete_snapshot(copies, &head, &snapshot)),
+            None => block_on(delete_snapshot(&self.objects, &head, &snapshot)),
+        };
+        // Of another writer's volume it fails; the next commit is fenced.
+        let Ok(next) = deleted else { return };
+        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        let volume = uploader.volumes.get_mut(&id).expect("an open volume");
+        volume.local.advance(&next);
+        let local = volume.local.clone();
+        volume.commit.adopt_head(next);
+        self.heads.save(&local).expect("head records can be saved");
+        self.coverage.hit("a snapshot was deleted");
+        self.note(format_args!("snapshot {} of {id} is deleted", snapshot.id));
+    }
+
+    /// A request has reached the bucket. If it was a manifest that takes snapshots, they are judged
+    /// at once, while the history is what it was.
+    pub(super) fn snapshots_landed(&mut self, late: &Late) {
+        let Late::Put(_, body) = late else { return };
+        let Ok(manifest) = Manifest::decode(body) else {
+            return;
+        };
+        if manifest.snapshots.is_empty() {
+            return;
+        }
+        let volume = self.ids.iter().position(|id| *id == manifest.volume);
+        if let Err(what) = self.check_snapshots(volume.expect("a volume of its own")) {
+            self.violate(what);
+        }
+    }
+
+    /// All snapshots of the volume that the bucket names can be read, and are what they were.
+    pub(super) fn check_snapshots(&mut self, volume: usize) -> std::result::Result<(), String> {
+        if !self.snapshots.is_on {
+            return Ok(());
+        }
+        let found = self.read_snapshots(volume);
+        let found = found.map_err(|error| format!("a snapshot cannot be read: {error}"))?;
+        let (appliance, life) = (self.appliance(), self.life);
+        let mut book = self.snapshots.book.borrow_mut();
+        let Book {
+            asked,
+            known,
+            deleted,
+            ..
+        } = &mut *book;
+        for (id, known) in known.iter() {
+            let is_gone = known.volume == volume && !found.contains_key(id);
+            if is_gone && !deleted.contains(id) {
+                return Err(format!("snapshot {id} of volume {volume} is gone"));
+            }
+        }
+        for (id, image) in found {
+            if let Some(known) = known.get(&id) {
+                if known.image != image {
+                    return Err(format!("snapshot {id} of volume {volume} has changed"));
+                }
+                if known.life < life {
+                    self.coverage.hit("a snapshot of a life before was read");
+                }
+                continue;
+            }
+            let asked = asked.get(&id).expect("somebody asked for it");
+            if (asked.appliance, asked.life) == (appliance, life) {
+                let times = (asked.asked, asked.sealed);
+                self.oracle.snapshot(volume, &image, times)?;
+            }
+            let entry = Known {
+                volume,
+                life,
+                image,
+            };
+            known.insert(id, entry);
+        }
+        let lost = |id: &SnapshotId, a: &Asked| {
+            a.life < life
+                && a.appliance == appliance
+                && a.sealed.is_some()
+                && !known.contains_key(id)
+        };
+        if asked.iter().any(|(id, asked)| lost(id, asked)) {
+            self.coverage
+                .hit("a taken snapshot was lost with its process");
+        }
+        Ok(())
+    }
+
+    fn read_snapshots(&self, volume: usize) -> Result<BTreeMap<SnapshotId, Vec<u8>>> {
+        let (id, lattice) = (self.ids[volume], self.oracle.lattices[volume]);
+        block_on(async {
+            let history = read_history(&self.objects, id, None).await?;
+            let head = rebuild(&self.objects, &history.manifests).await?;
+            let mut images = BTreeMap::new();
+            for snapshot in head.snapshots.iter() {
+                let (_, rebuilt) = read_snapshot(&self.objects, id, snapshot).await?;
+                let image = read_blocks(&self.objects, &rebuilt.base, lattice).await?;
+                images.insert(snapshot.id, image);
+            }
+            Ok(images)
+        })
+    }
+}
