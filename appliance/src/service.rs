@@ -4,18 +4,19 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::bounded;
 use taipan_engine::api::{
     BackendState, BackendStatus, MemoryStatus, PaceStatus, RecoveryStatus, RunState, ShardStatus,
-    Status, UploadInfo, UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus,
-    WarmVolume,
+    SnapshotInfo, Status, TakeSnapshot, UploadInfo, UploadStatus, VolumeInfo, VolumePatch,
+    VolumeState, WalStatus, WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 use taipan_engine::wal::files::WalFiles;
 
@@ -246,7 +247,7 @@ impl Shared {
         match answer.recv() {
             Ok(Ok(())) => Ok(()),
             Ok(Err(why)) => Err(Error::new(ErrorKind::Transient, why)),
-            Err(_) => Err(Error::new(ErrorKind::Transient, "the daemon stops")),
+            Err(_) => Err(stopping()),
         }
     }
 
@@ -581,6 +582,48 @@ impl Appliance for Shared {
         })
     }
 
+    fn take_snapshot(&self, name: &VolumeName, request: TakeSnapshot) -> Result<SnapshotInfo> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let wish = SnapshotWish {
+            id: SnapshotId(taipan_engine::registry::random_u64()?),
+            name: request.name.clone(),
+            taken_ms: since.map_or(0, |since| since.as_millis() as u64),
+        };
+        let (wanted, wait) = (name.clone(), request.wait);
+        let (reply, answer) = bounded(1);
+        self.parts.uploader.request(Request::TakeSnapshot {
+            name: wanted,
+            wish,
+            wait,
+            reply,
+        });
+        // The backend may be slow, and the caller chose to wait for it.
+        answer.recv().unwrap_or_else(|_| Err(stopping()))?;
+        let all = self.list_snapshots(name)?;
+        let taken = all.into_iter().find(|info| info.name == request.name);
+        taken.ok_or_else(|| {
+            let text = "the snapshot was taken, and deleted since";
+            Error::new(ErrorKind::NotFound, text)
+        })
+    }
+
+    fn list_snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>> {
+        let name = name.clone();
+        let (reply, answer) = bounded(1);
+        let request = Request::ListSnapshots { name, reply };
+        self.parts.uploader.request(request);
+        answer.recv().unwrap_or_else(|_| Err(stopping()))
+    }
+
+    fn delete_snapshot(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        let (name, snapshot) = (name.clone(), snapshot.clone());
+        self.ask(|reply| Request::DeleteSnapshot {
+            name,
+            snapshot,
+            reply,
+        })
+    }
+
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
         // What is missing is known before anybody waits.
         self.show(name)?;
@@ -608,6 +651,10 @@ fn pace(config: &Config) -> PaceStatus {
         commit_interval_seconds: config.commit.interval.as_secs(),
         commit_pending_bytes: config.commit.pending_bytes,
     }
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorKind::Transient, "the daemon stops")
 }
 
 fn no_volume(name: &VolumeName) -> Error {

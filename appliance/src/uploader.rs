@@ -6,6 +6,7 @@ mod chunks;
 mod control;
 mod effects;
 mod patience;
+mod snapshots;
 mod takeover;
 mod volume;
 
@@ -198,6 +199,8 @@ pub struct Uploader {
     /// Requests that wait for a volume without a commit under way; it is in no cut meanwhile.
     waiting: Vec<Waiting>,
     creations: Creations,
+    /// Those who wait for snapshots.
+    snapshot_waits: Vec<snapshots::SnapshotWaiter>,
     wal_rate: WalRate,
     /// When it was shown how the commits fare.
     shown_ms: u64,
@@ -321,6 +324,7 @@ impl Uploader {
             drains: Vec::new(),
             waiting: Vec::new(),
             creations: Creations::default(),
+            snapshot_waits: Vec::new(),
             wal_rate: WalRate::default(),
             shown_ms: 0,
             taken: Vec::new(),
@@ -454,6 +458,7 @@ impl Uploader {
             }
         }
         self.finish_drains();
+        self.finish_snapshots();
     }
 
     fn finish_drains(&mut self) {

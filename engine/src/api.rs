@@ -5,6 +5,7 @@
 //! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
 
 mod pace;
+mod snapshots;
 mod warm;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,10 @@ use crate::size;
 use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
 pub use pace::PaceStatus;
+pub use snapshots::{
+    SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, snapshot_path,
+    snapshots_path,
+};
 pub use warm::{WarmState, WarmStatus, WarmVolume, warm_path};
 
 /// Path of the status resource.

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -23,6 +23,7 @@ pub const NAMES: [&str; 15] = [
     "manifest.put",
     "configure.put",
     "delete.put",
+    "snapshot.delete",
     "object.delete",
     "head.save",
     "region.append",

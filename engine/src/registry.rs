@@ -31,7 +31,7 @@ pub use open::{
 };
 pub use pins::{PinChange, PinEntry, PinLog, close_pins, read_pins};
 pub use replayed::replayed_overlay;
-pub use snapshots::{delete_snapshot, read_snapshot};
+pub use snapshots::{delete_snapshot, find_snapshot, read_blocks, read_snapshot};
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -61,12 +61,7 @@ impl VolumeName {
 
     /// The name as one path component or object-key component, percent-encoded.
     pub fn encoded(&self) -> String {
-        let text = utf8_percent_encode(&self.0, KEPT).to_string();
-        // A leading dot would make a hidden file.
-        match text.strip_prefix('.') {
-            Some(rest) => format!("%2E{rest}"),
-            None => text,
-        }
+        encoded(&self.0)
     }
 
     /// Undoes [`VolumeName::encoded`].
@@ -75,6 +70,16 @@ impl VolumeName {
             .decode_utf8()
             .map_err(|e| Error::invalid(format!("{text:?} does not decode to UTF-8: {e}")))?;
         Self::parse(&name)
+    }
+}
+
+/// A name as one path component, percent-encoded.
+pub(crate) fn encoded(name: &str) -> String {
+    let text = utf8_percent_encode(name, KEPT).to_string();
+    // A leading dot would make a hidden file.
+    match text.strip_prefix('.') {
+        Some(rest) => format!("%2E{rest}"),
+        None => text,
     }
 }
 

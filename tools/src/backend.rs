@@ -1,8 +1,10 @@
 //! `taipan backend probe`: what a backend can do, tried without a daemon.
 
+use std::sync::Arc;
+
 use futures::executor::block_on;
 use serde::Serialize;
-use taipan_engine::backend::{ConditionalWrites, OpenOptions, Probe, open_with};
+use taipan_engine::backend::{Backend, ConditionalWrites, OpenOptions, Probe, open_with};
 
 use crate::cli::{BackendCommand, Target};
 use crate::failure::{Exit, Failure, Outcome};
@@ -23,13 +25,18 @@ pub(crate) fn run(target: &Target, command: &BackendCommand) -> Outcome<()> {
     }
 }
 
-/// Probes; a backend that cannot keep two appliances apart is a failure, after it is shown.
-fn probe(target: &Target, url: &str) -> Outcome<()> {
+/// The backend of `url`; `dir:` without a path is that of the data directory.
+pub(crate) fn open(target: &Target, url: &str) -> Outcome<Arc<dyn Backend>> {
     let options = OpenOptions {
         default_dir: &target.data.join("objects"),
         cpu: None,
     };
-    let backend = open_with(url, &options)?;
+    Ok(open_with(url, &options)?)
+}
+
+/// Probes; a backend that cannot keep two appliances apart is a failure, after it is shown.
+fn probe(target: &Target, url: &str) -> Outcome<()> {
+    let backend = open(target, url)?;
     let found = Found {
         backend: backend.describe(),
         probe: block_on(backend.probe())?,

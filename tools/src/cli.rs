@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and how values in it are read.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -8,6 +9,7 @@ use taipan_engine::size::ByteSize;
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::output::Form;
+use crate::snapshot::{QualifiedName, SnapshotCommand};
 use crate::warm::Warm;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
@@ -73,6 +75,9 @@ pub(crate) enum Command {
     /// Create, list, show, grow, set up and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Take, list, show and delete snapshots of volumes.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Copy a file or device (or standard input, `-`) into a volume.
     Import(Import),
     /// Copy a volume into a file or device (or to standard output, `-`).
@@ -256,17 +261,39 @@ pub(crate) struct Import {
 /// Arguments of `export`.
 #[derive(Args, Debug)]
 pub(crate) struct Export {
-    /// Volume to copy.
-    #[arg(value_parser = volume_name)]
-    pub(crate) volume: VolumeName,
+    /// Volume to copy, or VOLUME@SNAPSHOT, which is read from the backend, without the daemon.
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    pub(crate) source: Source,
     /// File or block device to write; `-` is standard output. A file appears under this name only
     /// when it is complete.
     pub(crate) file: PathBuf,
     /// Replace a file that exists.
     #[arg(long)]
     pub(crate) force: bool,
+    /// The backend of a snapshot, such as s3://bucket/prefix?endpoint=https://host; keys as for
+    /// `backend probe`.
+    #[arg(long, value_name = "URL", default_value = "dir:")]
+    pub(crate) backend: String,
     #[command(flatten)]
     pub(crate) pace: Pace,
+}
+
+/// What an export copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Volume(VolumeName),
+    Snapshot(QualifiedName),
+}
+
+impl FromStr for Source {
+    type Err = taipan_engine::error::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.contains('@') {
+            true => text.parse().map(Self::Snapshot),
+            false => VolumeName::parse(text).map(Self::Volume),
+        }
+    }
 }
 
 /// How a copy runs.

@@ -11,10 +11,12 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
-    CreateVolume, DRAIN_PATH, ErrorBody, ResizeVolume, STATUS_PATH, Status, VOLUMES_PATH,
-    VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume, commit_path, resize_path,
-    takeover_path, volume_path, warm_path,
+    CreateVolume, DRAIN_PATH, ErrorBody, ResizeVolume, STATUS_PATH, SnapshotInfo, SnapshotList,
+    Status, TakeSnapshot, VOLUMES_PATH, VolumeInfo, VolumeList, VolumePatch, WarmStatus,
+    WarmVolume, commit_path, resize_path, snapshot_path, snapshots_path, takeover_path,
+    volume_path, warm_path,
 };
+use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -106,15 +108,45 @@ impl Control {
     /// Deletes a volume.
     pub(crate) fn delete(&self, name: &VolumeName) -> Outcome<()> {
         let what = format!("delete volume \"{name}\"");
+        self.delete_at(&what, &volume_path(name))
+    }
+
+    /// Takes a snapshot, however long what is waited for takes.
+    pub(crate) fn take_snapshot(
+        &self,
+        volume: &VolumeName,
+        request: &TakeSnapshot,
+    ) -> Outcome<SnapshotInfo> {
+        let what = format!("take snapshot \"{volume}@{}\"", request.name);
+        let body = serde_json::to_vec(request)
+            .map_err(|e| Failure::new(Exit::Failed, format!("cannot {what}: {e}")))?;
+        let path = snapshots_path(volume);
+        let answer = self.exchange(&what, Method::POST, &path, Bytes::from(body), None)?;
+        self.read(&what, &answer)
+    }
+
+    /// All snapshots of a volume.
+    pub(crate) fn snapshots(&self, volume: &VolumeName) -> Outcome<SnapshotList> {
+        let what = format!("list the snapshots of volume \"{volume}\"");
+        self.call(&what, Method::GET, &snapshots_path(volume), None::<&()>)
+    }
+
+    /// One snapshot.
+    pub(crate) fn snapshot(&self, of: &VolumeName, name: &SnapshotName) -> Outcome<SnapshotInfo> {
+        let what = format!("show snapshot \"{of}@{name}\"");
+        self.call(&what, Method::GET, &snapshot_path(of, name), None::<&()>)
+    }
+
+    /// Deletes a snapshot.
+    pub(crate) fn delete_snapshot(&self, of: &VolumeName, name: &SnapshotName) -> Outcome<()> {
+        let what = format!("delete snapshot \"{of}@{name}\"");
+        self.delete_at(&what, &snapshot_path(of, name))
+    }
+
+    fn delete_at(&self, what: &str, path: &str) -> Outcome<()> {
         let limit = Some(Duration::from_secs(ANSWER_SECONDS));
-        self.exchange(
-            &what,
-            Method::DELETE,
-            &volume_path(name),
-            Bytes::new(),
-            limit,
-        )
-        .map(drop)
+        self.exchange(what, Method::DELETE, path, Bytes::new(), limit)
+            .map(drop)
     }
 
     /// Packs everything into the backend; takes as long as that takes.

@@ -1,4 +1,4 @@
-//! `taipan`, the operator's command: volumes, copies in and out, decoding of files, status.
+//! `taipan`, the operator's command: volumes, snapshots, copies in and out, decoding of files.
 
 mod backend;
 mod cli;
@@ -6,6 +6,7 @@ mod control;
 mod failure;
 mod inspect;
 mod output;
+mod snapshot;
 mod status;
 mod table;
 mod transfer;
@@ -38,6 +39,7 @@ fn run(cli: &Cli) -> Outcome<()> {
     let target = &cli.target;
     match &cli.command {
         Command::Volume(command) => volume::run(target, command),
+        Command::Snapshot(command) => snapshot::run(target, command),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
         Command::Inspect(inspect) => inspect::run(target, inspect),

@@ -1,7 +1,10 @@
 //! The one seam between the control plane and the rest of the daemon.
 
-use taipan_engine::api::{Status, VolumeInfo, VolumePatch, WarmStatus, WarmVolume};
+use taipan_engine::api::{
+    SnapshotInfo, Status, TakeSnapshot, VolumeInfo, VolumePatch, WarmStatus, WarmVolume,
+};
 use taipan_engine::error::Result;
+use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use crate::metrics::MetricsSnapshot;
@@ -41,6 +44,16 @@ pub trait Appliance: Send + Sync {
 
     /// Deletes a volume; `Busy` while clients are connected.
     fn delete(&self, name: &VolumeName) -> Result<()>;
+
+    /// Takes a snapshot: committed when it returns, or, on request, taken only. `AlreadyExists` if
+    /// the name is in use.
+    fn take_snapshot(&self, name: &VolumeName, request: TakeSnapshot) -> Result<SnapshotInfo>;
+
+    /// All snapshots of a volume that is served here, oldest first.
+    fn list_snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>>;
+
+    /// Deletes a snapshot, durably before it returns; `Busy` while it is needed.
+    fn delete_snapshot(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<()>;
 
     /// Packs and commits everything of the volume answered before the call, then returns.
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;

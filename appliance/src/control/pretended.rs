@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use taipan_engine::api::{
-    Lineage, RunState, Status, UploadInfo, VolumeInfo, VolumePatch, VolumeState, WarmStatus,
-    WarmVolume,
+    Lineage, RunState, SnapshotInfo, SnapshotWait, Status, TakeSnapshot, UploadInfo, VolumeInfo,
+    VolumePatch, VolumeState, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use super::Appliance;
@@ -19,6 +20,8 @@ use crate::metrics::MetricsSnapshot;
 pub(crate) struct Pretended {
     /// Its volumes.
     pub(crate) volumes: Mutex<BTreeMap<VolumeName, VolumeInfo>>,
+    /// Snapshots, whatever volume they are of.
+    pub(crate) snapshots: Mutex<Vec<SnapshotInfo>>,
     /// What it says it is doing.
     pub(crate) state: Mutex<RunState>,
     /// How often it was drained.
@@ -125,6 +128,40 @@ impl Appliance for Pretended {
         }
         let removed = self.volumes.lock().unwrap().remove(name);
         removed.map(drop).ok_or_else(|| not_found(name))
+    }
+
+    fn take_snapshot(&self, name: &VolumeName, request: TakeSnapshot) -> Result<SnapshotInfo> {
+        self.show(name)?;
+        let mut all = self.snapshots.lock().unwrap();
+        let id = SnapshotId(all.len() as u64 + 1);
+        if all.iter().any(|info| info.name == request.name) {
+            let text = format!("snapshot {} exists", request.name);
+            return Err(Error::new(ErrorKind::AlreadyExists, text));
+        }
+        let wish = SnapshotWish {
+            id,
+            name: request.name,
+            taken_ms: 5,
+        };
+        let info = SnapshotInfo::pending(name, &wish, request.wait == SnapshotWait::Taken);
+        all.push(info.clone());
+        Ok(info)
+    }
+
+    fn list_snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>> {
+        self.show(name)?;
+        Ok(self.snapshots.lock().unwrap().clone())
+    }
+
+    fn delete_snapshot(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.show(name)?;
+        let mut all = self.snapshots.lock().unwrap();
+        let before = all.len();
+        all.retain(|info| info.name != *snapshot);
+        match all.len() < before {
+            true => Ok(()),
+            false => Err(not_found(name)),
+        }
     }
 
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {

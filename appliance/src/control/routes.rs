@@ -20,6 +20,8 @@ use taipan_engine::volume::VolumeName;
 
 use super::model::Appliance;
 
+mod snapshots;
+
 type Daemon = State<Arc<dyn Appliance>>;
 type Body = Result<Bytes, BytesRejection>;
 type Name = Result<Path<String>, PathRejection>;
@@ -42,6 +44,14 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
         .route(
             &format!("{VOLUMES_PATH}/{{name}}/warm"),
             post(warm).get(warm_status),
+        )
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/snapshots"),
+            get(snapshots::list).post(snapshots::take),
+        )
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/snapshots/{{snapshot}}"),
+            get(snapshots::show).delete(snapshots::delete),
         )
         .route(DRAIN_PATH, post(drain))
         .fallback(no_such_path)

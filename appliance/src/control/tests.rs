@@ -317,3 +317,32 @@ fn no_body_and_no_path_gets_anything_but_an_orderly_answer() {
     });
     assert_eq!(daemon.call("GET", "/v1/status", &Value::Null).0, 200);
 }
+
+#[test]
+fn snapshots_are_taken_listed_shown_and_deleted() {
+    let daemon = start();
+    let path = "/v1/volumes/t%2Fv/snapshots";
+    let (code, _) = daemon.call("POST", path, &json!({ "name": "a" }));
+    assert_eq!(code, 404, "there is no such volume");
+    let volume = json!({ "name": "t/v", "size": 4096 });
+    assert_eq!(daemon.call("POST", "/v1/volumes", &volume).0, 201);
+    let wish = json!({ "name": "one two", "wait": "taken" });
+    let (code, taken) = daemon.call("POST", path, &wish);
+    assert_eq!((code, &taken["state"]), (201, &json!("taken")), "{taken}");
+    assert_eq!(daemon.call("POST", path, &wish).0, 409);
+    for (bad, why) in [("a@b", "'@'"), ("a/b", "'/'"), ("", "empty")] {
+        let (code, error) = daemon.call("POST", path, &json!({ "name": bad }));
+        let text = error["error"]["message"].as_str().unwrap();
+        assert!(code == 400 && text.contains(why), "{bad}: {error}");
+    }
+    let (code, list) = daemon.call("GET", path, &Value::Null);
+    assert_eq!((code, &list["snapshots"][0]), (200, &taken));
+    let one = format!("{path}/one%20two");
+    assert_eq!(daemon.call("GET", &one, &Value::Null), (200, taken));
+    assert_eq!(
+        daemon.call("GET", &format!("{path}/x"), &Value::Null).0,
+        404
+    );
+    assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 204);
+    assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 404);
+}

@@ -59,6 +59,11 @@ pub(crate) enum Change {
         result: Result<Box<Configured>>,
         answer: Answer,
     },
+    SnapshotDeleted {
+        id: VolumeId,
+        result: Result<Box<Configured>>,
+        answer: Answer,
+    },
     TakenOver {
         name: VolumeName,
         stamped_through: Epoch,
@@ -74,12 +79,12 @@ pub(crate) enum Change {
 
 /// A manifest with new settings that is stored.
 pub(crate) struct Configured {
-    head: Manifest,
-    local: LocalHead,
+    pub(super) head: Manifest,
+    pub(super) local: LocalHead,
     /// The state in which the volume is served from now on, if the operator decided that.
-    decided: Option<VolumeState>,
+    pub(super) decided: Option<VolumeState>,
     /// Whether the record was saved.
-    noted: Result<()>,
+    pub(super) noted: Result<()>,
 }
 
 /// Creates the volume and opens it.

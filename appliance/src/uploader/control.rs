@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
-use taipan_engine::api::VolumeState;
+use taipan_engine::api::{SnapshotInfo, SnapshotWait, VolumeState};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::registry::VolumeSeed;
+use taipan_engine::snapshot::{SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use super::changes::{self, Change, Creation, Creations};
@@ -64,6 +65,33 @@ pub enum Request {
         name: VolumeName,
         /// Tells how it ended.
         reply: Sender<Result<()>>,
+    },
+    /// Take a snapshot of a volume.
+    TakeSnapshot {
+        /// Its volume.
+        name: VolumeName,
+        /// What is wanted.
+        wish: SnapshotWish,
+        /// When to answer.
+        wait: SnapshotWait,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
+    /// Delete a snapshot of a volume.
+    DeleteSnapshot {
+        /// Its volume.
+        name: VolumeName,
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
+    /// Tell the snapshots of a volume.
+    ListSnapshots {
+        /// Its name.
+        name: VolumeName,
+        /// Takes them.
+        reply: Sender<Result<Vec<SnapshotInfo>>>,
     },
     /// Commit everything answered before, of all volumes.
     Drain {
@@ -132,21 +160,38 @@ impl Uploader {
                 Err(error) => _ = reply.send(Err(error.to_string())),
             },
             Request::Stop { .. } => self.stopping = Some(request),
+            Request::TakeSnapshot {
+                name,
+                wish,
+                wait,
+                reply,
+            } => self.take_snapshot(&name, wish, wait, reply),
+            Request::ListSnapshots { name, reply } => _ = reply.send(self.list_snapshots(&name)),
             Request::Configure { ref name, .. } | Request::Delete { ref name, .. } => {
                 match self.find(name) {
-                    Ok((_, id)) => {
-                        self.coordinator.hold(id);
-                        let until_ms = self.now_ms() + WAIT_MS_MAX;
-                        self.waiting.push(Waiting {
-                            request,
-                            id,
-                            until_ms,
-                        });
-                    }
+                    Ok((_, id)) => self.begin_when_settled(id, request),
                     Err(error) => answer(request, error),
                 }
             }
+            Request::DeleteSnapshot {
+                ref name,
+                ref snapshot,
+                ..
+            } => match self.find_snapshot(name, snapshot) {
+                Ok(id) => self.begin_when_settled(id, request),
+                Err(error) => answer(request, error),
+            },
         }
+    }
+
+    fn begin_when_settled(&mut self, id: VolumeId, request: Request) {
+        self.coordinator.hold(id);
+        let until_ms = self.now_ms() + WAIT_MS_MAX;
+        self.waiting.push(Waiting {
+            request,
+            id,
+            until_ms,
+        });
     }
 
     /// Begins the requests whose volume has no commit under way.
@@ -203,7 +248,12 @@ impl Uploader {
                 }
             }
             Request::Delete { reply, .. } => self.begin_deletion(id, reply),
-            Request::Create { .. }
+            Request::DeleteSnapshot {
+                snapshot, reply, ..
+            } => self.begin_snapshot_deletion(id, &snapshot, reply),
+            Request::TakeSnapshot { .. }
+            | Request::ListSnapshots { .. }
+            | Request::Create { .. }
             | Request::Takeover { .. }
             | Request::Reopen { .. }
             | Request::Drain { .. }
@@ -213,6 +263,10 @@ impl Uploader {
     }
 
     fn begin_deletion(&mut self, id: VolumeId, reply: Sender<Result<()>>) {
+        if let Err(error) = self.refuse_snapshots_left(id) {
+            let _ = reply.send(Err(error));
+            return;
+        }
         let upload = self.volumes.get_mut(&id).expect("it was looked at");
         let volume = &upload.volume;
         volume.closing.store(true, Ordering::SeqCst);
@@ -269,7 +323,7 @@ impl Uploader {
             .detach();
     }
 
-    fn find(&self, name: &VolumeName) -> Result<(Arc<Volume>, VolumeId)> {
+    pub(super) fn find(&self, name: &VolumeName) -> Result<(Arc<Volume>, VolumeId)> {
         let volume = self.directory.get(name).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
@@ -307,6 +361,15 @@ impl Uploader {
                 mut answer,
             } => {
                 let result = result.and_then(|changed| self.adopt_settings(id, *changed));
+                self.end_change(id, &result);
+                answer.give(result);
+            }
+            Change::SnapshotDeleted {
+                id,
+                result,
+                mut answer,
+            } => {
+                let result = result.and_then(|changed| self.adopt_snapshots(id, *changed));
                 self.end_change(id, &result);
                 answer.give(result);
             }
@@ -431,7 +494,10 @@ fn not_settled() -> Error {
 }
 
 fn answer(request: Request, error: Error) {
-    if let Request::Configure { reply, .. } | Request::Delete { reply, .. } = request {
+    if let Request::Configure { reply, .. }
+    | Request::Delete { reply, .. }
+    | Request::DeleteSnapshot { reply, .. } = request
+    {
         let _ = reply.send(Err(error));
     }
 }

@@ -102,7 +102,7 @@ impl UploadVolume {
         self.superseded_blocks = sealed_blocks.saturating_sub(self.packed_blocks);
         self.places = places;
         self.cut_ms = cut_ms;
-        self.commit.start(plan);
+        self.commit.start_with(plan, sealed.snapshots.clone());
     }
 
     /// Tells every chunk's ordinal to the fetcher.

@@ -10,6 +10,7 @@ mod a_lost_cache_is_decided_by_the_operator;
 mod a_parked_write_never_lands_late;
 mod a_power_cut_without_s3_loses_nothing;
 mod a_second_daemon_fences_the_first;
+mod a_snapshot_is_a_cut_that_stays;
 mod a_virtual_machine_survives_restarts;
 mod an_outage_of_s3_is_waited_out;
 mod bad_settings_are_refused;

@@ -1,13 +1,17 @@
 //! Snapshots in the backend: reading one, deleting one.
 
-use super::history::read_history_at;
-use super::{append_own, pins};
+use super::history::{read_history, read_history_at};
+use super::{append_own, pins, resolve_name};
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::block::{BlockNum, BlockSize};
+use crate::chunk::{slot_stride, verify_slot};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::index::rebuild::{Rebuilt, rebuild};
+use crate::index::{ChunkLoc, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind};
-use crate::snapshot::{Snapshot, SnapshotChange};
+use crate::snapshot::{Snapshot, SnapshotChange, SnapshotName};
+use crate::volume::VolumeName;
 
 /// The manifest and the index of a snapshot: all that is needed to read it. `Corrupt` if the bucket
 /// holds another manifest there.
@@ -29,6 +33,64 @@ pub async fn read_snapshot(
     let rebuilt = rebuild(backend, &history.manifests).await?;
     let manifest = history.manifests.pop().expect("a history has a head");
     Ok((manifest, rebuilt))
+}
+
+/// The snapshot of that name of the volume of that name. `NotFound` if there is none.
+pub async fn find_snapshot(
+    backend: &dyn Backend,
+    volume: &VolumeName,
+    name: &SnapshotName,
+) -> Result<(VolumeId, Snapshot)> {
+    let missing = |what: String| Error::new(ErrorKind::NotFound, what);
+    let id = resolve_name(backend, volume).await?;
+    let id =
+        id.ok_or_else(|| missing(format!("the backend has no volume {:?}", volume.as_str())))?;
+    let history = read_history(backend, id, None).await?;
+    let head = rebuild(backend, &history.manifests).await?;
+    let snapshot = head.snapshots.by_name(name).cloned().ok_or_else(|| {
+        missing(format!("the volume has no snapshot {:?}", name.as_str())).with_volume(id)
+    })?;
+    Ok((id, snapshot))
+}
+
+/// Reads `count` blocks from `first` as an index says; what is not mapped is zeros. Every block is
+/// checked against its CRC32C.
+pub async fn read_blocks(
+    backend: &dyn Backend,
+    base: &VolumeBase,
+    block_size: BlockSize,
+    (first, count): (BlockNum, u64),
+) -> Result<Vec<u8>> {
+    let (bytes, stride) = (block_size.bytes(), slot_stride(block_size));
+    let mut out = vec![0; count as usize * bytes];
+    let block = |at: u64| BlockNum(first.0 + at);
+    let mut at = 0;
+    while at < count {
+        let Some(place) = base.lookup(block(at)) else {
+            at += 1;
+            continue;
+        };
+        let next = |slots: u32| {
+            let slot = place.slot + slots;
+            (at + u64::from(slots) < count).then_some(ChunkLoc { slot, ..place })
+        };
+        let follows = |slots: &u32| {
+            let next = next(*slots);
+            next.is_some() && base.lookup(block(at + u64::from(*slots))) == next
+        };
+        let slots = 1 + (1..).take_while(follows).count() as u32;
+        let chunk = base.chunk(place.chunk);
+        let chunk = chunk.ok_or_else(|| Error::corrupt("a block of a chunk that is not known"))?;
+        let range = chunk.reference.slot_range(block_size, place.slot, slots);
+        let (key, len) = (chunk.reference.key.object(), range.end - range.start);
+        let read = backend.get_range(&key, range.start, len).await?;
+        for slot in read.chunks_exact(stride) {
+            let verified = verify_slot(slot, block_size, block(at))?;
+            out[at as usize * bytes..][..bytes].copy_from_slice(verified);
+            at += 1;
+        }
+    }
+    Ok(out)
 }
 
 /// Deletes a snapshot as the volume's writer: first no clone can pin it any more, then a manifest

@@ -8,7 +8,7 @@ use futures::executor::block_on;
 
 use super::bucket::Late;
 use super::dice::Dice;
-use super::image::read_blocks;
+use super::image::read_all;
 use super::world::World;
 use crate::error::Result;
 use crate::identity::VolumeId;
@@ -277,7 +277,7 @@ impl World {
             let mut images = BTreeMap::new();
             for snapshot in head.snapshots.iter() {
                 let (_, rebuilt) = read_snapshot(&self.objects, id, snapshot).await?;
-                let image = read_blocks(&self.objects, &rebuilt.base, lattice).await?;
+                let image = read_all(&self.objects, &rebuilt.base, lattice).await?;
                 images.insert(snapshot.id, image);
             }
             Ok(images)

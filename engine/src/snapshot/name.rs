@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::volume::NAME_BYTES_MAX;
+use crate::volume::{NAME_BYTES_MAX, encoded};
 
 /// A valid snapshot name: UTF-8 of 1..=255 bytes without `/`, `@` and control characters, and
 /// neither `.` nor `..`, so that `volume@snapshot` can be read in one way only.
@@ -35,6 +35,11 @@ impl SnapshotName {
                 Err(Error::invalid(text))
             }
         }
+    }
+
+    /// The name as one path component, percent-encoded.
+    pub fn encoded(&self) -> String {
+        encoded(&self.0)
     }
 
     /// The name as text.

@@ -111,11 +111,11 @@ impl SnapshotTable {
 }
 
 /// The greatest sequence that `generation` used among these objects.
-pub(crate) fn last_sequence<'a>(
-    objects: impl IntoIterator<Item = &'a SealedRef>,
+pub(crate) fn last_sequence(
+    objects: impl IntoIterator<Item = SealedRef>,
     generation: Generation,
 ) -> u64 {
-    let own = |object: &SealedRef| match object {
+    let own = |object: SealedRef| match object {
         SealedRef::Chunk(key) if key.generation == generation => Some(key.sequence),
         SealedRef::Index(key) if key.generation == generation => Some(key.sequence),
         _ => None,

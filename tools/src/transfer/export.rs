@@ -1,10 +1,12 @@
 //! Copies a volume into a file, device or stream.
 
+use std::fmt::Display;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
+use taipan_engine::volume::VolumeName;
 
-use crate::cli::{Export, Target};
+use crate::cli::{Export, Source, Target};
 use crate::failure::Outcome;
 use crate::output::{Form, note};
 use crate::transfer::session::Session;
@@ -13,11 +15,17 @@ use crate::transfer::{PIECE_BYTES, Report, progress};
 
 /// Runs the command.
 pub(crate) fn export(target: &Target, args: &Export) -> Outcome<()> {
+    match &args.source {
+        Source::Volume(volume) => export_volume(target, args, volume),
+        Source::Snapshot(snapshot) => super::snapshot::export(target, args, snapshot),
+    }
+}
+
+fn export_volume(target: &Target, args: &Export, volume: &VolumeName) -> Outcome<()> {
     let started = Instant::now();
-    let mut session = Session::open(&target.nbd_socket(), &args.volume)?;
+    let mut session = Session::open(&target.nbd_socket(), volume)?;
     let size_bytes = session.size_bytes();
     let mut sink = Sink::open(&args.file, size_bytes, args.force)?;
-    let to_stream = sink.is_ordered();
     let bar = progress(&args.pace, Some(size_bytes));
     copy(
         &mut session,
@@ -25,16 +33,31 @@ pub(crate) fn export(target: &Target, args: &Export) -> Outcome<()> {
         usize::from(args.pace.requests),
         &bar,
     )?;
-    let data_bytes = sink.data_bytes();
-    sink.finish()?;
-    session.close();
     bar.finish_and_clear();
+    let told = complete(target, args, (volume, size_bytes), sink, started);
+    session.close();
+    told
+}
 
+/// Gives the copy its name, and tells what was done.
+pub(super) fn complete(
+    target: &Target,
+    args: &Export,
+    (source, size_bytes): (&impl Display, u64),
+    sink: Sink,
+    started: Instant,
+) -> Outcome<()> {
+    let (to_stream, data_bytes) = (sink.is_ordered(), sink.data_bytes());
+    sink.finish()?;
     let file = args.file.display().to_string();
-    let report = Report::new(&args.volume, file, size_bytes, data_bytes, started);
+    let report = Report::new(source, file, size_bytes, data_bytes, started);
+    let what = match args.source {
+        Source::Volume(_) => "volume",
+        Source::Snapshot(_) => "snapshot",
+    };
     let human = |r: &Report| {
-        let (file, volume, amounts) = (&r.file, &r.volume, r.amounts());
-        format!("exported volume \"{volume}\" to {file}: {amounts}\n")
+        let (file, name, amounts) = (&r.file, &r.volume, r.amounts());
+        format!("exported {what} \"{name}\" to {file}: {amounts}\n")
     };
     // Standard output may be the copy itself.
     if !to_stream {

@@ -1,18 +1,20 @@
-//! `taipan import` and `taipan export`: copies between files and volumes over NBD.
+//! `taipan import` and `taipan export`: copies between files and volumes over NBD, and of
+//! snapshots from the backend.
 
 mod export;
 mod import;
 mod session;
 mod sink;
+mod snapshot;
 mod source;
 mod sparse;
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use taipan_engine::size::human;
-use taipan_engine::volume::VolumeName;
 
 use crate::cli::Pace;
 use crate::output::{human_rate, human_seconds};
@@ -26,7 +28,8 @@ const PIECE_BYTES: usize = 256 << 10;
 /// What a copy did; also its JSON output.
 #[derive(Debug, Serialize)]
 struct Report {
-    volume: VolumeName,
+    /// Volume, or volume and snapshot.
+    volume: String,
     file: String,
     /// Bytes copied, zeros included.
     bytes: u64,
@@ -38,9 +41,15 @@ struct Report {
 }
 
 impl Report {
-    fn new(volume: &VolumeName, file: String, bytes: u64, data_bytes: u64, since: Instant) -> Self {
+    fn new(
+        volume: &impl Display,
+        file: String,
+        bytes: u64,
+        data_bytes: u64,
+        since: Instant,
+    ) -> Self {
         Self {
-            volume: volume.clone(),
+            volume: volume.to_string(),
             file,
             bytes,
             data_bytes,

@@ -59,8 +59,8 @@ impl VolumeCommit {
         let generation = self.head.generation;
         let chunks = self.base.chunks().map(|(_, entry)| entry.reference.key);
         let parts = self.parts.iter().map(|part| SealedRef::Index(part.key));
-        let named: Vec<_> = chunks.map(SealedRef::Chunk).chain(parts).collect();
-        let all = named.iter().chain(self.garbage.objects());
+        let named = chunks.map(SealedRef::Chunk).chain(parts);
+        let all = named.chain(self.garbage.objects().copied());
         let taken = self.snapshots.iter().filter(|s| s.generation == generation);
         let taken = taken.map(|s| s.sequence).max().unwrap_or(0);
         last_sequence(all, generation).max(taken)

@@ -200,6 +200,16 @@ impl World {
         epoch
     }
 
+    /// What so many blocks from `first` hold in the cut of that epoch.
+    pub(super) fn content_of(&self, epoch: Epoch, first: u64, count: u64) -> Vec<u8> {
+        let cut = &self.cuts[&epoch];
+        let bytes = |block: u64| match cut.get(&block) {
+            Some(lsn) => content(block, *lsn),
+            None => vec![0; 4096],
+        };
+        (first..first + count).flat_map(bytes).collect()
+    }
+
     fn layer(&mut self, shard: ShardId) -> &mut Overlay {
         if self.layers.is_empty() {
             self.layers

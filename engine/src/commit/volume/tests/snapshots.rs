@@ -6,11 +6,12 @@ use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, World, eager};
 use crate::backend::{Backend, MemBackend};
+use crate::block::{BlockNum, BlockSize};
 use crate::commit::CommitConfig;
 use crate::error::ErrorKind;
 use crate::identity::Epoch;
 use crate::manifest::{Manifest, ManifestKind};
-use crate::registry::{delete_snapshot, read_snapshot};
+use crate::registry::{delete_snapshot, read_blocks, read_snapshot};
 use crate::snapshot::{Snapshot, SnapshotChange, SnapshotId, SnapshotName, SnapshotWish};
 
 fn name(text: &str) -> SnapshotName {
@@ -54,6 +55,10 @@ fn verify_all(world: &World, rig: &Rig) {
         let (manifest, rebuilt) = read.unwrap();
         assert_eq!(manifest.epoch, snapshot.epoch);
         world.verify_image(&rebuilt.base, snapshot.epoch);
+        let blocks = (BlockNum(3), 70);
+        let read = read_blocks(&world.backend, &rebuilt.base, BlockSize::MIN, blocks);
+        let expected = world.content_of(snapshot.epoch, 3, 70);
+        assert!(block_on(read).unwrap() == expected);
     }
 }
 

@@ -1,0 +1,55 @@
+//! Snapshots in the control API.
+
+use axum::Json;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use taipan_engine::api::{ErrorCode, SnapshotList, TakeSnapshot};
+use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::volume::VolumeName;
+
+use super::{Body, Daemon, Failure, Name, call, found, parse_body, parse_name};
+
+type Names = Result<Path<(String, String)>, PathRejection>;
+
+fn parse_names(names: Names) -> Result<(VolumeName, SnapshotName), Failure> {
+    let Path((volume, snapshot)) =
+        names.map_err(|e| Failure::new(ErrorCode::Invalid, e.body_text()))?;
+    Ok((VolumeName::parse(&volume)?, SnapshotName::parse(&snapshot)?))
+}
+
+pub(super) async fn list(daemon: Daemon, name: Name) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    let snapshots = call(daemon, move |a| a.list_snapshots(&name)).await??;
+    Ok(found(SnapshotList { snapshots }))
+}
+
+pub(super) async fn take(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    let request: TakeSnapshot = parse_body(body)?;
+    let info = call(daemon, move |a| a.take_snapshot(&name, request)).await??;
+    tracing::info!(volume = %info.volume, snapshot = %info.name, state = ?info.state, "snapshot");
+    Ok((StatusCode::CREATED, Json(info)).into_response())
+}
+
+pub(super) async fn show(daemon: Daemon, names: Names) -> Result<Response, Failure> {
+    let (volume, snapshot) = parse_names(names)?;
+    let of = volume.clone();
+    let all = call(daemon, move |a| a.list_snapshots(&of)).await??;
+    match all.into_iter().find(|info| info.name == snapshot) {
+        Some(info) => Ok(found(info)),
+        None => {
+            let text = format!("there is no snapshot {volume}@{snapshot}");
+            Err(Failure::new(ErrorCode::NotFound, text))
+        }
+    }
+}
+
+pub(super) async fn delete(daemon: Daemon, names: Names) -> Result<StatusCode, Failure> {
+    let (volume, snapshot) = parse_names(names)?;
+    let (of, named) = (volume.clone(), snapshot.clone());
+    call(daemon, move |a| a.delete_snapshot(&of, &named)).await??;
+    tracing::info!(%volume, %snapshot, "snapshot deleted");
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,213 @@
+//! `taipan snapshot …`: create, list, show, delete.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::Subcommand;
+use taipan_engine::api::{SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot};
+use taipan_engine::error::{Error, Result};
+use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::volume::VolumeName;
+
+use crate::cli::{Target, volume_name};
+use crate::control::Control;
+use crate::failure::Outcome;
+use crate::table::{Align, Fields, Table};
+use crate::volume::word;
+
+/// What to do with snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Take a snapshot of a running volume: everything answered before. Writes go on.
+    Create {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        volume: VolumeName,
+        /// Name of the snapshot: up to 255 bytes of UTF-8 without `/` and `@`.
+        #[arg(value_parser = snapshot_name)]
+        snapshot: SnapshotName,
+        /// Return when its content is fixed, not when it is in the backend. It is gone if the
+        /// daemon ends before that; `taipan snapshot show` tells when it is committed.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// List the snapshots of a volume, oldest first.
+    List {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        volume: VolumeName,
+    },
+    /// Show one snapshot.
+    Show {
+        /// The snapshot.
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: QualifiedName,
+    },
+    /// Delete a snapshot, for good. The volume's next commits free what only it needed.
+    Delete {
+        /// The snapshot.
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: QualifiedName,
+    },
+}
+
+/// A snapshot with its volume: `volume@snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct QualifiedName {
+    pub(crate) volume: VolumeName,
+    pub(crate) snapshot: SnapshotName,
+}
+
+impl fmt::Display for QualifiedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.volume, self.snapshot)
+    }
+}
+
+impl FromStr for QualifiedName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (volume, snapshot) = text
+            .split_once('@')
+            .ok_or_else(|| Error::invalid("write VOLUME@SNAPSHOT, such as vol0@daily"))?;
+        Ok(Self {
+            volume: VolumeName::parse(volume)?,
+            snapshot: SnapshotName::parse(snapshot)?,
+        })
+    }
+}
+
+fn snapshot_name(text: &str) -> Result<SnapshotName> {
+    SnapshotName::parse(text)
+}
+
+/// Runs one subcommand.
+pub(crate) fn run(target: &Target, command: &SnapshotCommand) -> Outcome<()> {
+    let control = Control::new(target.control_socket())?;
+    let form = target.form();
+    match command {
+        SnapshotCommand::Create {
+            volume,
+            snapshot,
+            no_wait,
+        } => {
+            let request = TakeSnapshot {
+                name: snapshot.clone(),
+                wait: match no_wait {
+                    true => SnapshotWait::Taken,
+                    false => SnapshotWait::Committed,
+                },
+            };
+            form.print(&control.take_snapshot(volume, &request)?, taken)
+        }
+        SnapshotCommand::List { volume } => form.print(&control.snapshots(volume)?, list),
+        SnapshotCommand::Show { snapshot: of } => {
+            form.print(&control.snapshot(&of.volume, &of.snapshot)?, show)
+        }
+        SnapshotCommand::Delete { snapshot: of } => {
+            control.delete_snapshot(&of.volume, &of.snapshot)?;
+            let answer = serde_json::json!({ "deleted": of.to_string() });
+            form.print(&answer, |_| format!("snapshot \"{of}\" is deleted\n"))
+        }
+    }
+}
+
+fn taken(info: &SnapshotInfo) -> String {
+    let (volume, name) = (&info.volume, &info.name);
+    let more = match info.state {
+        SnapshotState::Committed => "committed",
+        SnapshotState::Taken => "taken; it is gone if the daemon ends before it is committed",
+        SnapshotState::Asked => "asked for",
+    };
+    format!("snapshot \"{volume}@{name}\" is {more}\n")
+}
+
+/// A number that only committed snapshots have.
+fn or_dash(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn list(list: &SnapshotList) -> String {
+    if list.snapshots.is_empty() {
+        return "the volume has no snapshots\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("SNAPSHOT", Align::Left),
+        ("STATE", Align::Left),
+        ("MANIFEST", Align::Right),
+        ("EPOCH", Align::Right),
+        ("ID", Align::Left),
+    ]);
+    for info in &list.snapshots {
+        table.row([
+            info.name.to_string(),
+            word(info.state),
+            or_dash(info.manifest),
+            or_dash(info.epoch),
+            info.id.to_string(),
+        ]);
+    }
+    table.render()
+}
+
+fn show(info: &SnapshotInfo) -> String {
+    let mut fields = Fields::default();
+    fields
+        .add("snapshot", format!("{}@{}", info.volume, info.name))
+        .add("id", info.id.to_string())
+        .add("state", word(info.state))
+        .add(
+            "asked for at",
+            format!("{} ms since 1970", info.asked_at_ms),
+        )
+        .add("manifest", or_dash(info.manifest))
+        .add("generation", or_dash(info.generation))
+        .add("epoch", or_dash(info.epoch));
+    fields.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use taipan_engine::snapshot::{SnapshotId, SnapshotWish};
+
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_named_with_its_volume() {
+        let name = QualifiedName::from_str("tenant/v@daily").unwrap();
+        assert_eq!(name.volume.as_str(), "tenant/v");
+        assert_eq!(name.snapshot.as_str(), "daily");
+        for (bad, why) in [
+            ("v", "VOLUME@SNAPSHOT"),
+            ("v@", "empty"),
+            ("@s", "empty"),
+            ("v@a@b", "'@'"),
+            ("v@a/b", "'/'"),
+        ] {
+            let error = QualifiedName::from_str(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn people_see_what_is_not_committed() {
+        let wish = SnapshotWish {
+            id: SnapshotId(7),
+            name: SnapshotName::parse("daily").unwrap(),
+            taken_ms: 5,
+        };
+        let volume = VolumeName::parse("v").unwrap();
+        let info = SnapshotInfo::pending(&volume, &wish, true);
+        assert!(taken(&info).contains("gone if the daemon ends"));
+        assert!(show(&info).contains("v@daily"));
+        let all = list(&SnapshotList {
+            snapshots: vec![info],
+        });
+        assert!(
+            all.contains("daily     taken         -      -  0000000000000007"),
+            "{all}"
+        );
+        assert!(list(&SnapshotList::default()).contains("no snapshots"));
+    }
+}
