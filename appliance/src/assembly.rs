@@ -37,6 +37,7 @@ use crate::quarantine::Quarantine;
 use crate::recovery::ReadyShard;
 use crate::service::{Service, ServiceParts, Threads};
 use crate::sync_mode::SyncChoice;
+use crate::tail::LiveLogs;
 use crate::uploader::{
     UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
 };
@@ -159,10 +160,12 @@ impl Assembly {
             cores: cores.to_vec(),
             uploader: uploader.clone(),
             quarantine: Quarantine::of(data_dir),
-            logs: ShardId::all()
-                .map(|shard| files.identity(shard, boot))
-                .collect(),
-            wal_paths: self.paths.clone(),
+            logs: LiveLogs {
+                identities: ShardId::all()
+                    .map(|shard| files.identity(shard, boot))
+                    .collect(),
+                paths: self.paths.clone(),
+            },
             unlisted,
             again: left.again,
         };

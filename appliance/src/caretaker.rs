@@ -4,7 +4,6 @@
 mod again;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,14 +12,12 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::bounded;
 use taipan_engine::api::{ShardStatus, VolumeState};
 use taipan_engine::backend::Backend;
-use taipan_engine::block::{SHARD_COUNT, ShardId};
+use taipan_engine::block::SHARD_COUNT;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
-use taipan_engine::identity::{Epoch, Generation, Incarnation, VolumeId};
-use taipan_engine::registry::quarantine::{QuarantineHeader, QuarantineRecord, records_of};
+use taipan_engine::identity::{Generation, VolumeId};
+use taipan_engine::registry::quarantine::QuarantineHeader;
 use taipan_engine::registry::{self, LocalHeads, NamedVolume, QuarantineRange, RecordFate};
-use taipan_engine::wal::files::FileMedia;
-use taipan_engine::wal::{LogIdentity, ReadMedia, Recovered, recover_shard};
 
 use crate::config::VolumeConfig;
 use crate::deadline::block_on_until;
@@ -28,6 +25,7 @@ use crate::directory::{Directory, Volume};
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::ownership::Ownership;
 use crate::quarantine::{Quarantine, unix_ms, written_ms};
+use crate::tail::{LiveLogs, ScannedLog};
 use crate::uploader::{Request, UploaderAddress};
 
 pub(crate) use again::Again;
@@ -51,9 +49,7 @@ pub(crate) struct Caretaker {
     pub(crate) cores: Vec<CoreAddress>,
     pub(crate) uploader: UploaderAddress,
     pub(crate) quarantine: Quarantine,
-    /// Whose log each shard's file is.
-    pub(crate) logs: Vec<LogIdentity>,
-    pub(crate) wal_paths: Vec<PathBuf>,
+    pub(crate) logs: LiveLogs,
     /// Set while the backend's volumes were not listed yet.
     pub(crate) unlisted: Option<Unlisted>,
     /// What is tried again until it is decided.
@@ -86,28 +82,6 @@ enum Tail {
     Done,
 }
 
-/// One shard's WAL file as it was found.
-struct ScannedLog {
-    shard: ShardId,
-    file: File,
-    found: Recovered,
-}
-
-impl ScannedLog {
-    fn records<'a>(
-        &'a self,
-        volume: VolumeId,
-        foreign: &'a dyn Fn(Epoch) -> bool,
-    ) -> impl Iterator<Item = Result<QuarantineRecord>> + 'a {
-        let read = |offset, out: &mut [u8]| {
-            let media = FileMedia::new(&self.file).map_err(io::Error::other)?;
-            media.read_at(offset, out)
-        };
-        let wanted = move |id, epoch| id == volume && foreign(epoch);
-        records_of(self.shard, &self.found, read, wanted)
-    }
-}
-
 impl Caretaker {
     /// Starts the thread, which ends with the process.
     pub(crate) fn start(self) -> io::Result<()> {
@@ -128,6 +102,9 @@ impl Caretaker {
             for volume in volumes.iter().filter(fenced) {
                 let tail = tails.remove(&volume.id);
                 tails.insert(volume.id, self.care_for(volume, tail));
+                if volume.state().0 == VolumeState::Refused {
+                    self.again.readmit(volume.id);
+                }
             }
             self.try_again(&volumes);
             if self.unlisted.is_some() && Instant::now() >= ask_at {
@@ -198,18 +175,18 @@ impl Caretaker {
             return Ok(());
         };
         let head = self.ask(registry::read_head(&*self.backend, id, None))?;
-        if local.is_own(&head) {
-            let cause = "a commit of this appliance was stored whose answer it never got; nothing \
-                         is lost: restart taipand, which goes on from there";
-            tracing::error!(volume = %volume.name, cause, "volume refused");
-            volume.set_state(VolumeState::Refused, Some(cause.to_owned()));
-            return Ok(());
-        }
-        let logs = self.scan()?;
+        let logs = self.logs.scan()?;
         let unwritten = |log: &&ScannedLog| log.found.next_batch.0 <= batches[log.shard.index()];
         if let Some(log) = logs.iter().find(unwritten) {
             let text = "the WAL does not hold everything yet";
             return Err(Error::new(ErrorKind::Transient, text).with_shard(log.shard));
+        }
+        if local.is_own(&head) {
+            let cause = "a commit of this appliance was stored whose answer it never got; nothing \
+                         is lost: the volume is opened again from there";
+            tracing::warn!(volume = %volume.name, cause, "volume refused for a moment");
+            volume.set_state(VolumeState::Refused, Some(cause.to_owned()));
+            return Ok(());
         }
         let former = local.clone();
         local.disown(self.clock.now());
@@ -247,27 +224,6 @@ impl Caretaker {
         Ok(())
     }
 
-    /// The WAL files as they are now. Segments that hold a fenced volume's records are not recycled
-    /// before these are forgotten.
-    fn scan(&self) -> Result<Vec<ScannedLog>> {
-        let scan = |(identity, path): (&LogIdentity, &PathBuf)| {
-            let failed = |e| Error::io("opening the WAL to copy records out", e).with_path(path);
-            let file = File::open(path).map_err(failed)?;
-            // As its next writer sees it.
-            let next = LogIdentity {
-                incarnation: Incarnation(identity.incarnation.0 + 1),
-                ..*identity
-            };
-            let found = recover_shard(&next, &FileMedia::new(&file)?, &[])?;
-            Ok(ScannedLog {
-                shard: identity.shard,
-                file,
-                found,
-            })
-        };
-        self.logs.iter().zip(&self.wal_paths).map(scan).collect()
-    }
-
     fn ask<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
         block_on_until(question, Instant::now() + BACKEND_WAIT).unwrap_or_else(|| {
             let text = "the backend does not answer";
@@ -302,19 +258,9 @@ impl Caretaker {
         unlisted.ownership.settle()
     }
 
-    /// One volume of the backend: new here, or refused because the backend could not be asked.
+    /// One volume of the backend that is new here.
     fn find(&self, named: &NamedVolume, takes_all: bool) -> Result<()> {
-        let known = self.directory.get(&named.name);
-        if known
-            .as_ref()
-            .is_some_and(|v| v.state().0 == VolumeState::Refused)
-        {
-            let text = "it could not be opened without the backend, which is back: restart taipand";
-            let state = VolumeState::Refused;
-            known.inspect(|volume| volume.set_state(state, Some(text.to_owned())));
-            return Ok(());
-        }
-        if known.is_some() {
+        if self.directory.get(&named.name).is_some() {
             return Ok(());
         }
         let head = self.ask(registry::read_head(&*self.backend, named.id, None))?;

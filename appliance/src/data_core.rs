@@ -319,9 +319,16 @@ impl DataCore {
                 self.core
                     .add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
             }
-            CoreMessage::RemoveVolume { slot, ack } => {
+            CoreMessage::RemoveVolume {
+                slot,
+                is_deleted,
+                ack,
+            } => {
                 self.close_volume(slot);
-                self.core.remove_volume(slot);
+                match is_deleted {
+                    true => self.core.remove_volume(slot),
+                    false => _ = self.core.detach_volume(slot),
+                }
                 drop(ack);
             }
             CoreMessage::FenceVolume { slot } => {

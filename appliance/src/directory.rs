@@ -9,10 +9,15 @@ use taipan_engine::identity::VolumeId;
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::LocalHead;
 use taipan_engine::shard::VolumeSlot;
-use taipan_engine::volume::{VolumeName, VolumeSettings};
+use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
 use crate::connection::CONTEXTS;
+
+/// What an operator is told of a volume whose answered writes may be gone.
+pub(crate) const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH of \
+                                     their client may be missing; decide with `taipan volume set \
+                                     --on-lost-cache`";
 
 /// One served volume.
 #[derive(Debug)]
@@ -76,6 +81,17 @@ impl Volume {
             },
             state: RwLock::new((VolumeState::Online, None)),
         }
+    }
+
+    /// Answered writes may be gone: how it is served follows its policy.
+    pub fn note_lost_cache(&mut self) {
+        let state = match self.settings().on_lost_cache {
+            OnLostCache::Continue => VolumeState::Online,
+            OnLostCache::ReadOnly => VolumeState::ReadOnly,
+            OnLostCache::Refuse => VolumeState::Refused,
+        };
+        *self.read_only.get_mut() = state != VolumeState::Online;
+        self.set_state(state, Some(LOST_CACHE.to_owned()));
     }
 
     /// A volume that cannot be served, with the reason.

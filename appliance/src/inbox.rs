@@ -67,10 +67,12 @@ pub enum CoreMessage {
     BackendFull(bool),
     /// Serve a volume. Acknowledged by dropping `ack`.
     AddVolume(Box<AddVolume>),
-    /// Stop serving a deleted volume and close its connections.
+    /// Stop serving a volume and close its connections.
     RemoveVolume {
         /// Its slot.
         slot: VolumeSlot,
+        /// It was deleted: its records in the WAL need not be kept. Else it is opened anew.
+        is_deleted: bool,
         /// Dropped when done.
         ack: Sender<()>,
     },

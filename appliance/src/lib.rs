@@ -32,6 +32,7 @@ pub mod service;
 pub mod signals;
 pub mod sockets;
 pub mod sync_mode;
+mod tail;
 pub mod uploader;
 pub mod wal_damage;
 pub mod watchdog;

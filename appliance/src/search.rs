@@ -15,18 +15,14 @@ use taipan_engine::manifest::{Manifest, ManifestKind};
 use taipan_engine::registry::quarantine::QuarantineHeader;
 use taipan_engine::registry::{self, LocalHead, LocalHeads, NamedVolume};
 use taipan_engine::shard::VolumeSlot;
-use taipan_engine::volume::{OnLostCache, VolumeSettings};
+use taipan_engine::volume::VolumeSettings;
 
 use crate::boot::BootVolume;
 use crate::deadline::block_on_while;
-use crate::directory::Volume;
+use crate::directory::{LOST_CACHE, Volume};
 use crate::opening::{Found, Opened, open_at_start, open_unverified};
 use crate::quarantine::{Quarantine, unix_ms, written_ms};
 use crate::recovery::Replayed;
-
-/// What an operator is told of a volume whose answered writes may be gone.
-const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH of their client \
-                          may be missing; decide with `taipan volume set --on-lost-cache`";
 
 /// What is told of a volume that is served from local copies.
 const UNVERIFIED: &str = "the backend could not be reached at the start: served as this appliance \
@@ -275,13 +271,7 @@ impl Search<'_> {
             // Remembered, so that another start does not take the volume for whole.
             opened.local.lost_cache = true;
             self.heads.save(&opened.local)?;
-            let state = match volume.settings().on_lost_cache {
-                OnLostCache::Continue => VolumeState::Online,
-                OnLostCache::ReadOnly => VolumeState::ReadOnly,
-                OnLostCache::Refuse => VolumeState::Refused,
-            };
-            *volume.read_only.get_mut() = state != VolumeState::Online;
-            volume.set_state(state, Some(LOST_CACHE.to_owned()));
+            volume.note_lost_cache();
         }
         if opened.unverified && volume.state().0 == VolumeState::Online {
             volume.set_state(VolumeState::Unverified, Some(UNVERIFIED.to_owned()));

@@ -413,10 +413,14 @@ impl Core {
 
     /// Stops serving a deleted volume; its records in the WAL count as committed.
     pub fn remove_volume(&mut self, slot: VolumeSlot) {
-        let Some(volume) = self.volumes.get_mut(slot.0 as usize).and_then(Option::take) else {
-            return;
-        };
-        self.committed.insert(volume.id, Epoch(u64::MAX));
+        if let Some(id) = self.detach_volume(slot) {
+            self.forget_volume(id);
+        }
+    }
+
+    /// Stops serving a volume that is opened anew, with its records in the WAL. Which one it was.
+    pub fn detach_volume(&mut self, slot: VolumeSlot) -> Option<VolumeId> {
+        let volume = self.volumes.get_mut(slot.0 as usize)?.take()?;
         // The slot may be another volume's before their reads end.
         for op in self.ops.slots.iter().flatten() {
             let (of, request) = match op {
@@ -435,7 +439,7 @@ impl Core {
         }
         self.drop_parked_of(slot);
         self.answer_awaiting();
-        self.release_logs();
+        Some(volume.id)
     }
 
     /// Records of this volume, which is not served, need not be kept (it was deleted).

@@ -1,5 +1,6 @@
-//! Volumes of which a start could not say what becomes of them, because the backend did not answer:
-//! they are asked for again until that is known.
+//! Volumes of which a start could not say what becomes of them, because the backend did not answer,
+//! and those of our own that a commit without an answer fenced: they are asked for again until it
+//! is known, and opened with what the WAL holds of them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +14,11 @@ use taipan_engine::registry::{self, LocalHead};
 use super::Caretaker;
 use crate::boot::BootVolume;
 use crate::directory::Volume;
+use crate::tail::Tail;
 use crate::uploader::Request;
+
+/// What is said of a volume that was lost while it was refused.
+const LOST: &str = "another appliance took it over; what was answered here is being copied out";
 
 /// First wait after a failure; doubles with each further one.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
@@ -24,9 +29,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Again {
     /// The start was to take over every volume.
     takes_all: bool,
-    /// Volumes that the start refused and of which the WAL has no record: only a start brings such
-    /// records back. Never one that was served since.
+    /// Volumes that are refused and whose answered writes are all in the WAL files or the image.
     refused: HashSet<VolumeId>,
+    /// Those of them of which the WAL may have records.
+    recorded: HashSet<VolumeId>,
     pauses: HashMap<VolumeId, Pause>,
 }
 
@@ -35,15 +41,21 @@ impl Again {
     /// has records.
     pub(crate) fn of(takes_all: bool, volumes: &[BootVolume], recorded: &[VolumeId]) -> Self {
         let is_refused = |boot: &&BootVolume| {
-            let is_closed = boot.opened.is_none() && !recorded.contains(&boot.volume.id);
-            is_closed && boot.volume.state().0 == VolumeState::Refused
+            boot.opened.is_none() && boot.volume.state().0 == VolumeState::Refused
         };
         let refused = volumes.iter().filter(is_refused);
         Self {
             takes_all,
             refused: refused.map(|boot| boot.volume.id).collect(),
+            recorded: recorded.iter().copied().collect(),
             pauses: HashMap::new(),
         }
+    }
+
+    /// A volume that was served is refused, and all that was answered of it is in the WAL files.
+    pub(super) fn readmit(&mut self, id: VolumeId) {
+        self.refused.insert(id);
+        self.recorded.insert(id);
     }
 }
 
@@ -64,14 +76,10 @@ impl Pause {
     }
 }
 
-/// Whether a running daemon may open a volume that its start refused. `local` is what it knows of
-/// it: with answered writes that may be lost, or that must not be merged, it needs a start or an
-/// operator.
+/// Whether a running daemon may open a volume that is refused. `local` is what it knows of it: with
+/// answered writes that must be copied out, not merged, it needs a start.
 fn may_reopen(local: Option<&LocalHead>) -> bool {
-    local.is_none_or(|local| {
-        let copied = local.quarantine.is_none_or(|range| range.copied);
-        copied && !local.lost_cache
-    })
+    local.is_none_or(|local| local.quarantine.is_none_or(|range| range.copied))
 }
 
 impl Caretaker {
@@ -121,7 +129,7 @@ impl Caretaker {
         })
     }
 
-    /// Opens a volume that was refused although nothing here speaks against it.
+    /// Opens a volume that is refused although nothing here speaks against it.
     fn reopen(&mut self, volume: &Volume) -> Result<()> {
         let (id, takes_all) = (volume.id, self.again.takes_all);
         let local = self.heads.load(id)?;
@@ -129,16 +137,33 @@ impl Caretaker {
             return Ok(());
         }
         let head = self.ask(registry::read_head(&*self.backend, id, None))?;
+        let is_known = local.is_some();
         let is_ours = head.generation == Generation(0) || local.is_some_and(|l| l.is_own(&head));
-        if !takes_all && !is_ours {
-            self.directory
-                .replace(Arc::new(Volume::elsewhere(volume.slot, &head)));
-            return Ok(());
+        let is_recorded = self.again.recorded.contains(&id);
+        match (is_ours, is_recorded) {
+            (false, false) if !takes_all => {
+                self.directory
+                    .replace(Arc::new(Volume::elsewhere(volume.slot, &head)));
+                return Ok(());
+            }
+            // What was answered here and never committed goes the way of a fenced volume's tail.
+            (false, true) if is_known && !takes_all => {
+                volume.set_state(VolumeState::Fenced, Some(LOST.to_owned()));
+                self.again.refused.remove(&id);
+                return Ok(());
+            }
+            (false, true) => return Ok(()),
+            _ => {}
         }
-        let name = volume.name.clone();
+        let (name, logs) = (volume.name.clone(), self.logs.clone());
+        let read = move |local: &LocalHead| match is_recorded {
+            true => logs.tail(local),
+            false => Ok(Tail::default()),
+        };
         self.answered(|reply| Request::Reopen {
             name,
             takes_all,
+            tail: Box::new(read),
             reply,
         })?;
         self.again.refused.remove(&id);
@@ -179,13 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn what_may_hold_answered_writes_is_left_to_a_start() {
+    fn what_is_to_be_copied_out_is_left_to_a_start() {
         let name = VolumeName::parse("v").unwrap();
         let whole = LocalHead::named(VolumeId(1), name, VolumeSettings::with_size(512));
         assert!(may_reopen(None) && may_reopen(Some(&whole)));
-        let mut lost = whole.clone();
-        lost.lost_cache = true;
-        assert!(!may_reopen(Some(&lost)));
         let mut disowned = whole;
         disowned.disown(Epoch(5));
         assert!(!may_reopen(Some(&disowned)));

@@ -13,7 +13,6 @@ use taipan_engine::commit::VolumePace;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
-use taipan_engine::index::Overlay;
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::{self, LocalHead, VolumeSeed};
 use taipan_engine::shard::VolumeSlot;
@@ -21,10 +20,12 @@ use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 use super::effects::Means;
 use super::patience::{Answer, is_final, until_known, within};
+use super::takeover::Regained;
 use super::{UploadVolume, Uploader};
 use crate::directory::Volume;
 use crate::inbox::{AddVolume, CoreMessage};
 use crate::opening::{Opened, open_volume};
+use crate::tail::Tail;
 
 /// A creation is given up for now after so long; a repeat goes on where it stopped.
 const CREATION_WAIT: Duration = Duration::from_secs(60);
@@ -67,7 +68,7 @@ pub(crate) enum Change {
     TakenOver {
         name: VolumeName,
         stamped_through: Epoch,
-        result: Result<Box<Opened>>,
+        result: Result<Regained>,
         answer: Answer,
     },
     Deleted {
@@ -171,22 +172,28 @@ pub(super) async fn delete(means: Rc<Means>, head: Manifest, mut answer: Answer)
 }
 
 impl Uploader {
-    /// A volume was created: the cores serve it from now on.
-    pub(super) fn serve_created(&mut self, creation: &Creation, opened: Opened) {
+    /// A volume was created, or is opened anew with what `tail` holds of it: the cores serve it
+    /// from now on.
+    pub(super) fn serve_opened(&mut self, creation: &Creation, opened: Opened, mut tail: Tail) {
         let slot = self.directory.free_slot();
         let id = creation.seed.id;
         let opened_generation = opened.local.generation;
-        let volume = Arc::new(Volume::serving(slot, &opened.local, opened.was_clean));
+        let mut volume = Volume::serving(slot, &opened.local, opened.was_clean);
+        if !opened.was_clean {
+            volume.note_lost_cache();
+        }
+        let read_only = *volume.read_only.get_mut();
+        let volume = Arc::new(volume);
         let (ack, done) = bounded(0);
         for (index, core) in self.cores.iter().enumerate() {
             let own = ShardId::all().filter(|shard| shard.core(self.cores.len()) == index);
             let base = opened.commit.base();
-            let parts = own.map(|shard| (shard, Overlay::new(), base.shard(shard).clone()));
+            let parts = own.map(|shard| (shard, tail.take(shard), base.shard(shard).clone()));
             core.send(CoreMessage::AddVolume(Box::new(AddVolume {
                 slot,
                 id,
                 settings: creation.settings.clone(),
-                read_only: false,
+                read_only,
                 committed: opened.local.released_through(),
                 parts: parts.collect(),
                 ack: ack.clone(),
@@ -242,11 +249,15 @@ impl Uploader {
     }
 
     /// Has every core stop serving the volume of that slot, and waits until they have.
-    pub(super) fn remove_from_cores(&self, slot: VolumeSlot) {
+    pub(super) fn remove_from_cores(&self, slot: VolumeSlot, is_deleted: bool) {
         let (ack, done) = bounded(0);
         for core in &self.cores {
             let ack = ack.clone();
-            core.send(CoreMessage::RemoveVolume { slot, ack });
+            core.send(CoreMessage::RemoveVolume {
+                slot,
+                is_deleted,
+                ack,
+            });
         }
         drop(ack);
         // Each core drops its end when it is done; nothing is ever sent.
@@ -259,7 +270,7 @@ impl Uploader {
             return;
         };
         let volume = upload.volume;
-        self.remove_from_cores(volume.slot);
+        self.remove_from_cores(volume.slot, true);
         self.coordinator.forget_volume(id);
         self.fail_drains(id, "the volume was deleted");
         self.clock.exposures().forget(id);

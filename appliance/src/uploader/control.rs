@@ -17,6 +17,7 @@ use super::changes::{self, Change, Creation, Creations};
 use super::patience::Answer;
 use super::{Drain, Message, Uploader};
 use crate::directory::Volume;
+use crate::tail::{Tail, TailSource};
 
 /// Makes the new settings of a volume from the old, or refuses.
 pub(crate) type SettingsChange = Box<dyn FnOnce(&VolumeSettings) -> Result<VolumeSettings> + Send>;
@@ -50,12 +51,14 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
-    /// Open a volume that the start refused, as a start does, and serve it. One attempt.
+    /// Open a volume that is refused, as a start does, and serve it. One attempt.
     Reopen {
         /// Its name.
         name: VolumeName,
         /// Whoever owns it; else only if it is our own.
         takes_all: bool,
+        /// Reads what the WAL holds of it.
+        tail: TailSource,
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
@@ -137,8 +140,9 @@ impl Uploader {
             Request::Reopen {
                 name,
                 takes_all,
+                tail,
                 reply,
-            } => self.begin_reopening(&name, takes_all, reply),
+            } => self.begin_reopening(&name, takes_all, tail, reply),
             Request::Drain { reply } => {
                 self.coordinator.demand_cut();
                 self.drains.push(Drain {
@@ -352,7 +356,10 @@ impl Uploader {
                 mut answer,
             } => {
                 self.creations.end(&creation.name, &result);
-                let result = result.map(|opened| self.serve_created(&creation, *opened));
+                let serve = |opened: Box<_>| {
+                    self.serve_opened(&creation, *opened, Tail::default());
+                };
+                let result = result.map(serve);
                 answer.give(result);
             }
             Change::Configured {
@@ -379,7 +386,7 @@ impl Uploader {
                 result,
                 mut answer,
             } => match result {
-                Ok(opened) => self.taken_over(name, stamped_through, opened, answer),
+                Ok(regained) => self.taken_over(name, stamped_through, regained, answer),
                 Err(error) => answer.give(Err(error)),
             },
             Change::Deleted {

@@ -1,4 +1,5 @@
-//! `taipan volume takeover`: opens a volume of another appliance while the daemon runs.
+//! Opens volumes while the daemon runs: those of another appliance (`taipan volume takeover`), and
+//! those of our own that are refused.
 //!
 //! Records of the volume must be stamped above everything stamped here before and above the head's
 //! epoch: those up to there may be skipped or quarantined by a later start. So the clock is moved
@@ -21,14 +22,21 @@ use super::patience::{Answer, until_known, within};
 use super::{UploadVolume, Uploader};
 use crate::directory::Volume;
 use crate::opening::{Found, Opened, open_at_start, open_volume};
+use crate::tail::{Tail, TailSource};
 
 /// One attempt at opening a volume that a start refused; a large index takes its time.
 const REOPENING: Duration = Duration::from_secs(60);
 
+/// A volume that was opened, and what of it the WAL holds and the image may not.
+pub(crate) struct Regained {
+    opened: Box<Opened>,
+    tail: Tail,
+}
+
 /// A volume that was taken over and waits for the clock.
 pub(super) struct Taken {
     name: VolumeName,
-    opened: Box<Opened>,
+    regained: Regained,
     /// The clock must be above.
     above: Epoch,
     answer: Answer,
@@ -55,7 +63,10 @@ pub(super) async fn take_over(
     let result = opened.await.map(|mut opened| {
         // What is served is the image; our own earlier tail, if any, is in quarantine.
         opened.was_clean = true;
-        Box::new(opened)
+        Regained {
+            opened: Box::new(opened),
+            tail: Tail::default(),
+        }
     });
     Change::TakenOver {
         name,
@@ -65,11 +76,11 @@ pub(super) async fn take_over(
     }
 }
 
-/// Opens a volume in the backend as a start does; nothing of it is in the WAL.
+/// Opens a volume in the backend as a start does, with what the WAL holds of it.
 async fn reopen(
     means: Rc<Means>,
     volume: Arc<Volume>,
-    takes_all: bool,
+    (takes_all, tail): (bool, TailSource),
     stamped_through: Epoch,
     answer: Answer,
 ) -> Change {
@@ -78,7 +89,8 @@ async fn reopen(
         match open_at_start(backend, heads, id, stamped_through, takes_all).await? {
             Found::Opened(mut opened) => {
                 registry::begin_serving(heads, &mut opened.local, stamped_through)?;
-                opened.was_clean = true;
+                // Nothing was answered since the record says what became of the cache.
+                opened.was_clean = !opened.local.lost_cache;
                 Ok(opened)
             }
             Found::Elsewhere(_) => {
@@ -87,7 +99,10 @@ async fn reopen(
             }
         }
     };
-    let result = within(REOPENING, "open a volume", attempt).await;
+    let result = match within(REOPENING, "open a volume", attempt).await {
+        Ok(opened) => with_tail(opened, tail).await,
+        Err(error) => Err(error),
+    };
     Change::TakenOver {
         name: volume.name.clone(),
         stamped_through,
@@ -96,12 +111,22 @@ async fn reopen(
     }
 }
 
+/// Reads what the WAL holds of the volume, on a thread of its own.
+async fn with_tail(opened: Box<Opened>, tail: TailSource) -> Result<Regained> {
+    let local = opened.local.clone();
+    let read = glommio::executor().spawn_blocking(move || tail(&local));
+    let tail = read.await?;
+    Ok(Regained { opened, tail })
+}
+
 impl Uploader {
-    /// Only for a volume that was refused since the start: nothing of it was ever answered here.
+    /// Only for a volume that is refused: nobody writes it, and what was answered of it is in the
+    /// WAL files.
     pub(super) fn begin_reopening(
         &mut self,
         name: &VolumeName,
         takes_all: bool,
+        tail: TailSource,
         reply: Sender<Result<()>>,
     ) {
         let refused = |volume: &Arc<Volume>| {
@@ -117,7 +142,8 @@ impl Uploader {
         };
         let answer = Answer::new(reply, "the opening is pending");
         let (means, stamped) = (Rc::clone(&self.means), self.clock.now());
-        self.spawn_change(reopen(means, volume, takes_all, stamped, answer));
+        let how = (takes_all, tail);
+        self.spawn_change(reopen(means, volume, how, stamped, answer));
     }
 
     pub(super) fn begin_takeover(&mut self, name: VolumeName, reply: Sender<Result<()>>) {
@@ -162,16 +188,17 @@ impl Uploader {
         &mut self,
         name: VolumeName,
         stamped_through: Epoch,
-        opened: Box<Opened>,
+        regained: Regained,
         answer: Answer,
     ) {
+        let opened = &regained.opened;
         // What was copied out earlier may be gone from the WAL; replay still goes by its stamps.
         let judged = opened.local.judged_through();
         let above = stamped_through.max(opened.commit.head().epoch).max(judged);
         self.coordinator.raise(above);
         self.taken.push(Taken {
             name,
-            opened,
+            regained,
             above,
             answer,
         });
@@ -185,7 +212,7 @@ impl Uploader {
             .partition(|taken| now > taken.above);
         self.taken = waiting;
         for mut taken in ready {
-            let opened = *taken.opened;
+            let Regained { opened, tail } = taken.regained;
             let id = opened.local.id;
             self.leave_former(&taken.name, id);
             self.coordinator.readmit_volume(id);
@@ -198,19 +225,20 @@ impl Uploader {
                 settings: opened.local.settings.clone(),
                 stamped_through: taken.above,
             };
-            self.serve_created(&creation, opened);
+            self.serve_opened(&creation, *opened, tail);
             taken.answer.give(Ok(()));
         }
     }
 
-    /// Takes away what was shown, and served before it was fenced, under that name.
+    /// Takes away what was shown, and served before it was fenced, under that name. What the WAL
+    /// holds of it stays: the opening says what of that is needed.
     fn leave_former(&mut self, name: &VolumeName, id: VolumeId) {
         let former: Option<UploadVolume> = self.volumes.remove(&id);
         let Some(volume) = self.directory.get(name) else {
             return;
         };
-        if former.is_some() || volume.state().0 == VolumeState::Fenced {
-            self.remove_from_cores(volume.slot);
+        if former.is_some() || !volume.is_served() {
+            self.remove_from_cores(volume.slot, false);
         }
         self.tables.forget(id);
         self.directory.remove(name);

@@ -1,5 +1,5 @@
 //! The bucket is away or fails while a daemon starts: what the start could not decide is decided
-//! when it is back, without a restart and without a write. And what a full log means meanwhile.
+//! when it is back, without a restart, and with all that the log holds. And what a full log means meanwhile.
 
 use std::time::Duration;
 
@@ -45,6 +45,77 @@ fn an_idle_volume_is_verified_when_the_bucket_is_back() {
     server.heal();
     await_state(&daemon, "online");
     check(&daemon, 3);
+    daemon.stop();
+}
+
+#[test]
+fn a_volume_without_copies_comes_back_with_what_the_log_holds() {
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:64MiB"]).with_bucket(&server.bucket());
+    let daemon = rig.start();
+    assert_eq!(write(&daemon, 3), None);
+    daemon.taipan().arg("drain").succeed();
+    server.go_down();
+    assert_eq!(write(&daemon, 3), None, "the same again");
+    assert_eq!(write(&daemon, 4), None);
+    assert_eq!(daemon.client("vol0").flush().unwrap(), None);
+    daemon.kill();
+    std::fs::remove_dir_all(rig.data().join("metadata")).unwrap();
+    let daemon = rig.start_or_refuse(&[]).expect("it serves what it can");
+    assert_eq!(daemon.volume("vol0")["state"], "refused");
+    server.heal();
+    await_state(&daemon, "online");
+    (3..5).for_each(|place| check(&daemon, place));
+    assert_eq!(write(&daemon, 5), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    let mut rig = rig;
+    rig.lose_machine();
+    rig.forget_volumes();
+    let daemon = rig.start();
+    (3..6).for_each(|place| check(&daemon, place));
+    daemon.stop();
+}
+
+#[test]
+fn a_commit_whose_answer_a_crash_took_is_gone_on_from() {
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:64MiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&["--set=commit.interval_seconds=1"]);
+    let daemon = rig.start();
+    assert_eq!(write(&daemon, 2), None);
+    daemon.taipan().arg("drain").succeed();
+    // From now on the manifest is stored, and nobody learns of it.
+    let lost =
+        json!({ "verbs": ["put"], "contains": "/manifests/", "action": { "kind": "cut_after" } });
+    let mute =
+        json!({ "verbs": ["get"], "contains": "/manifests/", "action": { "kind": "slow_down" } });
+    server.faults(&json!([lost, mute]));
+    assert_eq!(write(&daemon, 3), None);
+    wait_until("the commit to fail", LIMIT, || {
+        daemon.volume("vol0")["upload"]["failures"].as_u64() > Some(0)
+    });
+    assert_eq!(write(&daemon, 4), None);
+    assert_eq!(daemon.client("vol0").flush().unwrap(), None);
+    daemon.kill();
+    server.go_down();
+    let daemon = rig.start();
+    assert_eq!(daemon.volume("vol0")["state"], "unverified");
+    (3..5).for_each(|place| check(&daemon, place));
+    assert_eq!(write(&daemon, 5), None);
+    server.heal();
+    daemon.await_log("opened again from there", LIMIT);
+    await_state(&daemon, "online");
+    (2..6).for_each(|place| check(&daemon, place));
+    assert_eq!(write(&daemon, 6), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    let mut rig = rig;
+    rig.lose_machine();
+    rig.forget_volumes();
+    let daemon = rig.start();
+    (2..7).for_each(|place| check(&daemon, place));
     daemon.stop();
 }
 

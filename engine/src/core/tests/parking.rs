@@ -190,6 +190,21 @@ fn a_fenced_volumes_flush_fails_and_so_does_one_under_way() {
 }
 
 #[test]
+fn the_log_keeps_the_records_of_a_volume_that_is_opened_anew() {
+    let mut rig = Rig::new(1);
+    fill_log(&mut rig);
+    let released = |rig: &Rig| rig.cores[0].counters().wal_released;
+    let before = released(&rig);
+    assert_eq!(rig.cores[0].detach_volume(SLOT), Some(VOLUME));
+    rig.settle();
+    assert_eq!(released(&rig), before);
+    rig.cores[0].forget_volume(VOLUME);
+    rig.settle();
+    assert!(released(&rig) > before);
+    assert_eq!(rig.cores[0].detach_volume(SLOT), None);
+}
+
+#[test]
 fn a_deleted_volumes_reads_and_merges_do_not_touch_the_next_one_in_its_slot() {
     let mut rig = Rig::new(1);
     rig.write(2, 0xCC);
