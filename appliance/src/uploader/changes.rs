@@ -29,7 +29,7 @@ use crate::tail::Tail;
 
 /// A creation is given up for now after so long; a repeat goes on where it stopped.
 const CREATION_WAIT: Duration = Duration::from_secs(60);
-/// One attempt at a creation: a few small requests.
+/// One attempt: a few small requests.
 const ATTEMPT: Duration = Duration::from_secs(30);
 const CREATION_PAUSE: Duration = Duration::from_millis(500);
 
@@ -117,8 +117,10 @@ pub(super) async fn create(means: Rc<Means>, creation: Creation, answer: Answer)
     }
 }
 
-/// Stores a manifest with new settings, however long that takes: while its outcome is open no other
-/// manifest may follow. With the settings: whether they say expressly what a lost cache means.
+/// Stores a manifest with new settings. Refuses, with nothing changed, if the backend does not
+/// answer beforehand. Once it was asked to store it, it is repeated however long that takes: while
+/// its outcome is open no other manifest may follow. With the settings: whether they say expressly
+/// what a lost cache means.
 pub(super) async fn configure(
     means: Rc<Means>,
     old: Manifest,
@@ -128,6 +130,12 @@ pub(super) async fn configure(
 ) -> Change {
     let id = old.volume;
     let backend = &*means.backend;
+    let asked = registry::read_manifest(backend, id, old.number);
+    if let Err(error) = within(ATTEMPT, "ask the backend", asked).await {
+        let text = "nothing was changed: the backend does not answer; try again when it does";
+        let result = Err(Error::new(error.kind(), text).with_source(error));
+        return Change::Configured { id, result, answer };
+    }
     let stored = until_known("change settings", &mut answer, || async {
         failpoint::hit("configure.put").map_err(|e| Error::io("failpoint", e))?;
         registry::configure(backend, &old, &settings).await

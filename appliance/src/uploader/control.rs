@@ -242,7 +242,8 @@ impl Uploader {
                 match settings {
                     Ok(settings) => {
                         upload.changing = true;
-                        let text = "the change of settings is pending, it is tried again";
+                        let text = "it is not known yet whether the settings are changed; that is \
+                                    tried again as long as this daemon runs";
                         let answer = Answer::new(reply, text);
                         let (head, local) = (upload.head().clone(), upload.local.clone());
                         let means = std::rc::Rc::clone(&self.means);

@@ -1,5 +1,6 @@
 //! The bucket is away or fails while a daemon starts: what the start could not decide is decided
-//! when it is back, without a restart, and with all that the log holds. And what a full log means meanwhile.
+//! when it is back, without a restart, and with all that the log holds. And what a full log and
+//! changed settings mean meanwhile.
 
 use std::time::Duration;
 
@@ -144,6 +145,31 @@ fn a_first_start_that_the_bucket_failed_opens_the_volumes_later() {
     let daemon = rig.start();
     check(&daemon, 5);
     check(&daemon, 6);
+    daemon.stop();
+}
+
+#[test]
+fn settings_are_not_changed_while_the_bucket_is_away() {
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:64MiB"]).with_bucket(&server.bucket());
+    let daemon = rig.start();
+    let run = |line: &str| daemon.taipan().args(line);
+    let rpo = || daemon.volume("vol0")["rpo_seconds"].clone();
+    run("volume set vol0 --rpo-seconds 70").succeed();
+    server.go_down();
+    let said = run("volume set vol0 --rpo-seconds 77").fail();
+    assert!(said.contains("nothing was changed"), "{said}");
+    let said = run("volume resize vol0 128MiB").fail();
+    assert!(said.contains("nothing was changed"), "{said}");
+    assert_eq!(write(&daemon, 1), None, "it is not held up");
+    server.heal();
+    assert_eq!(rpo(), 70);
+    run("volume set vol0 --rpo-seconds 78").succeed();
+    assert_eq!(rpo(), 78);
+    daemon.kill();
+    let daemon = rig.start();
+    assert_eq!(daemon.volume("vol0")["rpo_seconds"], 78);
+    assert_eq!(daemon.volume("vol0")["size_bytes"], 64 * MIB);
     daemon.stop();
 }
 
