@@ -1,5 +1,5 @@
 //! Garbage on the NBD port, the fuzz corpus among it, closes its own connection at most: another
-//! client goes on, and the daemon stays.
+//! client goes on, and the daemon stays. Nor do connections that say nothing, or are too many.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -8,8 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::harness::daemon::Rig;
-use crate::harness::pattern;
 use crate::harness::program::Program;
+use crate::harness::{pattern, wait_until};
+
+/// Longest wait for what a server has to do by itself.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A fixed sequence of bytes without a pattern that a parser would know.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
@@ -70,5 +73,42 @@ fn garbage_closes_only_its_own_connection() {
     Program::new("nbdinfo", Duration::from_secs(20))
         .arg(daemon.tcp_uri("kept"))
         .succeed();
+    daemon.stop();
+}
+
+#[test]
+fn silent_and_surplus_connections_are_closed() {
+    let rig = Rig::new(&["vol0:64MiB"]).with_flags(&[
+        "--set=limits.connections_max=4",
+        "--set=limits.handshake_timeout_seconds=1",
+    ]);
+    let daemon = rig.start();
+    let mut client = daemon.client("vol0");
+    // What the harness made to see whether the daemon serves is gone.
+    let total = |of: &str| daemon.metric(&format!("taipan_connections_{of}_total"));
+    wait_until("one open connection", LIMIT, || {
+        total("accepted") - total("closed") == 1.0
+    });
+    let connect = || {
+        let stream = TcpStream::connect(daemon.tcp).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream
+    };
+    let mut silent: Vec<TcpStream> = (0..3).map(|_| connect()).collect();
+    let mut greeting = [0; 18];
+    for stream in &mut silent {
+        stream.read_exact(&mut greeting).unwrap();
+    }
+    let surplus = connect().read(&mut greeting);
+    assert!(!matches!(surplus, Ok(1..)), "one too many was greeted");
+    assert_eq!(total("refused"), 1.0);
+    for stream in &mut silent {
+        assert_eq!(stream.read(&mut greeting).unwrap(), 0, "not closed");
+    }
+    assert!(daemon.metric("taipan_handshake_failures_total") >= 3.0);
+    assert_eq!(client.flush().unwrap(), None);
+    wait_until("room for another client", LIMIT, || {
+        daemon.try_client("vol0").is_ok()
+    });
     daemon.stop();
 }

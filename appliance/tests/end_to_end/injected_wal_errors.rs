@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::harness::daemon::{Daemon, Rig};
-use crate::harness::{KIB, MIB, pattern};
+use crate::harness::{KIB, MIB, pattern, wait_until};
 
 /// One block in each of the 16 shards.
 const STRIPE: u64 = 64 * KIB;
@@ -41,6 +41,11 @@ fn one_error_is_survived(failpoints: &str) {
     write_stripes(&daemon, 0..64, 1);
     write_stripes(&daemon, 32..96, 2);
     check_stripes(&daemon, 0..32, 1);
+    for counted in ["taipan_wal_errors_total", "taipan_wal_rewrites_total"] {
+        wait_until(counted, Duration::from_secs(10), || {
+            daemon.metric(counted) > 0.0
+        });
+    }
     daemon.kill();
     rig.lose_memory();
     let daemon = rig.start();

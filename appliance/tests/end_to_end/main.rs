@@ -4,6 +4,7 @@
 mod harness;
 
 mod a_client_that_stays_alive;
+mod a_crash_at_any_step_loses_nothing;
 mod a_flush_covers_other_connections;
 mod a_fresh_start_serves;
 mod a_lost_cache_is_decided_by_the_operator;
@@ -22,6 +23,7 @@ mod full_disks_lose_nothing;
 mod garbage_does_not_disturb;
 mod injected_wal_errors;
 mod lost_responses_lose_nothing;
+mod promises_change_while_in_use;
 mod quiet_volumes_cost_nothing;
 mod the_bucket_brings_everything_back;
 mod the_bucket_holds_a_cut;

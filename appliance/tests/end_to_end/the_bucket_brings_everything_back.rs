@@ -1,4 +1,4 @@
-//! 1 GiB from a self-checking source goes through SeaweedFS: after a kill, and after the loss of
+//! 4 GiB from a self-checking source goes through SeaweedFS: after a kill, and after the loss of
 //! the whole machine, the source refuses any block that differs from its own content.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// Runs `copy` with `$SOURCE` and `$VOLUME` as the URIs of the plugin and of the volume.
 fn with_source(daemon: &Daemon, copy: &str) {
     Program::new("nbdkit", LIMIT)
-        .args("-U - sparse-random size=2G seed=31 percent=30 --run")
+        .args("-U - sparse-random size=4G seed=31 percent=20 --run")
         .arg(format!("SOURCE=\"$uri\"; {copy}"))
         .env("VOLUME", daemon.uri("vol0"))
         .succeed();
@@ -26,7 +26,7 @@ fn copy_back(daemon: &Daemon) {
 fn a_copy_comes_back_without_the_machine() {
     let server = SeaweedFs::start();
     let bucket = server.bucket();
-    let mut rig = Rig::new(&["vol0:2GiB"]).with_bucket(&bucket);
+    let mut rig = Rig::new(&["vol0:4GiB"]).with_bucket(&bucket);
     let daemon = rig.start();
     with_source(&daemon, "nbdcopy -T4 -C4 --flush \"$SOURCE\" \"$VOLUME\"");
     daemon.kill();
@@ -39,7 +39,7 @@ fn a_copy_comes_back_without_the_machine() {
 
     rig.forget_volumes();
     let daemon = rig.start();
-    assert_eq!(daemon.volume("vol0")["size_bytes"], 2u64 << 30);
+    assert_eq!(daemon.volume("vol0")["size_bytes"], 4u64 << 30);
     copy_back(&daemon);
     daemon.stop();
 }

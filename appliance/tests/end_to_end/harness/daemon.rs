@@ -127,6 +127,11 @@ impl Rig {
         daemon
     }
 
+    /// Starts a daemon that a failpoint ends before it serves.
+    pub(crate) fn start_to_crash(&self, failpoints: &str) -> Daemon {
+        self.spawn(&[], failpoints)
+    }
+
     /// Starts on something that is damaged: the daemon serves what it can, healthy or not, or ends
     /// with an error; then what it said.
     pub(crate) fn start_or_refuse(&self, flags: &[&str]) -> Result<Daemon, String> {
