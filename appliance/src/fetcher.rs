@@ -6,6 +6,7 @@ mod buffers;
 mod cache_file;
 mod gets;
 mod landing;
+mod passing;
 mod queues;
 mod reads;
 mod runs;

@@ -2,9 +2,10 @@
 //! S3 backend. One thread, a number of requests at once, nothing retried.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -134,6 +135,7 @@ struct Run<'a> {
     args: &'a S3LoopArgs,
     client: Client,
     body: Bytes,
+    body_crc: u32,
     requests: u64,
     begun: Cell<u64>,
     bytes: Cell<u64>,
@@ -176,6 +178,7 @@ async fn measure(args: &S3LoopArgs) -> Result<Outcome> {
     let run = Run {
         args,
         client: client(&args.url)?,
+        body_crc: crc32c::crc32c(&body),
         body: body.into(),
         requests: args.requests.unwrap_or(args.objects),
         begun: Cell::new(0),
@@ -226,12 +229,11 @@ async fn request(run: &Run<'_>, number: u64, random: &mut SplitMix64) -> Result<
     };
     match args.rw {
         LoopRw::Put => put(run, &key).await,
-        LoopRw::Get => get(run, &key, None, args.object_bytes.0).await,
+        LoopRw::Get => get(run, &key, None).await,
         LoopRw::Randget => {
             let length = args.range_bytes.0;
             let first = random.below(args.object_bytes.0 - length + 1);
-            let range = format!("bytes={first}-{}", first + length - 1);
-            get(run, &key, Some(range), length).await
+            get(run, &key, Some(first..first + length)).await
         }
     }
     .with_context(|| format!("{:?} of {key}", args.rw))
@@ -252,20 +254,31 @@ async fn put(run: &Run<'_>, key: &str) -> Result<u64> {
     Ok(run.body.len() as u64)
 }
 
-async fn get(run: &Run<'_>, key: &str, range: Option<String>, wanted: u64) -> Result<u64> {
+/// Gets an object or a range of it, and checks what came by its sum, as the backend has to do it too.
+async fn get(run: &Run<'_>, key: &str, range: Option<Range<u64>>) -> Result<u64> {
+    let header = |range: &Range<u64>| format!("bytes={}-{}", range.start, range.end - 1);
     let get = run
         .client
         .get_object()
         .bucket(&run.args.url.bucket)
-        .key(key);
-    let mut got = get.set_range(range).send().await?;
-    let mut bytes = 0;
+        .key(key)
+        .set_range(range.as_ref().map(header));
+    let mut got = get.send().await?;
+    let (mut bytes, mut crc) = (0, 0);
     while let Some(piece) = got.body.next().await {
-        bytes += piece?.len() as u64;
+        let piece = piece?;
+        bytes += piece.len() as u64;
+        crc = crc32c::crc32c_append(crc, &piece);
     }
-    if bytes != wanted {
-        bail!("{bytes} bytes instead of {wanted}");
-    }
+    let (wanted, right) = match range {
+        None => (run.args.object_bytes.0, run.body_crc),
+        Some(range) => {
+            let part = &run.body[range.start as usize..range.end as usize];
+            (range.end - range.start, crc32c::crc32c(part))
+        }
+    };
+    ensure!(bytes == wanted, "{bytes} bytes instead of {wanted}");
+    ensure!(crc == right, "wrong bytes");
     Ok(bytes)
 }
 

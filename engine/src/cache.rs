@@ -7,13 +7,15 @@
 mod disk;
 mod flight;
 mod ram;
+mod scan;
 mod stream;
 
 use crate::object::ChunkKey;
 
 pub use disk::{DiskMap, OnDisk, Reserved};
 pub use flight::{Flight, FlightId, Flights};
-pub use ram::{Hit, Origin, RamCache, RamCounts};
+pub use ram::{Hit, RamCache, RamCounts};
+pub use scan::Body;
 pub use stream::{Ahead, ReadSeen, StreamId, Streams};
 
 /// One slot of one chunk object.

@@ -27,13 +27,14 @@ pub(super) struct Gets {
 }
 
 impl Gets {
-    /// Waits `delay`, then reads `range` of an object, once. A silent backend is `Transient`.
+    /// Waits `delay`, then reads `range` of an object, once, and says how long that took. A silent
+    /// backend is `Transient`.
     pub(super) async fn get(
         self,
         object: ObjectKey,
         range: Range<u64>,
         delay: Duration,
-    ) -> Result<Bytes> {
+    ) -> (Duration, Result<Bytes>) {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -51,8 +52,10 @@ impl Gets {
             Err(error) => Err(Error::io("read a chunk (failpoint)", error)),
         };
         let bytes = result.as_ref().ok().map(|bytes| bytes.len() as u64);
-        self.counters.done(BackendOp::Get, bytes, started.elapsed());
-        result.map_err(|error| error.with_path(object.as_str()))
+        let took = started.elapsed();
+        self.counters.done(BackendOp::Get, bytes, took);
+        let result = result.map_err(|error| error.with_path(object.as_str()));
+        (took, result)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use taipan_engine::cache::{Flight, FlightId, Origin, SlotKey};
+use taipan_engine::cache::{Body, Flight, FlightId, SlotKey};
 use taipan_engine::chunk::{SlotStamp, open_slot, slot_stride};
 use taipan_engine::error::{Error, ErrorKind};
 use taipan_engine::ring::AlignedBuf;
@@ -26,8 +26,8 @@ type Unlucky = Vec<(u32, Waiter)>;
 impl Reads {
     pub(super) fn land(&mut self, landing: Landing) {
         match landing {
-            Landing::Got(id, Ok(bytes)) => self.got(id, &bytes),
-            Landing::Got(id, Err(error)) => self.failed(id, &error),
+            Landing::Got(id, took, Ok(bytes)) => self.got(id, &bytes, took),
+            Landing::Got(id, _, Err(error)) => self.failed(id, &error),
             Landing::FromFile(id, Ok(buffer)) => self.file_gave(id, &buffer),
             Landing::FromFile(id, Err(error)) => self.file_failed(id, &error),
             Landing::Head(volume, chunk, head) => self.head_landed(volume, chunk, head),
@@ -49,7 +49,7 @@ impl Reads {
     }
 
     /// A GET brought bytes.
-    fn got(&mut self, id: FlightId, bytes: &Bytes) {
+    fn got(&mut self, id: FlightId, bytes: &Bytes, took: Duration) {
         let Some(flight) = self.end(id) else {
             return;
         };
@@ -82,7 +82,17 @@ impl Reads {
         }
         let wrong = stamps.iter().filter(|stamp| stamp.is_none()).count();
         self.counters.backend_mismatches.add(wrong as u64);
-        self.keep(&flight, &stamps, &awaited, block_of);
+        if work.stream.is_some() {
+            self.ram.insert_ahead(&Body {
+                chunk: flight.chunk,
+                first: flight.slots.start,
+                block_size: work.block_size,
+                bytes,
+                stamps: &stamps,
+                used: &awaited,
+            });
+        }
+        self.keep(&flight, &stamps, &awaited, took, block_of);
         if let Some(volume) = work.warm {
             self.warmed(volume, (stamps.len() - wrong) as u64, wrong as u64);
         }
@@ -123,40 +133,41 @@ impl Reads {
         }
     }
 
-    /// Caches the blocks that are right.
+    /// Caches the blocks that are right; what was read ahead is in memory already.
     fn keep<'a>(
         &mut self,
         flight: &Flight<Work, Waiter>,
         stamps: &[Option<SlotStamp>],
         awaited: &[bool],
+        took: Duration,
         block_of: impl Fn(u32) -> &'a [u8],
     ) {
+        let work = &flight.work;
+        let key_of = |index: usize| SlotKey {
+            chunk: flight.chunk,
+            slot: flight.slots.start + index as u32,
+        };
+        let mut file = self.file.as_mut().filter(|file| file.is_on());
+        if work.stream.is_some() {
+            let bytes = (stamps.len() * work.block_size.bytes()) as u64;
+            let worth = self.passing.is_worth_a_place(key_of(0), bytes, took);
+            file = file.filter(|_| worth);
+            if file.is_none() {
+                return;
+            }
+        }
         let mut writes = Vec::new();
         for (index, stamp) in stamps.iter().enumerate() {
             let Some(stamp) = *stamp else { continue };
-            let slot = flight.slots.start + index as u32;
-            let (key, block) = (
-                SlotKey {
-                    chunk: flight.chunk,
-                    slot,
-                },
-                block_of(slot),
-            );
-            let origin = match flight.work.stream {
-                Some(_) => Origin::Ahead,
-                None => Origin::Demand,
-            };
-            let file = self.file.as_mut().filter(|file| file.is_on());
+            let key = key_of(index);
+            let block = block_of(key.slot);
             // A warm-up must not push out what is in use.
-            if flight.work.warm.is_none() || awaited[index] || file.is_none() {
-                self.ram.insert(key, stamp, block, origin);
-                if origin == Origin::Ahead && awaited[index] {
-                    // The reader has it already: that was the one use for which it was read.
-                    let _used = self.ram.get(&key);
-                }
+            let asked = work.warm.is_none() || awaited[index] || file.is_none();
+            if work.stream.is_none() && asked {
+                self.ram.insert(key, stamp, block);
             }
-            let Some(file) = file else { continue };
-            if file.put(&key, flight.work.block_size, stamp, block, &mut writes) {
+            let Some(file) = &mut file else { continue };
+            if file.put(&key, work.block_size, stamp, block, &mut writes) {
                 self.counters.file_writes.add(1);
             } else if !file.contains(&key) {
                 self.counters.file_skipped.add(1);
@@ -275,8 +286,7 @@ impl Reads {
                 slot: flight.slots.start + index as u32,
             };
             if at.stamp.fits(block_of(index)) {
-                self.ram
-                    .insert(key, at.stamp, block_of(index), Origin::Demand);
+                self.ram.insert(key, at.stamp, block_of(index));
                 self.counters.file_blocks.add(1);
                 self.counters.file_bytes.add(block_bytes as u64);
                 stamps.push(Some(at.stamp));

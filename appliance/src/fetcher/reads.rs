@@ -21,6 +21,7 @@ use tokio::time::MissedTickBehavior;
 use super::buffers::Buffers;
 use super::cache_file::{CacheFile, Written};
 use super::gets::Gets;
+use super::passing::Passing;
 use super::queues::{AllFlights, Class, Queues, Source, Work};
 use super::runs::{file_runs, runs};
 use super::tables::ChunkTables;
@@ -41,13 +42,14 @@ const GAP_BYTES: usize = 64 << 10;
 const GET_BYTES_MAX: usize = 1 << 20;
 /// One read of the cache file is at most so long.
 const FILE_READ_BYTES_MAX: usize = 1 << 20;
-/// A reader in order is read ahead for by at most so much.
-const WINDOW_MAX: u64 = 16 << 20;
+/// A reader in order is read ahead for by at most so much: four GETs of whole objects are under way
+/// while it is in a fifth one.
+const WINDOW_MAX: u64 = 20 << 20;
 
 /// Something that ended.
 pub(super) enum Landing {
-    /// A GET.
-    Got(FlightId, Result<Bytes>),
+    /// A GET, and how long it took.
+    Got(FlightId, Duration, Result<Bytes>),
     /// A read of the cache file.
     FromFile(FlightId, std::io::Result<AlignedBuf>),
     /// A write to the cache file.
@@ -63,6 +65,7 @@ pub(super) struct Reads {
     pub(super) tables: Arc<ChunkTables>,
     pub(super) ram: RamCache,
     pub(super) file: Option<CacheFile>,
+    pub(super) passing: Passing,
     pub(super) streams: Streams,
     pub(super) flights: AllFlights,
     pub(super) queues: Queues,
@@ -100,9 +103,10 @@ impl Reads {
             },
             counters,
             tables,
-            streams: Streams::new(WINDOW_MAX.min(ram.ahead_bytes_max() / 2)),
+            streams: Streams::new(WINDOW_MAX.min(ram.ahead_bytes_max() / 8 * 5)),
             ram,
             file,
+            passing: Passing::default(),
             flights: AllFlights::default(),
             queues: Queues::default(),
             waiting: HashMap::new(),
@@ -375,8 +379,10 @@ impl Reads {
         let count = slots.end - slots.start;
         let range = chunk.slot_range(flight.work.block_size, slots.start, count);
         let get = self.gets.clone().get(chunk.key.object(), range, delay);
-        self.flying
-            .push(Box::pin(async move { Landing::Got(id, get.await) }));
+        self.flying.push(Box::pin(async move {
+            let (took, result) = get.await;
+            Landing::Got(id, took, result)
+        }));
     }
 
     fn follow_stream(&mut self, fetch: &Fetch, chunk: &ChunkRef, missed: bool) {

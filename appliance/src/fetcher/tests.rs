@@ -313,6 +313,23 @@ fn a_reader_in_order_has_few_large_gets_and_wastes_nothing() {
     assert_eq!(rig.totals().backend_bytes, bytes, "nothing was read twice");
 }
 
+#[test]
+fn a_reader_in_order_gets_a_place_in_the_cache_file_the_second_time() {
+    const BLOCKS: u64 = 4 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_file(&dir);
+    settings.ram_bytes = 8 << 20;
+    settings.file.as_mut().unwrap().bytes = 32 << 20;
+    let rig = Rig::new(4, 1024, settings);
+    let pass = || (0..BLOCKS).step_by(32).for_each(|at| rig.read(at..at + 32));
+    pass();
+    // The rest was read before anybody could know of the order.
+    let kept = rig.totals().file_writes;
+    assert!(kept < BLOCKS / 4, "{kept} blocks passed once and are kept");
+    pass();
+    rig.until(|totals| totals.file_blocks_held > BLOCKS / 2);
+}
+
 /// A cache file in a directory of its own, and no memory cache.
 fn with_file(dir: &tempfile::TempDir) -> ReadSettings {
     ReadSettings {

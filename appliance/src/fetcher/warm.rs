@@ -153,7 +153,7 @@ impl Reads {
             .get(chunk.key.object(), head, Duration::ZERO);
         let volume = warm.job.volume;
         self.flying.push(Box::pin(async move {
-            let head = get.await.and_then(|bytes| ChunkView::parse(&bytes));
+            let head = get.await.1.and_then(|bytes| ChunkView::parse(&bytes));
             Landing::Head(volume, chunk, head)
         }));
     }

@@ -8,6 +8,7 @@
 mod bodies;
 mod client;
 mod credentials;
+mod direct;
 mod failure;
 mod lane;
 mod live_keys;
@@ -83,6 +84,7 @@ impl S3Backend {
         let requests = |idle_max| -> Result<Arc<Requests>> {
             Ok(Arc::new(Requests {
                 client: client::client(&location, Arc::clone(keys), idle_max)?,
+                direct: client::direct(&location, Arc::clone(keys), idle_max)?,
                 location: Arc::clone(&location),
                 tally: Arc::clone(&tally),
                 bodies: Bodies::default(),

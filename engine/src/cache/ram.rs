@@ -2,9 +2,9 @@
 //!
 //! S3-FIFO: new blocks enter a small queue; those used again before they reach its end move to the
 //! main queue, the others leave and are remembered by name only, so that a block that comes back
-//! soon enters the main queue at once. What is read ahead has a queue of its own, which is never
-//! longer than its share even while there is room: a reader in order goes round in the same memory
-//! instead of filling (and faulting in) all of it.
+//! soon enters the main queue at once. What is read ahead is kept as it came, in a queue of bodies
+//! which is never longer than its share even while there is room: a reader in order goes round in the
+//! same memory instead of filling (and faulting in) all of it.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -12,6 +12,7 @@ use std::hash::BuildHasher;
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 
 use super::SlotKey;
+use super::scan::{Body, Scan};
 use crate::chunk::SlotStamp;
 
 /// Share of the small queue.
@@ -27,15 +28,6 @@ const SPARE_MAX: usize = 64;
 const USES_MAX: u8 = 3;
 /// Names remembered of blocks that left, at most as many as entries and never more than this.
 const GHOSTS_MAX: usize = 1 << 20;
-
-/// Why a block was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Somebody asked for it.
-    Demand,
-    /// It was read ahead.
-    Ahead,
-}
 
 /// A block found.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,8 +61,6 @@ struct Entry {
     stamp: SlotStamp,
     block: Box<[u8]>,
     uses: u8,
-    /// Read ahead and not used yet.
-    ahead: bool,
 }
 
 impl Entry {
@@ -108,7 +98,7 @@ pub struct RamCache {
     small: Queue,
     main: Queue,
     /// Read ahead, used or not.
-    scan: Queue,
+    scan: Scan,
     ghosts: VecDeque<u64>,
     ghost_set: HashSet<u64>,
     hasher: DefaultHashBuilder,
@@ -126,7 +116,7 @@ impl RamCache {
             spare: Vec::new(),
             small: Queue::default(),
             main: Queue::default(),
-            scan: Queue::default(),
+            scan: Scan::default(),
             ghosts: VecDeque::new(),
             ghost_set: HashSet::new(),
             hasher: DefaultHashBuilder::default(),
@@ -149,7 +139,7 @@ impl RamCache {
     }
 
     fn bytes(&self) -> u64 {
-        self.small.bytes + self.main.bytes + self.scan.bytes
+        self.small.bytes + self.main.bytes + self.scan.bytes()
     }
 
     fn small_max(&self) -> u64 {
@@ -158,16 +148,12 @@ impl RamCache {
 
     /// The block of a slot; counts as a use.
     pub fn get(&mut self, key: &SlotKey) -> Option<Hit<'_>> {
-        let index = *self.map.get(key)?;
-        let entry = self.slab[index as usize].as_mut()?;
-        if entry.ahead {
-            // The one use for which it was read says nothing about a second one.
-            entry.ahead = false;
-            self.counts.ahead_used += 1;
-            self.counts.ahead_bytes -= entry.cost();
-        } else {
-            entry.uses = (entry.uses + 1).min(USES_MAX);
-        }
+        let Some(index) = self.map.get(key) else {
+            let (block, stamp) = self.scan.get(key)?;
+            return Some(Hit { block, stamp });
+        };
+        let entry = self.slab[*index as usize].as_mut()?;
+        entry.uses = (entry.uses + 1).min(USES_MAX);
         Some(Hit {
             block: &entry.block,
             stamp: entry.stamp,
@@ -176,11 +162,12 @@ impl RamCache {
 
     /// Whether the slot's block is here; no use.
     pub fn contains(&self, key: &SlotKey) -> bool {
-        self.map.contains_key(key)
+        self.map.contains_key(key) || self.scan.contains(key)
     }
 
-    /// Keeps a verified block. What is there under the name is replaced: it was read later.
-    pub fn insert(&mut self, key: SlotKey, stamp: SlotStamp, block: &[u8], origin: Origin) {
+    /// Keeps a verified block that somebody asked for. What is there under the name is replaced: it
+    /// was read later.
+    pub fn insert(&mut self, key: SlotKey, stamp: SlotStamp, block: &[u8]) {
         if let Some(&index) = self.map.get(&key) {
             if let Some(entry) = self.slab[index as usize].as_mut()
                 && entry.block.len() == block.len()
@@ -190,6 +177,7 @@ impl RamCache {
             }
             return;
         }
+        self.scan.forget(&key);
         let cost = cost(block.len());
         if cost > self.small_max() {
             return;
@@ -197,29 +185,36 @@ impl RamCache {
         while self.bytes() + cost > self.capacity_bytes {
             self.evict();
         }
-        let ahead = origin == Origin::Ahead;
-        while ahead && self.scan.bytes + cost > self.scan_max() {
-            self.evict_scanned();
-        }
         let entry = Entry {
             key,
             stamp,
             block: self.boxed(block),
             uses: 0,
-            ahead,
         };
         let came_back = self.ghost_set.remove(&self.hasher.hash_one(key));
         let index = self.place(entry);
         self.map.insert(key, index);
-        let queue = match (ahead, came_back) {
-            (true, _) => &mut self.scan,
-            (false, true) => &mut self.main,
-            (false, false) => &mut self.small,
+        let queue = match came_back {
+            true => &mut self.main,
+            false => &mut self.small,
         };
         queue.push(index, cost);
-        if ahead {
-            self.counts.ahead_bytes += cost;
+    }
+
+    /// Keeps what was read ahead, its blocks verified. What is here already stays.
+    pub fn insert_ahead(&mut self, body: &Body<'_>) {
+        let cost = Scan::cost_of(body);
+        if cost > self.scan_max() {
+            return;
         }
+        while self.scan.bytes() + cost > self.scan_max() {
+            self.evict_scanned();
+        }
+        while self.bytes() + cost > self.capacity_bytes {
+            self.evict();
+        }
+        let (map, scan) = (&self.map, &mut self.scan);
+        scan.push(body, |key| map.contains_key(key));
     }
 
     fn boxed(&mut self, block: &[u8]) -> Box<[u8]> {
@@ -245,26 +240,32 @@ impl RamCache {
         }
     }
 
-    /// The oldest block of those read ahead leaves its queue: for the main one if it was used more
-    /// than the once for which it was read.
+    /// The oldest body of those read ahead leaves; its blocks go to the main queue if they were used
+    /// more than the once for which they were read.
     fn evict_scanned(&mut self) {
-        let Some(index) = self.scan.entries.pop_front() else {
+        let Some(left) = self.scan.pop() else {
             return;
         };
-        let entry = self.queued(index);
-        let (cost, used) = (entry.cost(), std::mem::take(&mut entry.uses) > 0);
-        self.scan.bytes -= cost;
-        if used {
-            return self.main.push(index, cost);
+        self.counts.ahead_wasted += left.unused;
+        self.counts.evicted += left.gone;
+        for (key, stamp, block) in left.kept {
+            let cost = cost(block.len());
+            let entry = Entry {
+                key,
+                stamp,
+                block,
+                uses: 0,
+            };
+            let index = self.place(entry);
+            self.map.insert(key, index);
+            self.main.push(index, cost);
         }
-        self.remember(index);
-        self.drop_entry(index);
     }
 
     /// Makes room: one block leaves, or moves to where it leaves from later.
     fn evict(&mut self) {
         let few = self.small.entries.is_empty() && self.main.entries.is_empty();
-        if few || self.scan.bytes > self.scan_max() / 2 {
+        if few || self.scan.bytes() > self.scan_max() / 2 {
             return self.evict_scanned();
         }
         if self.small.bytes > self.small_max() || self.main.entries.is_empty() {
@@ -304,10 +305,6 @@ impl RamCache {
         self.map.remove(&entry.key);
         self.free.push(index);
         self.counts.evicted += 1;
-        if entry.ahead {
-            self.counts.ahead_wasted += 1;
-            self.counts.ahead_bytes -= entry.cost();
-        }
         if self.spare.len() < SPARE_MAX {
             self.spare.push(entry.block);
         }
@@ -330,7 +327,9 @@ impl RamCache {
     pub fn counts(&self) -> RamCounts {
         RamCounts {
             bytes: self.bytes(),
-            blocks: self.map.len() as u64,
+            blocks: self.map.len() as u64 + self.scan.blocks(),
+            ahead_bytes: self.scan.fresh_bytes(),
+            ahead_used: self.scan.used(),
             ..self.counts
         }
     }

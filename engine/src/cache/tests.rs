@@ -1,12 +1,13 @@
 //! The caches against models, and what read-ahead may waste.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::block::BlockSize;
-use crate::chunk::{ChunkRef, SlotStamp};
+use crate::chunk::{ChunkRef, SlotStamp, slot_stride};
 use crate::identity::{Generation, VolumeId};
 
 fn key(sequence: u64) -> ChunkKey {
@@ -27,6 +28,19 @@ fn slot_key(chunk: u64, slot: u32) -> SlotKey {
 
 fn stamp(number: u32) -> SlotStamp {
     SlotStamp { crc: 0, number }
+}
+
+/// Reads slots ahead whose blocks are full of `fill`.
+fn put_ahead(cache: &mut RamCache, chunk: u64, slots: Range<u32>, fill: u8, used: bool) {
+    let body = Body {
+        chunk: key(chunk),
+        first: slots.start,
+        block_size: four_kib(),
+        bytes: &vec![fill; slots.len() * slot_stride(four_kib())].into(),
+        stamps: &vec![Some(stamp(u32::from(fill))); slots.len()],
+        used: &vec![used; slots.len()],
+    };
+    cache.insert_ahead(&body);
 }
 
 fn four_kib() -> BlockSize {
@@ -51,23 +65,29 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn memory_returns_what_was_put_last_and_stays_within_its_bound(steps in steps()) {
-        const CAPACITY: u64 = 40_000;
+        const CAPACITY: u64 = 150_000;
         let mut cache = RamCache::new(CAPACITY);
-        let mut model: HashMap<SlotKey, u8> = HashMap::new();
+        // What is read ahead replaces nothing: any of it may be there until somebody asks.
+        let mut model: HashMap<SlotKey, Vec<u8>> = HashMap::new();
         for step in steps {
             match step {
                 Step::Get(chunk, slot) => {
                     let key = slot_key(chunk, slot);
                     if let Some(hit) = cache.get(&key) {
-                        prop_assert_eq!(Some(&hit.block[0]), model.get(&key));
+                        prop_assert!(model[&key].contains(&hit.block[0]));
+                        prop_assert!(hit.block.iter().all(|byte| *byte == hit.block[0]));
                         prop_assert_eq!(hit.stamp, stamp(u32::from(hit.block[0])));
                     }
                 }
                 Step::Insert(chunk, slot, fill, ahead) => {
                     let key = slot_key(chunk, slot);
-                    let origin = if ahead { Origin::Ahead } else { Origin::Demand };
-                    cache.insert(key, stamp(u32::from(fill)), &[fill; 1000], origin);
-                    model.insert(key, fill);
+                    if ahead {
+                        put_ahead(&mut cache, chunk, slot..slot + 1, fill, false);
+                        model.entry(key).or_default().push(fill);
+                    } else {
+                        cache.insert(key, stamp(u32::from(fill)), &[fill; 4096]);
+                        model.insert(key, vec![fill]);
+                    }
                     prop_assert!(cache.contains(&key), "what was just put is there");
                 }
             }
@@ -122,11 +142,11 @@ fn a_scan_does_not_push_out_what_is_used_again_and_again() {
     let mut cache = RamCache::new(1 << 20);
     let block = [1u8; 4096];
     for slot in 0..20 {
-        cache.insert(slot_key(1, slot), stamp(slot), &block, Origin::Demand);
+        cache.insert(slot_key(1, slot), stamp(slot), &block);
         assert!(cache.get(&slot_key(1, slot)).is_some());
     }
     for slot in 0..2000 {
-        cache.insert(slot_key(2, slot), stamp(slot), &block, Origin::Demand);
+        cache.insert(slot_key(2, slot), stamp(slot), &block);
     }
     let kept = (0..20).filter(|&slot| cache.contains(&slot_key(1, slot)));
     assert_eq!(kept.count(), 20);
@@ -135,26 +155,59 @@ fn a_scan_does_not_push_out_what_is_used_again_and_again() {
 #[test]
 fn what_was_read_ahead_and_left_unused_is_counted() {
     let mut cache = RamCache::new(1 << 20);
-    let block = [1u8; 4096];
-    for slot in 0..40 {
-        cache.insert(slot_key(1, slot), stamp(slot), &block, Origin::Ahead);
-    }
+    put_ahead(&mut cache, 1, 0..40, 1, false);
     for slot in 0..10 {
         cache.get(&slot_key(1, slot)).unwrap();
     }
     // Twice: it is no part of a scan.
     cache.get(&slot_key(1, 0)).unwrap();
     assert_eq!(cache.counts().ahead_used, 10);
+    assert_eq!(cache.counts().ahead_bytes, 30 * 4096);
     let before = cache.counts().bytes;
-    for slot in 0..2000 {
-        let key = slot_key(2, slot);
-        cache.insert(key, stamp(slot), &block, Origin::Ahead);
-        cache.get(&key).unwrap();
+    for first in (0..2000).step_by(10) {
+        put_ahead(&mut cache, 2, first..first + 10, 1, false);
+        for slot in first..first + 10 {
+            cache.get(&slot_key(2, slot)).unwrap();
+        }
     }
     let counts = cache.counts();
     assert_eq!((counts.ahead_wasted, counts.ahead_bytes), (30, 0));
+    assert_eq!(counts.ahead_used, 2010);
     assert!(counts.bytes < before * 2, "a scan stays within its share");
     assert!(cache.contains(&slot_key(1, 0)));
+    assert!(!cache.contains(&slot_key(1, 1)));
+}
+
+#[test]
+fn what_somebody_waited_for_is_used_already() {
+    let mut cache = RamCache::new(1 << 20);
+    put_ahead(&mut cache, 1, 0..4, 1, true);
+    let counts = cache.counts();
+    assert_eq!((counts.ahead_used, counts.ahead_bytes), (4, 0));
+    assert_eq!(counts.blocks, 4);
+}
+
+#[test]
+fn wrong_bytes_of_a_body_are_never_given_out() {
+    let mut cache = RamCache::new(1 << 20);
+    let bytes = vec![1; 2 * slot_stride(four_kib()) + 100].into();
+    let body = Body {
+        chunk: key(1),
+        first: 5,
+        block_size: four_kib(),
+        bytes: &bytes,
+        stamps: &[None, Some(stamp(1)), Some(stamp(1))],
+        used: &[false; 3],
+    };
+    cache.insert_ahead(&body);
+    let there = |cache: &mut RamCache, slot| cache.get(&slot_key(1, slot)).is_some();
+    assert!(!there(&mut cache, 5), "it failed its check");
+    assert!(there(&mut cache, 6));
+    assert!(!there(&mut cache, 7), "it is shorter than a slot");
+    // What was read later for somebody takes its place.
+    cache.insert(slot_key(1, 6), stamp(9), &[9; 4096]);
+    assert_eq!(cache.get(&slot_key(1, 6)).unwrap().stamp, stamp(9));
+    assert_eq!(cache.counts().blocks, 1);
 }
 
 #[test]
@@ -222,7 +275,7 @@ impl Reader {
     }
 
     /// Reads blocks by their number.
-    fn read(&mut self, blocks: std::ops::Range<u64>) {
+    fn read(&mut self, blocks: Range<u64>) {
         let chunk_of = |block: u64| block / u64::from(SLOTS);
         assert_eq!(chunk_of(blocks.start), chunk_of(blocks.end - 1));
         let first = (blocks.start % u64::from(SLOTS)) as u32;

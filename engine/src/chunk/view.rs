@@ -271,7 +271,7 @@ pub fn open_slot(slot: &[u8], block_size: BlockSize) -> Result<(&[u8], SlotStamp
     let (bytes, trailer) = slot.split_at(block_size.bytes());
     let mut fields = Fields::new(trailer);
     let (crc, number) = (fields.u32()?, fields.u32()?);
-    if crc32c::crc32c(bytes) != crc {
+    if checksum::crc32c(bytes) != crc {
         return Err(Error::corrupt(format!(
             "the slot of a block numbered {number} fails its CRC"
         )));

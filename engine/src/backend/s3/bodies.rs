@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 
 /// Smaller bodies are the allocator's business.
-const BYTES_MIN: usize = 256 << 10;
+pub(super) const BYTES_MIN: usize = 256 << 10;
 /// The memory of larger ones is not kept.
 const BYTES_MAX: usize = 8 << 20;
-/// Bodies whose memory is kept, at most.
-const KEPT_MAX: usize = 4;
+/// Bodies whose memory is kept, at most: those that the memory cache holds of what was read ahead, of
+/// 4 MiB each, those under way and some more. No more is taken than bodies are alive at once.
+const KEPT_MAX: usize = 24;
 
 /// Memory that held bodies. It is free when the body is dropped.
 #[derive(Default)]

@@ -12,10 +12,12 @@ use aws_sdk_s3::config::{
     BehaviorVersion, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedHttpClient, StalledStreamProtectionConfig,
 };
-use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::HttpConnectorSettings;
 
+use super::direct::Direct;
 use super::live_keys::LiveKeys;
 use super::location::S3Location;
 use crate::error::{Error, Result};
@@ -57,6 +59,27 @@ pub(super) fn client(
     Ok(Client::from_conf(config.build()))
 }
 
+/// Makes what GETs are sent with beside the SDK, with as many connections of its own.
+pub(super) fn direct(
+    location: &S3Location,
+    keys: Arc<LiveKeys>,
+    idle_max: usize,
+) -> Result<Direct> {
+    let settings = HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT);
+    let builder = Connector::builder()
+        .connector_settings(settings.build())
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .pool_max_idle_per_host(idle_max);
+    let connector = match location.is_tls() {
+        false => builder.build_http(),
+        true => builder
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(tls_context(location)?)
+            .build(),
+    };
+    Ok(Direct::new(connector, keys, location))
+}
+
 fn http_client(location: &S3Location, idle_max: usize) -> Result<SharedHttpClient> {
     let builder = Builder::new()
         .pool_idle_timeout(IDLE_CONNECTION)
@@ -64,6 +87,13 @@ fn http_client(location: &S3Location, idle_max: usize) -> Result<SharedHttpClien
     if !location.is_tls() {
         return Ok(builder.build_http());
     }
+    Ok(builder
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(tls_context(location)?)
+        .build_https())
+}
+
+fn tls_context(location: &S3Location) -> Result<TlsContext> {
     let mut trust = TrustStore::default();
     if let Some(path) = &location.ca_file {
         let pem = std::fs::read_to_string(path)
@@ -75,12 +105,8 @@ fn http_client(location: &S3Location, idle_max: usize) -> Result<SharedHttpClien
         }
         trust = TrustStore::empty().with_pem_certificate(pem);
     }
-    let context = TlsContext::builder()
+    TlsContext::builder()
         .with_trust_store(trust)
         .build()
-        .map_err(|e| Error::invalid("the trusted certificates are not usable").with_source(e))?;
-    Ok(builder
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .tls_context(context)
-        .build_https())
+        .map_err(|e| Error::invalid("the trusted certificates are not usable").with_source(e))
 }

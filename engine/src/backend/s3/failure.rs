@@ -68,22 +68,28 @@ impl Failure {
                 let text = causes(error);
                 Self::new(Remedy::Final, ErrorKind::Invalid, format!("{what}: {text}"))
             }
-            SdkError::DispatchFailure(_) => {
-                let never_sent = was_never_sent(error);
-                let remedy = if never_sent {
-                    Remedy::Unsent
-                } else {
-                    Remedy::Again
-                };
-                let message = format!("{what}: {}", causes(error));
-                Self::new(remedy, ErrorKind::Transient, message)
-            }
+            SdkError::DispatchFailure(_) => Self::of_connection(what, error),
             _ => Self::unknown(format!("{what}: {}", causes(error))),
         }
     }
 
+    /// Reads an error of a connection, or of making one.
+    pub(super) fn of_connection(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let remedy = match was_never_sent(error) {
+            true => Remedy::Unsent,
+            false => Remedy::Again,
+        };
+        let message = format!("{what}: {}", causes(error));
+        Self::new(remedy, ErrorKind::Transient, message)
+    }
+
     /// Reads an answer by its status, and its code if it has one.
-    fn answered(what: &str, status: u16, code: Option<&str>, text: Option<&str>) -> Self {
+    pub(super) fn answered(
+        what: &str,
+        status: u16,
+        code: Option<&str>,
+        text: Option<&str>,
+    ) -> Self {
         let (remedy, kind, hint) = meaning(status, code.unwrap_or_default());
         let mut message = format!("{what}: the server answers {status}");
         for part in [code, text].into_iter().flatten() {

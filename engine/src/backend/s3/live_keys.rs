@@ -79,7 +79,7 @@ impl LiveKeys {
     }
 
     /// The keys now.
-    fn current(&self) -> Credentials {
+    pub(super) fn current(&self) -> Credentials {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &self.file
             && known.looked.elapsed() >= self.look_every

@@ -7,7 +7,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::{Bytes, BytesMut};
 
-use super::bodies::Bodies;
+use super::bodies::{BYTES_MIN as LARGE_BODY_BYTES, Bodies};
+use super::direct::{Answer, Direct};
 use super::failure::{Failure, Remedy, causes};
 use super::location::S3Location;
 use super::tally::{Tally, Verb};
@@ -51,6 +52,7 @@ pub(super) struct Page {
 /// What the requests of one lane need.
 pub(super) struct Requests {
     pub(super) client: Client,
+    pub(super) direct: Direct,
     pub(super) location: Arc<S3Location>,
     pub(super) tally: Arc<Tally>,
     /// Memory of the bodies that were read.
@@ -104,20 +106,21 @@ impl Requests {
     pub(super) async fn get(&self, key: &str, range: Option<(u64, u64)>) -> Attempt<Bytes> {
         self.tally.request(Verb::Get, 0);
         let header = range.map(|(offset, len)| format!("bytes={offset}-{}", offset + len - 1));
-        let answer = self
-            .client
-            .get_object()
-            .bucket(&self.location.bucket)
-            .key(self.location.full_key(key))
-            .set_range(header)
-            .send()
-            .await
-            .map_err(|e| Failure::of(&format!("getting {key}"), &e))?;
-        let announced = answer.content_length().and_then(|n| u64::try_from(n).ok());
-        let announced = announced
+        let full_key = self.location.full_key(key);
+        let (client, location) = (&self.client, &self.location);
+        let begun = self
+            .direct
+            .get(client, location, &full_key, header.as_deref());
+        let answer = match begun.await? {
+            Some(answer) => answer,
+            None => self.begin_get(key, full_key, header).await?,
+        };
+        let announced = answer
+            .content_length
             .ok_or_else(|| Failure::unknown(format!("getting {key}: no Content-Length")))?;
         if let Some((offset, len)) = range {
-            check_range(key, offset, len, answer.content_range(), announced)?;
+            let answered = answer.content_range.as_deref();
+            check_range(key, offset, len, answered, announced)?;
         } else if announced > OBJECT_BYTES_MAX {
             let message = format!("object {key} has {announced} bytes, too many to be one of ours");
             return Err(Failure::new(Remedy::Final, ErrorKind::Corrupt, message));
@@ -125,6 +128,23 @@ impl Requests {
         let body = read_body(key, answer.body, announced as usize, &self.bodies).await?;
         self.tally.received(Verb::Get, body.len());
         Ok(body)
+    }
+
+    /// Begins a GET by the SDK.
+    async fn begin_get(
+        &self,
+        key: &str,
+        full_key: String,
+        range: Option<String>,
+    ) -> Attempt<Answer> {
+        let get = self.client.get_object().bucket(&self.location.bucket);
+        let answer = get.key(full_key).set_range(range).send().await;
+        let answer = answer.map_err(|e| Failure::of(&format!("getting {key}"), &e))?;
+        Ok(Answer {
+            content_length: answer.content_length().and_then(|n| u64::try_from(n).ok()),
+            content_range: answer.content_range().map(ToOwned::to_owned),
+            body: answer.body,
+        })
     }
 
     /// Length of an object, `None` if there is none.
@@ -307,7 +327,7 @@ async fn read_body(
         if len > announced {
             break;
         }
-        if len == announced && whole.is_none() {
+        if len == announced && whole.is_none() && len < LARGE_BODY_BYTES {
             return Ok(frame);
         }
         let whole = whole.get_or_insert_with(|| bodies.take(announced));
