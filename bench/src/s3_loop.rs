@@ -254,7 +254,8 @@ async fn put(run: &Run<'_>, key: &str) -> Result<u64> {
     Ok(run.body.len() as u64)
 }
 
-/// Gets an object or a range of it, and checks what came by its sum, as the backend has to do it too.
+/// Gets an object or a range of it, and checks what came by its sum, as the backend has to do it
+/// too.
 async fn get(run: &Run<'_>, key: &str, range: Option<Range<u64>>) -> Result<u64> {
     let header = |range: &Range<u64>| format!("bytes={}-{}", range.start, range.end - 1);
     let get = run

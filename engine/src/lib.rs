@@ -8,6 +8,7 @@ pub mod api;
 pub mod arena;
 pub mod backend;
 pub mod block;
+pub mod bodies;
 pub mod cache;
 mod checksum;
 pub mod chunk;

@@ -1,8 +1,8 @@
 //! Whether what was read ahead gets a place in the cache file.
 //!
 //! A reader in order who passes once would push out of the file what others come back for, and its
-//! writes would cost it more than the reading. So where the backend is about as quick as the file, a
-//! place is given only to what is read ahead for the second time; from a backend that is far away
+//! writes would cost it more than the reading. So where the backend is about as quick as the file,
+//! a place is given only to what is read ahead for the second time; from a backend that is far away
 //! everything is kept, as each byte of it is dear.
 
 use std::collections::{HashSet, VecDeque};

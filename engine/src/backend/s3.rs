@@ -5,7 +5,6 @@
 //! on its way out. The futures work under any executor; dropping one cancels its request. Whoever
 //! reads a lot moves to the reads' thread ([`Backend::run_beside_reads`]) and has no hops.
 
-mod bodies;
 mod client;
 mod credentials;
 mod direct;
@@ -25,10 +24,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::{Backend, BoxFuture, Listed, OBJECT_BYTES_MAX, Probe, Put, VerbCounts, too_short};
+use crate::bodies::Bodies;
 use crate::error::{Error, Result};
 use crate::object::ObjectKey;
 
-use bodies::Bodies;
 use failure::Remedy;
 use lane::{Class, Lane};
 use live_keys::LiveKeys;
@@ -49,6 +48,9 @@ const WAITING: usize = 1024;
 const SMALL_BODY_BYTES: usize = 256 << 10;
 /// Objects of one DeleteObjects request.
 const DELETES_AT_ONCE: usize = 1000;
+/// Bodies of reads whose memory is used again: what a reader's memory cache holds of what was read
+/// ahead, 64 MiB in bodies of 4 MiB, and those under way.
+const BODIES_KEPT: usize = 20;
 /// Priority of the putting thread on machines of one or two CPUs, where clients come first.
 const PUT_NICE_WHEN_SHARED: i32 = 10;
 
@@ -87,7 +89,7 @@ impl S3Backend {
                 direct: client::direct(&location, Arc::clone(keys), idle_max)?,
                 location: Arc::clone(&location),
                 tally: Arc::clone(&tally),
-                bodies: Bodies::default(),
+                bodies: Bodies::new(BODIES_KEPT),
             }))
         };
         let shared = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 2);

@@ -3,8 +3,8 @@
 //! S3-FIFO: new blocks enter a small queue; those used again before they reach its end move to the
 //! main queue, the others leave and are remembered by name only, so that a block that comes back
 //! soon enters the main queue at once. What is read ahead is kept as it came, in a queue of bodies
-//! which is never longer than its share even while there is room: a reader in order goes round in the
-//! same memory instead of filling (and faulting in) all of it.
+//! which is never longer than its share even while there is room: a reader in order goes round in
+//! the same memory instead of filling (and faulting in) all of it.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -240,8 +240,8 @@ impl RamCache {
         }
     }
 
-    /// The oldest body of those read ahead leaves; its blocks go to the main queue if they were used
-    /// more than the once for which they were read.
+    /// The oldest body of those read ahead leaves; its blocks go to the main queue if they were
+    /// used more than the once for which they were read.
     fn evict_scanned(&mut self) {
         let Some(left) = self.scan.pop() else {
             return;

@@ -1,6 +1,6 @@
-//! What was read ahead, as it came: whole bodies of slots, of which blocks are handed out. A reader in
-//! order uses each block once, so a copy and an entry of its own for every block would cost more than
-//! the reading.
+//! What was read ahead, as it came: whole bodies of slots, of which blocks are handed out. A reader
+//! in order uses each block once, so a copy and an entry of its own for every block would cost more
+//! than the reading.
 
 use std::collections::VecDeque;
 use std::ops::Range;

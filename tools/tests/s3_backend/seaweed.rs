@@ -19,7 +19,8 @@ fn seaweedfs_keeps_the_rules_of_a_backend() {
         check(&server.backend(name));
     }
     it_probes_as_full(&server);
-    a_large_object_goes_in_parts(&server.backend("parts"));
+    // A key with a character that URLs and signatures encode.
+    a_large_object_goes_in_parts(&server.backend("parts-100%.x"));
     wrong_keys_are_named_and_replaced(&server);
 }
 

@@ -1,6 +1,6 @@
-//! GETs without the SDK's orchestrator: signed by its signer, sent over its connections. A cold read
-//! of a block is one GET, and interceptors, layers of configuration and the rules of endpoints took
-//! more of its time than everything else on this side (docs/internals/performance.md).
+//! GETs without the SDK's orchestrator: signed by its signer, sent over its connections. A cold
+//! read of a block is one GET, and interceptors, layers of configuration and the rules of endpoints
+//! took more of its time than everything else on this side (docs/internals/performance.md).
 
 use std::error::Error as StdError;
 use std::sync::Arc;

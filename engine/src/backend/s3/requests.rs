@@ -7,12 +7,13 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::{Bytes, BytesMut};
 
-use super::bodies::{BYTES_MIN as LARGE_BODY_BYTES, Bodies};
 use super::direct::{Answer, Direct};
 use super::failure::{Failure, Remedy, causes};
 use super::location::S3Location;
 use super::tally::{Tally, Verb};
 use crate::backend::{Listed, OBJECT_BYTES_MAX, too_short};
+use crate::bodies::{Bodies, LARGE_BYTES};
+use crate::checksum;
 use crate::error::ErrorKind;
 
 /// Result of an attempt.
@@ -61,7 +62,7 @@ pub(super) struct Requests {
 
 /// The value of the header `x-amz-checksum-crc32c`.
 pub(super) fn crc_header(body: &[u8]) -> String {
-    base64_of(crc32c::crc32c(body).to_be_bytes())
+    base64_of(checksum::crc32c(body).to_be_bytes())
 }
 
 /// Base64 of four bytes.
@@ -327,7 +328,7 @@ async fn read_body(
         if len > announced {
             break;
         }
-        if len == announced && whole.is_none() && len < LARGE_BODY_BYTES {
+        if len == announced && whole.is_none() && len < LARGE_BYTES {
             return Ok(frame);
         }
         let whole = whole.get_or_insert_with(|| bodies.take(announced));
