@@ -121,18 +121,18 @@ fn play(on_backend: impl Fn(Rig) -> Rig, rounds: u64) {
 #[test]
 fn on_the_fake() {
     let server = FakeS3::start();
-    play(|rig| rig.with_bucket(&server.bucket()), rounds(30, 1));
+    play(|rig| rig.with_bucket(&server.bucket()), rounds(12, 1));
 }
 
 #[test]
 fn on_seaweedfs() {
     let server = SeaweedFs::start();
-    play(|rig| rig.with_bucket(&server.bucket()), rounds(6, 10));
+    play(|rig| rig.with_bucket(&server.bucket()), rounds(4, 10));
 }
 
 #[test]
 fn on_a_directory() {
     let objects = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let backend = format!("--backend=dir:{}", objects.path().display());
-    play(|rig| rig.with_flags(&[&backend]), rounds(4, 20));
+    play(|rig| rig.with_flags(&[&backend]), rounds(3, 20));
 }
