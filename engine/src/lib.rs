@@ -21,6 +21,8 @@ pub mod fuzz;
 pub mod identity;
 pub mod index;
 pub mod invariant;
+#[cfg(test)]
+mod lcg;
 pub mod manifest;
 pub mod object;
 pub mod pack;

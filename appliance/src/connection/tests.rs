@@ -177,7 +177,7 @@ impl Rig {
         });
     }
 
-    fn ask(&mut self, command: u16, flags: u16, range: (u64, u64), payload: &[u8]) -> Vec<u8> {
+    fn header(&self, command: u16, flags: u16, range: (u64, u64)) -> Vec<u8> {
         let request = Request {
             flags,
             command,
@@ -187,6 +187,11 @@ impl Rig {
         };
         let mut bytes = Vec::new();
         request.append(self.style(), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn ask(&mut self, command: u16, flags: u16, range: (u64, u64), payload: &[u8]) -> Vec<u8> {
+        let mut bytes = self.header(command, flags, range);
         bytes.extend_from_slice(payload);
         self.client.write_all(&bytes).unwrap();
         self.received()

@@ -2,6 +2,7 @@
 //! when it is back, without a restart, and with all that the log holds. And what a full log and
 //! changed settings mean meanwhile.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::json;
@@ -30,6 +31,19 @@ fn await_state(daemon: &Daemon, state: &str) {
     wait_until(&format!("the volume to be {state}"), LIMIT, || {
         daemon.volume("vol0")["state"] == state
     });
+}
+
+/// What was drained is on the next machine, which knows only the bucket.
+fn goes_on_elsewhere(mut rig: Rig, daemon: Daemon, places: Range<u64>) {
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    rig.lose_machine();
+    rig.forget_volumes();
+    let daemon = rig.start();
+    for place in places {
+        check(&daemon, place);
+    }
+    daemon.stop();
 }
 
 #[test]
@@ -68,14 +82,7 @@ fn a_volume_without_copies_comes_back_with_what_the_log_holds() {
     await_state(&daemon, "online");
     (3..5).for_each(|place| check(&daemon, place));
     assert_eq!(write(&daemon, 5), None);
-    daemon.taipan().arg("drain").succeed();
-    daemon.kill();
-    let mut rig = rig;
-    rig.lose_machine();
-    rig.forget_volumes();
-    let daemon = rig.start();
-    (3..6).for_each(|place| check(&daemon, place));
-    daemon.stop();
+    goes_on_elsewhere(rig, daemon, 3..6);
 }
 
 #[test]
@@ -110,14 +117,7 @@ fn a_commit_whose_answer_a_crash_took_is_gone_on_from() {
     await_state(&daemon, "online");
     (2..6).for_each(|place| check(&daemon, place));
     assert_eq!(write(&daemon, 6), None);
-    daemon.taipan().arg("drain").succeed();
-    daemon.kill();
-    let mut rig = rig;
-    rig.lose_machine();
-    rig.forget_volumes();
-    let daemon = rig.start();
-    (2..7).for_each(|place| check(&daemon, place));
-    daemon.stop();
+    goes_on_elsewhere(rig, daemon, 2..7);
 }
 
 #[test]

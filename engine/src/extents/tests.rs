@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::block::{BlockNum, BlockSize, ShardId, Span};
+use crate::lcg::Lcg;
 
 const STATES: [BlockState; 3] = [
     BlockState::HOLE,
@@ -19,15 +20,7 @@ const STATES: [BlockState; 3] = [
     },
 ];
 
-struct Lcg(u64);
-
 impl Lcg {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
-        self.0 = self.0.wrapping_add(1);
-        (self.0 >> 33) % below
-    }
-
     fn state(&mut self) -> BlockState {
         STATES[self.below(3) as usize]
     }

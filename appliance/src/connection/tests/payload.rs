@@ -26,19 +26,6 @@ impl Rig {
         }
         panic!("{} bytes are not taken", bytes.len());
     }
-
-    fn header(&self, command: u16, flags: u16, range: (u64, u64)) -> Vec<u8> {
-        let request = Request {
-            flags,
-            command,
-            cookie: 77,
-            offset: range.0,
-            length: range.1,
-        };
-        let mut bytes = Vec::new();
-        request.append(self.style(), &mut bytes).unwrap();
-        bytes
-    }
 }
 
 /// What ends a connection in the midst of a payload.

@@ -4,6 +4,7 @@ use super::rig::{BLOCK, Rig, SLOT};
 use crate::core::{Failure, Origin, Progress, Ticket};
 use crate::extents::{BlockState, Content, Extent, MapQuery, Stored, View};
 use crate::identity::Epoch;
+use crate::lcg::Lcg;
 use crate::shard::VolumeSlot;
 use crate::wal::MarkKind;
 
@@ -118,15 +119,7 @@ impl Model {
     }
 }
 
-struct Lcg(u64);
-
 impl Lcg {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
-        self.0 = self.0.wrapping_add(1);
-        (self.0 >> 33) % below
-    }
-
     /// A question about any part, more or less precise.
     fn query(&mut self, model: &Model) -> MapQuery {
         let bytes = (SENTINELS.end + 40) * model.block_bytes;

@@ -6,17 +6,8 @@ use super::*;
 use crate::block::LocalBlock;
 use crate::identity::{BatchNum, Lsn};
 use crate::index::{ChunkLoc, ChunkOrdinal, Hit, Leaf};
+use crate::lcg::Lcg;
 use crate::wal::place::Place;
-
-struct Lcg(u64);
-
-impl Lcg {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
-        self.0 = self.0.wrapping_add(1);
-        (self.0 >> 33) % below
-    }
-}
 
 /// A base with the blocks `mapped`, ascending, all in slots of their own.
 fn base_of(mapped: impl Iterator<Item = u64>) -> ShardBase {
