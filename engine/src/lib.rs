@@ -33,5 +33,6 @@ pub mod shard;
 pub mod sim;
 pub mod size;
 pub mod snapshot;
+pub mod verify;
 pub mod volume;
 pub mod wal;

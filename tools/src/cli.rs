@@ -10,6 +10,7 @@ use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::output::Form;
 use crate::snapshot::{QualifiedName, SnapshotCommand};
+use crate::verify::Verify;
 use crate::warm::Warm;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
@@ -84,6 +85,9 @@ pub(crate) enum Command {
     Export(Export),
     /// Decode a file of the appliance: WAL, chunk, manifest, index, head record, memory region.
     Inspect(Inspect),
+    /// Check that everything the backend should hold of volumes and their snapshots is there and
+    /// whole; needs no daemon and no local state.
+    Verify(Verify),
     /// Try what a backend can do; needs no daemon.
     #[command(subcommand)]
     Backend(BackendCommand),

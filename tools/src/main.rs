@@ -10,6 +10,7 @@ mod snapshot;
 mod status;
 mod table;
 mod transfer;
+mod verify;
 mod volume;
 mod warm;
 
@@ -17,21 +18,39 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
-use crate::failure::Outcome;
+use crate::cli::{Cli, Command, Target};
+use crate::failure::{Failure, Outcome};
 use crate::output::{Form, note};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let verifies = std::env::args().any(|arg| arg == "verify");
+            return match error.use_stderr() && verifies {
+                true => ExitCode::from(verify::UNCHECKED),
+                false => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1)),
+            };
+        }
+    };
+    if let Command::Verify(args) = &cli.command {
+        return verify::run(&cli.target, args);
+    }
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            match cli.target.form() {
-                Form::Human => note(&format!("taipan: {failure}")),
-                Form::Json => note(&failure.to_json()),
-            }
+            tell(&cli.target, &failure);
             ExitCode::from(failure.exit as u8)
         }
+    }
+}
+
+/// Why a command failed, on standard error.
+fn tell(target: &Target, failure: &Failure) {
+    match target.form() {
+        Form::Human => note(&format!("taipan: {failure}")),
+        Form::Json => note(&failure.to_json()),
     }
 }
 
@@ -44,6 +63,7 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Export(export) => transfer::export(target, export),
         Command::Inspect(inspect) => inspect::run(target, inspect),
         Command::Backend(command) => backend::run(target, command),
+        Command::Verify(_) => Ok(()),
         Command::Status => status::run(target),
         Command::Drain => status::drain(target),
     }

@@ -14,4 +14,4 @@ pub mod volume;
 pub use base::{LeafChanges, ShardBase};
 pub use leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 pub use overlay::{Hit, Overlay, Point, Scan, Winners};
-pub use volume::{AddedChunk, Applied, ChunkEntry, PartItems, VolumeBase, VolumeChanges};
+pub use volume::{AddedChunk, Applied, ChunkEntry, Miscount, PartItems, VolumeBase, VolumeChanges};

@@ -2,6 +2,7 @@
 //! of chunks, how many blocks of each chunk are still named, and what a checkpoint must write.
 
 mod checkpoint;
+mod recount;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId, Span};
 use crate::chunk::{ChunkRef, DataRun, ZeroRun};
 
 pub use checkpoint::PartItems;
+pub use recount::Miscount;
 
 /// A chunk that the volume names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

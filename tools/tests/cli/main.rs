@@ -6,3 +6,4 @@ mod copies;
 mod inspect;
 mod inspect_log;
 mod rig;
+mod verify;

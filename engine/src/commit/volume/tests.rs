@@ -4,6 +4,7 @@ mod crashes;
 mod damage;
 mod rig;
 mod snapshots;
+mod verify;
 
 use futures::executor::block_on;
 

@@ -311,6 +311,11 @@ impl Rig {
 
     /// The shards hold the index that the uploader has.
     pub(super) fn check_shards(&self) {
+        assert_eq!(
+            self.commit.base().recount(),
+            [],
+            "live blocks are counted exactly"
+        );
         for (shard, ours) in ShardId::all().zip(&self.shards) {
             assert!(ours.leaves().eq(self.commit.base().shard(shard).leaves()));
         }

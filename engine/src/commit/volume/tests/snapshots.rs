@@ -27,7 +27,7 @@ fn wish(text: &str) -> SnapshotWish {
 }
 
 /// Commits what was written; the cut is a snapshot.
-fn take(world: &mut World, rig: &mut Rig, text: &str) -> Snapshot {
+pub(super) fn take(world: &mut World, rig: &mut Rig, text: &str) -> Snapshot {
     rig.commit.may_take(&name(text), 0).unwrap();
     let plan = world.cut();
     rig.commit.start_with(plan, vec![wish(text)]);
