@@ -8,6 +8,7 @@ pub(crate) mod half_open;
 mod input;
 mod replies;
 mod requests;
+mod roster;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,6 +35,7 @@ use input::Input;
 pub(crate) use replies::CONTEXTS;
 use replies::{Agreed, Found};
 use requests::{InFlight, Refused, Requests, WriteStream};
+use roster::Tally;
 
 /// Bytes of the receive buffer. Larger writes are taken in piece by piece.
 pub const RECEIVE_BYTES: usize = 512 << 10;
@@ -140,6 +142,7 @@ struct Session {
     stream: Option<WriteStream>,
     refused: Option<Refused>,
     failures: FailureLog,
+    tally: Tally,
 }
 
 /// What a call did, and what the core has to do about the connection.
@@ -420,6 +423,7 @@ impl Connection {
             stream: None,
             refused: None,
             failures: FailureLog::default(),
+            tally: Tally::default(),
         };
         self.phase = Phase::Joining {
             session: Box::new(session),

@@ -6,6 +6,7 @@ mod effects;
 mod joining;
 mod outbox;
 mod publish;
+mod roster;
 mod vigil;
 
 use std::collections::{HashMap, VecDeque};
@@ -112,6 +113,8 @@ pub struct DataCoreParts {
 struct Slot {
     connection: Option<Connection>,
     id: ConnectionId,
+    /// When its connection was accepted.
+    since_ms: u64,
     queued: bool,
     /// A poll for room to send is armed.
     awaits_room: bool,
@@ -348,6 +351,7 @@ impl DataCore {
             CoreMessage::Report(reply) => {
                 let _ = reply.send(self.report());
             }
+            CoreMessage::Roster(request) => self.answer_operator(request),
             CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
             CoreMessage::Stop => self.stopped = true,
         }
@@ -432,6 +436,7 @@ impl DataCore {
             let slot = Slot {
                 connection: None,
                 id,
+                since_ms: 0,
                 queued: false,
                 awaits_room: false,
                 joins: 0,
@@ -439,10 +444,12 @@ impl DataCore {
             self.slots.push(slot);
             id.index
         });
-        let deadline_ms = self.now_ms() + self.limits.handshake_ms;
+        let now_ms = self.now_ms();
+        let deadline_ms = now_ms + self.limits.handshake_ms;
         let allowance = Arc::clone(&self.allowance);
         let slot = &mut self.slots[index as usize];
         let id = slot.id;
+        slot.since_ms = now_ms;
         slot.connection = Some(Connection::new(id, socket, peer, deadline_ms, allowance));
         self.counters.connections.accepted.add(1);
         self.arm(id);

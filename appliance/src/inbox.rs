@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use taipan_engine::api::ShardStatus;
+use taipan_engine::api::{ConnectionInfo, ShardStatus};
 use taipan_engine::arena::ArenaSlice;
 use taipan_engine::block::ShardId;
 use taipan_engine::core::{Committed, Failure, OpKey, PeerMessage};
@@ -14,8 +14,22 @@ use taipan_engine::index::{Overlay, ShardBase};
 use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::VolumeSettings;
 
+use crate::connection::ConnectionId;
 use crate::doorbell::Doorbell;
 use crate::fetcher::Blocks;
+
+/// What operators ask about the connections of a core.
+pub enum RosterRequest {
+    /// List them.
+    List(Sender<Vec<ConnectionInfo>>),
+    /// Close one; answered with whether there was one of that name.
+    Kick {
+        /// Its name.
+        id: ConnectionId,
+        /// Who wants to know.
+        reply: Sender<bool>,
+    },
+}
 
 /// A message to a data core.
 pub enum CoreMessage {
@@ -96,6 +110,8 @@ pub enum CoreMessage {
     },
     /// Report the state of the shards.
     Report(Sender<CoreReport>),
+    /// An operator asks about the connections.
+    Roster(RosterRequest),
     /// Another writer owns the volume: refuse its writes and close its connections.
     FenceVolume {
         /// Its slot.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::bounded;
 use taipan_engine::api::{
-    BackendState, BackendStatus, MemoryStatus, PaceStatus, RecoveryStatus, RunState, ShardStatus,
-    SnapshotInfo, Status, TakeSnapshot, UploadInfo, UploadStatus, VolumeInfo, VolumePatch,
-    VolumeState, WalStatus, WarmStatus, WarmVolume,
+    BackendState, BackendStatus, ConnectionInfo, ConnectionName, MemoryStatus, PaceStatus,
+    RecoveryStatus, RunState, ShardStatus, SnapshotInfo, Status, TakeSnapshot, UploadInfo,
+    UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
@@ -22,11 +22,12 @@ use taipan_engine::wal::files::WalFiles;
 
 use crate::budget::{MemoryBudget, resident_bytes};
 use crate::config::Config;
+use crate::connection::ConnectionId;
 use crate::control::Appliance;
 use crate::daemon::Running;
 use crate::directory::{Directory, Volume};
 use crate::fetcher::Fetcher;
-use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
+use crate::inbox::{CoreAddress, CoreMessage, CoreReport, RosterRequest};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::quarantine::Quarantine;
 use crate::sync_mode::SyncChoice;
@@ -296,17 +297,22 @@ impl Shared {
     }
 
     fn reports(&self) -> Vec<CoreReport> {
+        self.ask_cores(CoreMessage::Report)
+    }
+
+    /// What the cores answer; those that do not in time are left out.
+    fn ask_cores<T>(&self, ask: impl Fn(crossbeam_channel::Sender<T>) -> CoreMessage) -> Vec<T> {
         let (reply, answers) = bounded(self.parts.addresses.len());
         for core in &self.parts.addresses {
-            core.send(CoreMessage::Report(reply.clone()));
+            core.send(ask(reply.clone()));
         }
         drop(reply);
         let deadline = Instant::now() + REPORT_WAIT;
-        let mut reports = Vec::new();
-        while let Ok(report) = answers.recv_deadline(deadline) {
-            reports.push(report);
+        let mut given = Vec::new();
+        while let Ok(answer) = answers.recv_deadline(deadline) {
+            given.push(answer);
         }
-        reports
+        given
     }
 
     fn everything_durable(&self) -> bool {
@@ -635,6 +641,33 @@ impl Appliance for Shared {
         self.show(name)
     }
 
+    fn connections(&self) -> Result<Vec<ConnectionInfo>> {
+        let listed = self.ask_cores(|reply| CoreMessage::Roster(RosterRequest::List(reply)));
+        if listed.len() < self.parts.addresses.len() {
+            return Err(no_answer());
+        }
+        let mut connections: Vec<_> = listed.into_iter().flatten().collect();
+        connections.sort_by_key(|connection| connection.id);
+        Ok(connections)
+    }
+
+    fn kick(&self, name: ConnectionName) -> Result<()> {
+        let no_such = || {
+            let text = format!("there is no connection {name}");
+            Error::new(ErrorKind::NotFound, text)
+        };
+        let core = self.parts.addresses.get(usize::from(name.core));
+        let (reply, answer) = bounded(1);
+        let id = ConnectionId::named(name);
+        let request = RosterRequest::Kick { id, reply };
+        core.ok_or_else(no_such)?.send(CoreMessage::Roster(request));
+        match answer.recv_timeout(REPORT_WAIT) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(no_such()),
+            Err(_) => Err(no_answer()),
+        }
+    }
+
     fn drain(&self) -> Result<()> {
         self.await_commit(|reply| Request::Drain { reply })
     }
@@ -655,6 +688,11 @@ fn pace(config: &Config) -> PaceStatus {
 
 fn stopping() -> Error {
     Error::new(ErrorKind::Transient, "the daemon stops")
+}
+
+fn no_answer() -> Error {
+    let text = "a data core does not answer; see `taipan status`";
+    Error::new(ErrorKind::Transient, text)
 }
 
 fn no_volume(name: &VolumeName) -> Error {

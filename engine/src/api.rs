@@ -4,6 +4,7 @@
 //! fields, so that a misspelt setting is never silently dropped. All sizes in answers are bytes as
 //! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
 
+mod connections;
 mod pace;
 mod snapshots;
 mod warm;
@@ -16,6 +17,10 @@ use crate::identity::VolumeId;
 use crate::size;
 use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
+pub use connections::{
+    CONNECTIONS_PATH, ConnectionInfo, ConnectionList, ConnectionName, ConnectionState,
+    connection_path,
+};
 pub use pace::PaceStatus;
 pub use snapshots::{
     SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, snapshot_path,

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use taipan_engine::size::ByteSize;
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
+use crate::connection::ConnectionCommand;
 use crate::output::Form;
 use crate::snapshot::{QualifiedName, SnapshotCommand};
 use crate::verify::Verify;
@@ -79,6 +80,9 @@ pub(crate) enum Command {
     /// Take, list, show and delete snapshots of volumes.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// List NBD connections, and close one.
+    #[command(subcommand)]
+    Connection(ConnectionCommand),
     /// Copy a file or device (or standard input, `-`) into a volume.
     Import(Import),
     /// Copy a volume into a file or device (or to standard output, `-`).

@@ -11,10 +11,10 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
-    CreateVolume, DRAIN_PATH, ErrorBody, ResizeVolume, STATUS_PATH, SnapshotInfo, SnapshotList,
-    Status, TakeSnapshot, VOLUMES_PATH, VolumeInfo, VolumeList, VolumePatch, WarmStatus,
-    WarmVolume, commit_path, resize_path, snapshot_path, snapshots_path, takeover_path,
-    volume_path, warm_path,
+    CONNECTIONS_PATH, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH, ErrorBody,
+    ResizeVolume, STATUS_PATH, SnapshotInfo, SnapshotList, Status, TakeSnapshot, VOLUMES_PATH,
+    VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume, commit_path, connection_path,
+    resize_path, snapshot_path, snapshots_path, takeover_path, volume_path, warm_path,
 };
 use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
@@ -147,6 +147,18 @@ impl Control {
         let limit = Some(Duration::from_secs(ANSWER_SECONDS));
         self.exchange(what, Method::DELETE, path, Bytes::new(), limit)
             .map(drop)
+    }
+
+    /// All NBD connections.
+    pub(crate) fn connections(&self) -> Outcome<ConnectionList> {
+        let what = "list the connections";
+        self.call(what, Method::GET, CONNECTIONS_PATH, None::<&()>)
+    }
+
+    /// Closes a connection.
+    pub(crate) fn kick(&self, name: ConnectionName) -> Outcome<()> {
+        let what = format!("close connection {name}");
+        self.delete_at(&what, &connection_path(name))
     }
 
     /// Packs everything into the backend; takes as long as that takes.

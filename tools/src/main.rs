@@ -2,6 +2,7 @@
 
 mod backend;
 mod cli;
+mod connection;
 mod control;
 mod failure;
 mod inspect;
@@ -59,6 +60,7 @@ fn run(cli: &Cli) -> Outcome<()> {
     match &cli.command {
         Command::Volume(command) => volume::run(target, command),
         Command::Snapshot(command) => snapshot::run(target, command),
+        Command::Connection(command) => connection::run(target, command),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
         Command::Inspect(inspect) => inspect::run(target, inspect),

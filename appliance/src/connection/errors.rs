@@ -78,6 +78,7 @@ impl Session {
             // A client that tries FAST_ZERO wants to know, and that is all.
             return;
         }
+        self.tally.failed();
         if let Some(kind) = failed.kind {
             self.counters.failed(kind);
         }

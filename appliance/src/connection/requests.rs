@@ -201,6 +201,7 @@ impl Session {
             .counters
             .answered(finished.kind, Duration::from_nanos(took));
         let Some(failure) = finished.failure else {
+            self.tally.succeeded(finished.kind, finished.len);
             return self.counters.succeeded(finished.kind, finished.len);
         };
         let failed = Failed {

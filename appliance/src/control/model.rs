@@ -1,7 +1,8 @@
 //! The one seam between the control plane and the rest of the daemon.
 
 use taipan_engine::api::{
-    SnapshotInfo, Status, TakeSnapshot, VolumeInfo, VolumePatch, WarmStatus, WarmVolume,
+    ConnectionInfo, ConnectionName, SnapshotInfo, Status, TakeSnapshot, VolumeInfo, VolumePatch,
+    WarmStatus, WarmVolume,
 };
 use taipan_engine::error::Result;
 use taipan_engine::snapshot::SnapshotName;
@@ -57,6 +58,12 @@ pub trait Appliance: Send + Sync {
 
     /// Packs and commits everything of the volume answered before the call, then returns.
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// All NBD connections, by name.
+    fn connections(&self) -> Result<Vec<ConnectionInfo>>;
+
+    /// Closes a connection; `NotFound` if there is none of that name.
+    fn kick(&self, name: ConnectionName) -> Result<()>;
 
     /// Packs and commits everything answered before the call, then returns.
     fn drain(&self) -> Result<()>;

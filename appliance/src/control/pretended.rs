@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use taipan_engine::api::{
-    Lineage, RunState, SnapshotInfo, SnapshotWait, Status, TakeSnapshot, UploadInfo, VolumeInfo,
-    VolumePatch, VolumeState, WarmStatus, WarmVolume,
+    ConnectionInfo, ConnectionName, Lineage, RunState, SnapshotInfo, SnapshotWait, Status,
+    TakeSnapshot, UploadInfo, VolumeInfo, VolumePatch, VolumeState, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
@@ -166,6 +166,15 @@ impl Appliance for Pretended {
 
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.show(name)
+    }
+
+    fn connections(&self) -> Result<Vec<ConnectionInfo>> {
+        Ok(Vec::new())
+    }
+
+    fn kick(&self, name: ConnectionName) -> Result<()> {
+        let text = format!("there is no connection {name}");
+        Err(Error::new(ErrorKind::NotFound, text))
     }
 
     fn drain(&self) -> Result<()> {

@@ -7,13 +7,14 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete as remove, get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
-    CreateVolume, DRAIN_PATH, ErrorBody, ErrorCode, ErrorDetail, REQUEST_BYTES_MAX, ResizeVolume,
-    STATUS_PATH, VOLUMES_PATH, VolumeList, VolumePatch, WarmVolume, volume_path,
+    CONNECTIONS_PATH, ConnectionList, CreateVolume, DRAIN_PATH, ErrorBody, ErrorCode, ErrorDetail,
+    REQUEST_BYTES_MAX, ResizeVolume, STATUS_PATH, VOLUMES_PATH, VolumeList, VolumePatch,
+    WarmVolume, volume_path,
 };
 use taipan_engine::error::Error;
 use taipan_engine::volume::VolumeName;
@@ -53,6 +54,8 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             &format!("{VOLUMES_PATH}/{{name}}/snapshots/{{snapshot}}"),
             get(snapshots::show).delete(snapshots::delete),
         )
+        .route(CONNECTIONS_PATH, get(connections))
+        .route(&format!("{CONNECTIONS_PATH}/{{name}}"), remove(kick))
         .route(DRAIN_PATH, post(drain))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -206,6 +209,18 @@ async fn warm(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failur
 async fn warm_status(daemon: Daemon, name: Name) -> Result<Response, Failure> {
     let name = parse_name(name)?;
     Ok(found(call(daemon, move |a| a.warm_status(&name)).await??))
+}
+
+async fn connections(daemon: Daemon) -> Result<Response, Failure> {
+    let connections = call(daemon, |a| a.connections()).await??;
+    Ok(found(ConnectionList { connections }))
+}
+
+async fn kick(daemon: Daemon, name: Name) -> Result<StatusCode, Failure> {
+    let Path(text) = name.map_err(|e| Failure::new(ErrorCode::Invalid, e.body_text()))?;
+    let name = text.parse()?;
+    call(daemon, move |a| a.kick(name)).await??;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn drain(daemon: Daemon) -> Result<StatusCode, Failure> {

@@ -152,6 +152,8 @@ fn every_refusal_has_its_code_its_kind_and_a_message() {
         ("PATCH /v1/volumes/v {}", 400, "invalid"),
         (r#"PATCH /v1/volumes/v {"ack":"never"}"#, 400, "invalid"),
         ("DELETE /v1/volumes/busy ", 409, "busy"),
+        ("DELETE /v1/connections/0-1-2 ", 404, "not_found"),
+        ("DELETE /v1/connections/0-1 ", 400, "invalid"),
         ("GET /v1/volumes/a%40b ", 400, "invalid"),
         ("GET /v1/volumes/%FF ", 400, "invalid"),
         ("GET /v1/volumes/%2E%2E ", 400, "invalid"),
@@ -182,6 +184,9 @@ fn status_and_drain_reach_the_daemon() {
     let daemon = start();
     let (code, status) = daemon.call("GET", "/v1/status", &Value::Null);
     assert_eq!((code, &status["version"]), (200, &json!("9")));
+    let nobody = json!({"connections": []});
+    let listed = daemon.call("GET", "/v1/connections", &Value::Null);
+    assert_eq!(listed, (200, nobody));
     assert_eq!(daemon.call("POST", "/v1/drain", &Value::Null).0, 204);
     assert_eq!(*daemon.appliance.drains.lock().unwrap(), 1);
 }

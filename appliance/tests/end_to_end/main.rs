@@ -7,6 +7,7 @@ mod a_client_that_stays_alive;
 mod a_crash_at_any_step_loses_nothing;
 mod a_flush_covers_other_connections;
 mod a_fresh_start_serves;
+mod a_kicked_client_keeps_what_was_answered;
 mod a_lost_cache_is_decided_by_the_operator;
 mod a_parked_write_never_lands_late;
 mod a_power_cut_without_s3_loses_nothing;

@@ -252,6 +252,7 @@ fn mistakes_on_the_command_line_need_no_daemon() {
         ),
         (&["volume", "set", "a"], "nothing to change"),
         (&["volume", "rename", "a"], "unrecognized subcommand"),
+        (&["connection", "kick", "0-1"], "no connection"),
     ] {
         let ran = scratch.run(args);
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
@@ -301,6 +302,34 @@ fn drain_waits_and_says_so() {
     let ran = scratch.run(&["drain"]);
     assert_eq!(ran.out, "everything is packed into the backend\n");
     assert_eq!(control.asked().line, "POST /v1/drain");
+}
+
+#[test]
+fn connections_are_listed_and_one_is_closed_by_its_name() {
+    let scratch = Scratch::new();
+    let list = r#"{"connections":[{"id":"1-7-2","client":"10.0.0.7:40812","volume":"tenant/a",
+        "state":"serving","seconds":90.0,"requests":7,"errors":0,"read_bytes":4096,
+        "written_bytes":8192,"in_flight":1,"unsent_bytes":0,"features":["structured_replies"],
+        "novelty":1}]}"#;
+    let none = r#"{"error":{"kind":"not_found","message":"there is no connection 1-7-2"}}"#;
+    let control = scratch.control(&[(200, list), (200, list), (204, ""), (404, none)]);
+    let shown = scratch.run(&["connection", "list"]);
+    assert!(
+        shown
+            .out
+            .contains("\n1-7-2  10.0.0.7:40812  tenant/a  serving")
+    );
+    assert_eq!(control.asked().line, "GET /v1/connections");
+    let json = scratch.run(&["connection", "list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["connections"][0]["id"], "1-7-2");
+    control.asked();
+    let kick = ["connection", "kick", "1-7-2", "--json"];
+    let closed: serde_json::Value = serde_json::from_str(&scratch.run(&kick).out).unwrap();
+    assert_eq!(closed, serde_json::json!({"closed": "1-7-2"}));
+    assert_eq!(control.asked().line, "DELETE /v1/connections/1-7-2");
+    let gone = scratch.run(&kick);
+    assert_eq!((gone.code, gone.out.as_str()), (3, ""));
 }
 
 #[test]
