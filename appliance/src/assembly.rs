@@ -23,7 +23,7 @@ use taipan_engine::wal::region_files::boot_id;
 
 use crate::boot::{BootVolume, Recovered};
 use crate::budget::{MemoryBudget, machine_memory_bytes};
-use crate::caretaker::{Caretaker, Left, Unlisted};
+use crate::caretaker::{Caretaker, Lacking, Left, Unlisted};
 use crate::config::Config;
 use crate::connection::{Allowance, ConnectionLimits};
 use crate::daemon::Parts;
@@ -168,6 +168,8 @@ impl Assembly {
             },
             unlisted,
             again: left.again,
+            tables: Arc::clone(&self.tables),
+            lacking: Lacking::default(),
         };
         let started = caretaker.start();
         started.map_err(|e| Error::io("starting the caretaker", e))

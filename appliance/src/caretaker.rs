@@ -2,6 +2,7 @@
 //! the WAL, and looks for the backend's volumes after a start without the backend.
 
 mod again;
+mod lacking;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,6 +23,7 @@ use taipan_engine::registry::{self, LocalHeads, NamedVolume, QuarantineRange, Re
 use crate::config::VolumeConfig;
 use crate::deadline::block_on_until;
 use crate::directory::{Directory, Volume};
+use crate::fetcher::ChunkTables;
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::ownership::Ownership;
 use crate::quarantine::{Quarantine, unix_ms, written_ms};
@@ -29,6 +31,7 @@ use crate::tail::{LiveLogs, ScannedLog};
 use crate::uploader::{Request, UploaderAddress};
 
 pub(crate) use again::Again;
+pub(crate) use lacking::Lacking;
 
 /// How often it looks around.
 const TURN: Duration = Duration::from_secs(1);
@@ -54,6 +57,9 @@ pub(crate) struct Caretaker {
     pub(crate) unlisted: Option<Unlisted>,
     /// What is tried again until it is decided.
     pub(crate) again: Again,
+    /// Where readers note that objects are not there.
+    pub(crate) tables: Arc<ChunkTables>,
+    pub(crate) lacking: Lacking,
 }
 
 /// What a start leaves to be done.
@@ -107,6 +113,7 @@ impl Caretaker {
                 }
             }
             self.try_again(&volumes);
+            self.look_at_heads(&volumes);
             if self.unlisted.is_some() && Instant::now() >= ask_at {
                 if let Err(error) = self.list_again() {
                     tracing::debug!(%error, "the backend cannot be asked yet");

@@ -120,6 +120,11 @@ impl Caretaker {
             // Stored by this appliance before it crashed: what became of that a start finds out.
             return Ok(());
         }
+        self.put_unchanged(volume)
+    }
+
+    /// Has a manifest without a change stored, however long that takes.
+    pub(super) fn put_unchanged(&self, volume: &Volume) -> Result<()> {
         let name = volume.name.clone();
         self.answered(|reply| Request::Configure {
             name,

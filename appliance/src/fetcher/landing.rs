@@ -264,6 +264,11 @@ impl Reads {
                 self.warmed(volume, 0, flight.slots.len() as u64);
             }
             for (_, waiter) in flight.waiters {
+                if error.kind() == ErrorKind::NotFound
+                    && let Some(waiting) = self.waiting.get(&waiter.read)
+                {
+                    self.tables.note_lacking(waiting.fetch.volume);
+                }
                 self.fail_waiter(waiter);
             }
         }

@@ -1,8 +1,8 @@
 //! Which object a chunk's ordinal names, and which object was packed after which.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::identity::VolumeId;
@@ -21,6 +21,8 @@ struct Table {
 #[derive(Debug, Default)]
 pub struct ChunkTables {
     tables: RwLock<HashMap<VolumeId, Table>>,
+    /// Volumes of which a reader found that an object is not there.
+    lacking: Mutex<BTreeSet<VolumeId>>,
 }
 
 impl ChunkTables {
@@ -46,6 +48,18 @@ impl ChunkTables {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&volume);
+    }
+
+    /// An object of the volume, which somebody reads, is not there.
+    pub fn note_lacking(&self, volume: VolumeId) {
+        let mut lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
+        lacking.insert(volume);
+    }
+
+    /// Volumes noted since this was asked last.
+    pub fn take_lacking(&self) -> BTreeSet<VolumeId> {
+        let mut lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *lacking)
     }
 
     /// The object of an ordinal.

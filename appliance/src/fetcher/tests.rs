@@ -27,6 +27,7 @@ struct Rig {
     backend: MemBackend,
     fetcher: Fetcher,
     counters: Arc<ColdReadCounters>,
+    tables: Arc<ChunkTables>,
     reply: CoreAddress,
     inbox: Receiver<CoreMessage>,
     slots: u32,
@@ -44,7 +45,7 @@ impl Rig {
         let counters = Arc::new(ColdReadCounters::default());
         let fetcher = Fetcher::start(FetcherParts {
             backend: Arc::new(backend.clone()),
-            tables,
+            tables: Arc::clone(&tables),
             backend_counters: Arc::default(),
             counters: Arc::clone(&counters),
             settings,
@@ -54,6 +55,7 @@ impl Rig {
             backend,
             fetcher: fetcher.unwrap(),
             counters,
+            tables,
             reply,
             inbox,
             slots,
@@ -222,6 +224,7 @@ fn all_who_wait_for_an_object_that_is_gone_are_told() {
         assert_eq!(rig.answer().1, Err(Failure::Io));
     }
     rig.until(|totals| totals.missing_objects == 1);
+    assert!(rig.tables.take_lacking().contains(&VOLUME));
     assert_eq!(rig.gets(), 1, "it is not asked for again");
 }
 

@@ -11,6 +11,9 @@ use crate::harness::{Dice, rounds, wait_until};
 
 const BLOCKS: u64 = 4096;
 const LIMIT: Duration = Duration::from_secs(60);
+/// After so many an object without live blocks is gone: one makes a checkpoint
+/// (`CommitConfig::checkpoint_commits`), one condemns, one deletes.
+const COMMITS_UNTIL_DELETED: u64 = 38;
 const SETTINGS: [&str; 2] = ["--wal-size=128MiB", "--set=commit.interval_seconds=1"];
 
 fn first(bucket: &Bucket) -> Rig {
@@ -113,6 +116,41 @@ fn race(bucket: &Bucket, dice: &mut Dice, pauses: bool) {
     ledger.check_answered(&from_bucket);
     third.taipan().args("volume delete vol0 --yes").succeed();
     third.stop();
+}
+
+#[test]
+fn a_reader_that_misses_an_object_learns_of_the_takeover() {
+    let server = FakeS3::start();
+    let bucket = server.bucket();
+    let (rig, other) = (first(&bucket), second(&bucket));
+    let old = rig.start();
+    let data = |byte: u8| vec![byte; 1 << 20];
+    assert_eq!(old.client("vol0").write(0, &data(1)).unwrap(), None);
+    old.taipan().arg("drain").succeed();
+    old.kill();
+    // It knows where the blocks are, and has them nowhere else.
+    let old = rig.start_with(&["--set=ram_cache=off", "--set=chunk_cache=off"], "");
+    let new = other.start();
+    let mut writer = new.client("vol0");
+    assert_eq!(writer.write(0, &data(2)).unwrap(), None);
+    for commit in 0..COMMITS_UNTIL_DELETED {
+        new.taipan().arg("drain").succeed();
+        let at = (2 << 20) + commit * 4096;
+        assert_eq!(writer.write(at, &[3; 4096]).unwrap(), None);
+    }
+    assert!(state(&old).contains("online"), "nobody writes");
+    // Of a point in the past, but whole; then nothing.
+    wait_until("a read to miss its object", LIMIT, || {
+        let read = old.try_client("vol0").map(|mut c| c.read(0, 1 << 20));
+        let Ok(Ok(Ok(found))) = read else { return true };
+        assert!(found == data(1), "neither the old image nor an error");
+        false
+    });
+    is_out(&old);
+    let found = writer.read(0, 1 << 20).unwrap().unwrap();
+    assert!(found == data(2));
+    old.kill();
+    new.stop();
 }
 
 fn play(bucket: &Bucket, rounds: u64) {
