@@ -266,6 +266,9 @@ impl Shared {
         if let Some(view) = commits.get(&id) {
             let commit = &view.status;
             upload.changing = view.changing;
+            let (requests, held_ms) = view.spent;
+            upload.requests_last_hour = requests;
+            upload.held_seconds = (held_ms > 0).then(|| held_ms as f64 / 1000.0);
             upload.phase = commit.phase.to_owned();
             upload.chunks = commit.chunks;
             upload.chunks_stored = commit.chunks_stored;

@@ -121,6 +121,9 @@ pub struct CommitView {
     pub status: CommitStatus,
     /// A change of settings or a deletion is under way.
     pub changing: bool,
+    /// Requests of the last hour, and for how many milliseconds more the budget of them lets
+    /// commits wait.
+    pub spent: (u64, u64),
 }
 
 /// State of the uploader for the status page, readable from any thread.
@@ -499,6 +502,7 @@ impl Uploader {
         let view = |volume: &UploadVolume| CommitView {
             status: volume.commit.status(),
             changing: volume.changing,
+            spent: self.coordinator.spent(volume.id(), now_ms),
         };
         let views = self.volumes.iter();
         let views = views.map(|(id, volume)| (*id, view(volume)));

@@ -104,6 +104,9 @@ pub struct CreateVolume {
     /// Longest wait of a change for its commit; 0: as the daemon is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit_interval_seconds: Option<u64>,
+    /// Requests in an hour above which commits wait that only the interval makes due; 0: no budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_hour: Option<u64>,
 }
 
 impl CreateVolume {
@@ -128,6 +131,7 @@ impl CreateVolume {
             commit_interval_seconds: self
                 .commit_interval_seconds
                 .unwrap_or(defaults.commit_interval_seconds),
+            requests_per_hour: self.requests_per_hour.unwrap_or(defaults.requests_per_hour),
         };
         settings.validate()?;
         Ok(settings)
@@ -169,6 +173,9 @@ pub struct VolumePatch {
     /// Longest wait of a change for its commit; 0: as the daemon is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit_interval_seconds: Option<u64>,
+    /// Requests in an hour above which commits wait that only the interval makes due; 0: no budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_hour: Option<u64>,
 }
 
 impl VolumePatch {
@@ -183,6 +190,7 @@ impl VolumePatch {
             commit_interval_seconds: self
                 .commit_interval_seconds
                 .unwrap_or(settings.commit_interval_seconds),
+            requests_per_hour: self.requests_per_hour.unwrap_or(settings.requests_per_hour),
             ..settings.clone()
         }
     }
@@ -303,6 +311,13 @@ pub struct UploadInfo {
     /// A change of settings or a deletion is under way; its outcome is not known yet.
     #[serde(default)]
     pub changing: bool,
+    /// Requests that its commits made in the last hour.
+    #[serde(default)]
+    pub requests_last_hour: u64,
+    /// For so long its budget of requests lets commits wait that only the interval makes due;
+    /// absent when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_seconds: Option<f64>,
 }
 
 /// What the quarantine files of a volume hold.
@@ -649,6 +664,7 @@ mod tests {
             rpo_seconds: None,
             rpo_bytes: None,
             commit_interval_seconds: None,
+            requests_per_hour: None,
         };
         assert!(create.settings().is_err());
     }

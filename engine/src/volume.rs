@@ -184,6 +184,10 @@ pub struct VolumeSettings {
     /// Longest time that a change waits for its commit to begin; 0: as the daemon is configured.
     #[serde(default, skip_serializing_if = "is_default")]
     pub commit_interval_seconds: u64,
+    /// Requests that commits may make in an hour before those wait that only the interval makes
+    /// due; 0: no budget.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub requests_per_hour: u64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -203,6 +207,7 @@ impl VolumeSettings {
             rpo_seconds: 0,
             rpo_bytes: 0,
             commit_interval_seconds: 0,
+            requests_per_hour: 0,
         }
     }
 
@@ -319,12 +324,14 @@ mod tests {
             rpo_seconds: 60,
             rpo_bytes: 1 << 28,
             commit_interval_seconds: 5,
+            requests_per_hour: 60,
             ..plain
         };
         let new = concat!(
             r#"{"size_bytes":1073741824,"block_size_bytes":4096,"chunk_size_bytes":4194304,"#,
             r#""ack":"memory","on_lost_cache":"continue","durability":"remote","#,
-            r#""rpo_seconds":60,"rpo_bytes":268435456,"commit_interval_seconds":5}"#
+            r#""rpo_seconds":60,"rpo_bytes":268435456,"commit_interval_seconds":5,"#,
+            r#""requests_per_hour":60}"#
         );
         assert_eq!(serde_json::to_string(&full).unwrap(), new);
         assert_eq!(serde_json::from_str::<VolumeSettings>(new).unwrap(), full);

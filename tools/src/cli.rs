@@ -210,6 +210,10 @@ pub(crate) struct Changeable {
     /// A change is committed to the bucket after so long; 0: as the daemon is configured.
     #[arg(long, value_name = "N")]
     pub(crate) commit_interval_seconds: Option<u64>,
+    /// Commits that only the interval makes due wait while more requests than this were made in an
+    /// hour; 0: no budget.
+    #[arg(long, value_name = "N")]
+    pub(crate) requests_per_hour: Option<u64>,
 }
 
 /// Arguments of `volume resize`.

@@ -1,6 +1,6 @@
 //! `taipan status` and `taipan drain`.
 
-use taipan_engine::api::{BackendState, ShardStatus, Status, VolumeList};
+use taipan_engine::api::{BackendState, ShardStatus, Status, VolumeInfo, VolumeList};
 use taipan_engine::size::human;
 
 use crate::cli::Target;
@@ -91,6 +91,7 @@ fn overview(status: &Status) -> String {
         .add("epoch", status.epoch.to_string())
         .add("backend", backend(status))
         .add("commits", commit_pace(status))
+        .add("requests", requests(status))
         .add("upload", upload(status))
         .add("memory", memory(status))
         .add("recovery", recovery(status));
@@ -113,6 +114,19 @@ fn commit_pace(status: &Status) -> String {
         pace.commit_interval_seconds,
         human(pace.commit_pending_bytes)
     )
+}
+
+/// What the commits asked of the backend, and the budgets of volumes that have one.
+fn requests(status: &Status) -> String {
+    let made = |volume: &VolumeInfo| volume.upload.requests_last_hour;
+    let all: u64 = status.volumes.iter().map(made).sum();
+    let mut text = format!("{all} by commits in the last hour");
+    let budgets = status.volumes.iter();
+    for volume in budgets.filter(|volume| volume.settings.requests_per_hour > 0) {
+        let (name, budget) = (&volume.name, volume.settings.requests_per_hour);
+        text.push_str(&format!("\n{name}: {} of {budget}", made(volume)));
+    }
+    text
 }
 
 fn backend(status: &Status) -> String {

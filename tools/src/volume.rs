@@ -56,6 +56,7 @@ fn creation(create: &Create) -> Outcome<CreateVolume> {
     request.rpo_seconds = create.changeable.rpo_seconds;
     request.rpo_bytes = create.changeable.rpo_bytes.map(|s| s.0);
     request.commit_interval_seconds = create.changeable.commit_interval_seconds;
+    request.requests_per_hour = create.changeable.requests_per_hour;
     request.settings().map_err(|e| {
         let what = format!("volume \"{}\" cannot be created: {e}", create.name);
         Failure::new(Exit::Usage, what)
@@ -76,6 +77,7 @@ pub(crate) fn request(name: VolumeName, size_bytes: u64) -> CreateVolume {
         rpo_seconds: None,
         rpo_bytes: None,
         commit_interval_seconds: None,
+        requests_per_hour: None,
     }
 }
 
@@ -87,10 +89,11 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
         rpo_seconds: set.changeable.rpo_seconds,
         rpo_bytes: set.changeable.rpo_bytes.map(|s| s.0),
         commit_interval_seconds: set.changeable.commit_interval_seconds,
+        requests_per_hour: set.changeable.requests_per_hour,
     };
     if patch.is_empty() {
         let what = "nothing to change: give --ack, --on-lost-cache, --durability, --rpo-seconds, \
-                    --rpo-bytes or --commit-interval-seconds";
+                    --rpo-bytes, --commit-interval-seconds or --requests-per-hour";
         return Err(Failure::new(Exit::Usage, what));
     }
     Ok(patch)
@@ -274,6 +277,7 @@ fn show(volume: &VolumeInfo) -> String {
         .add("on lost cache", lost)
         .add("durability", durability(settings))
         .add("commit every", interval(settings))
+        .add("requests", requests(volume))
         .add("loss limits", limits(settings))
         .add("committed data", format!("{} ({share})", human(data)))
         .add("in WAL only", human(volume.dirty_bytes))
@@ -305,6 +309,20 @@ fn interval(settings: &VolumeSettings) -> String {
         0 => "as the daemon is configured".to_owned(),
         seconds => format!("{seconds} s"),
     }
+}
+
+/// What its commits asked of the backend in the last hour, and what they may.
+fn requests(volume: &VolumeInfo) -> String {
+    let made = volume.upload.requests_last_hour;
+    let allowed = match volume.settings.requests_per_hour {
+        0 => "no budget".to_owned(),
+        budget => format!("{budget} budgeted"),
+    };
+    let held = volume.upload.held_seconds.map(human_seconds);
+    let held = held.map_or_else(String::new, |time| {
+        format!("; the next commit by the interval in {time}")
+    });
+    format!("{made} by commits in the last hour, {allowed}{held}")
 }
 
 /// What would be lost with the local disk.

@@ -333,6 +333,7 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
     let rpo_seconds = doc.integer(&key("rpo_seconds"), day.clone());
     let rpo_bytes = doc.size(&key("rpo_bytes"), 0..=u64::MAX >> 1);
     let interval = doc.integer(&key("commit_interval_seconds"), day);
+    let requests = doc.integer(&key("requests_per_hour"), 0..=u64::MAX >> 1);
     for required in [&name_key, &size_key] {
         if !doc.has(required) {
             doc.problem(format!("{required}: missing"));
@@ -355,6 +356,7 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
         rpo_seconds: rpo_seconds.unwrap_or(defaults.rpo_seconds),
         rpo_bytes: rpo_bytes.unwrap_or(defaults.rpo_bytes),
         commit_interval_seconds: interval.unwrap_or(defaults.commit_interval_seconds),
+        requests_per_hour: requests.unwrap_or(defaults.requests_per_hour),
         ..defaults
     };
     if let Err(error) = settings.validate() {

@@ -152,7 +152,8 @@ fn print_volume(out: &mut String, volume: &VolumeConfig) -> fmt::Result {
     writeln!(out, "rpo_seconds = {}", settings.rpo_seconds)?;
     writeln!(out, "rpo_bytes = {}", size_text(settings.rpo_bytes))?;
     let seconds = settings.commit_interval_seconds;
-    writeln!(out, "commit_interval_seconds = {seconds}")
+    writeln!(out, "commit_interval_seconds = {seconds}")?;
+    writeln!(out, "requests_per_hour = {}", settings.requests_per_hour)
 }
 
 fn text(text: &str) -> String {

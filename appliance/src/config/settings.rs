@@ -121,6 +121,10 @@ impl VolumeConfig {
                 "commit_interval_seconds",
                 mine.commit_interval_seconds != existing.commit_interval_seconds,
             ),
+            (
+                "requests_per_hour",
+                mine.requests_per_hour != existing.requests_per_hour,
+            ),
         ];
         for (what, _) in pledges.iter().filter(|(_, differs)| *differs) {
             found.push(format!("{what} differs, see `taipan volume show`"));

@@ -95,6 +95,7 @@ fn flags_win_over_the_file_and_volumes_add_up() {
         rpo_seconds = 60
         rpo_bytes = "256MiB"
         commit_interval_seconds = 5
+        requests_per_hour = 60
     "#;
     let args = [
         "--wal-size",
@@ -125,6 +126,7 @@ fn flags_win_over_the_file_and_volumes_add_up() {
     assert_eq!(first.durability, Durability::Remote);
     assert_eq!((first.rpo_seconds, first.rpo_bytes), (60, 256 << 20));
     assert_eq!(first.commit_interval_seconds, 5);
+    assert_eq!(first.requests_per_hour, 60);
 }
 
 #[test]

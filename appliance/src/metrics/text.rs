@@ -104,7 +104,7 @@ fn is(true_or_not: bool) -> f64 {
 /// A gauge of a volume: name, help and value.
 type VolumeGauge = (&'static str, &'static str, fn(&VolumeInfo) -> f64);
 
-const VOLUME_GAUGES: [VolumeGauge; 15] = [
+const VOLUME_GAUGES: [VolumeGauge; 18] = [
     ("volume_size_bytes", "Size", |v| {
         v.settings.size_bytes as f64
     }),
@@ -161,6 +161,21 @@ const VOLUME_GAUGES: [VolumeGauge; 15] = [
         "volume_commit_failures_in_a_row",
         "Failures of the commit under way since its last success",
         |v| f64::from(v.upload.failures),
+    ),
+    (
+        "volume_commit_requests_last_hour",
+        "Requests that the volume's commits made of the backend in the last hour",
+        |v| v.upload.requests_last_hour as f64,
+    ),
+    (
+        "volume_request_budget_per_hour",
+        "Requests that its commits may make in an hour; 0: no budget",
+        |v| v.settings.requests_per_hour as f64,
+    ),
+    (
+        "volume_budget_held_seconds",
+        "For so long the budget lets commits wait that only the interval makes due",
+        |v| v.upload.held_seconds.unwrap_or(0.0),
     ),
     (
         "volume_durability_remote",

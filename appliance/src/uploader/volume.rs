@@ -145,6 +145,7 @@ impl Uploader {
                 .get_mut(&id)
                 .and_then(|volume| volume.commit.next_effect(now_ms))
             {
+                self.coordinator.spend(id, effect.requests(), now_ms);
                 self.run_effect(id, effect);
             }
         }

@@ -1,6 +1,7 @@
 //! When to cut which volumes, and gathering what the shards seal: one cut is sealed at a time, each
 //! volume has one commit at a time.
 
+mod budget;
 mod pace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,6 +171,23 @@ impl Coordinator {
     /// Changes when the volume is cut.
     pub fn set_pace(&mut self, volume: VolumeId, pace: VolumePace) {
         self.paces.entry(volume).or_default().limits = pace;
+    }
+
+    /// Notes that the volume's commit made requests of the backend.
+    pub fn spend(&mut self, volume: VolumeId, requests: u64, now_ms: u64) {
+        if let Some(pace) = self.paces.get_mut(&volume) {
+            let per_hour = pace.limits.requests_per_hour;
+            pace.spending.spend(requests, per_hour, now_ms);
+        }
+    }
+
+    /// Requests of the volume's commits within the last hour, and for how many milliseconds more
+    /// its budget lets cuts wait that only the interval makes due.
+    pub fn spent(&self, volume: VolumeId, now_ms: u64) -> (u64, u64) {
+        self.paces.get(&volume).map_or((0, 0), |pace| {
+            let held_ms = pace.held_until_ms().saturating_sub(now_ms);
+            (pace.spending.last_hour(now_ms), held_ms)
+        })
     }
 
     /// Asks for a cut after which records are stamped above `epoch`: a volume was opened whose head

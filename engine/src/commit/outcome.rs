@@ -52,6 +52,20 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Requests that it makes of the backend.
+    pub fn requests(&self) -> u64 {
+        match self {
+            Self::PutChunk(_)
+            | Self::PutIndex { .. }
+            | Self::PutManifest { .. }
+            | Self::GetManifest { .. }
+            | Self::Delete { .. } => 1,
+            Self::SaveHead(_) | Self::Publish(_) | Self::Fenced { .. } => 0,
+        }
+    }
+}
+
 /// What became of an [`Effect`].
 #[derive(Debug)]
 pub enum Event {

@@ -119,9 +119,9 @@ fn show_resize_set_and_delete_name_the_volume_in_the_path() {
 #[test]
 fn durability_limits_of_loss_and_commits_are_asked_for() {
     let scratch = Scratch::new();
-    let upload = r#","durability":"remote","rpo_seconds":60,
+    let upload = r#","durability":"remote","rpo_seconds":60,"requests_per_hour":90,
         "upload":{"risk_bytes":2097152,"risk_seconds":3.0,"phase":"chunks","failures":2,
-        "last_failure":"no answer"}"#;
+        "last_failure":"no answer","requests_last_hour":40,"held_seconds":12.5}"#;
     let answer = volume("v", upload);
     let control = scratch.control(&[(200, &answer), (200, &answer)]);
     let set = scratch.run(&[
@@ -136,15 +136,19 @@ fn durability_limits_of_loss_and_commits_are_asked_for() {
         "256MiB",
         "--commit-interval-seconds",
         "0",
+        "--requests-per-hour",
+        "90",
     ]);
     assert_eq!(set.code, 0, "{}", set.err);
     let body: serde_json::Value = serde_json::from_str(&control.asked().body).unwrap();
     let expected = serde_json::json!({"durability": "remote", "rpo_seconds": 60,
-        "rpo_bytes": 256 << 20, "commit_interval_seconds": 0});
+        "rpo_bytes": 256 << 20, "commit_interval_seconds": 0, "requests_per_hour": 90});
     assert_eq!(body, expected);
     for shown in [
         "\ndurability      remote (",
         "\nloss limits     60 s; then writes wait\n",
+        "\nrequests        40 by commits in the last hour, 90 budgeted; the next commit by the \
+         interval in 12.5 s\n",
         "\nat risk         2 MiB, 3.0 s old\n",
         "\ncommit          chunks, failed 2 times: no answer\n",
     ] {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::budget::Spending;
 use super::{BURSTS, CutPolicy, CutReason};
 use crate::core::CoreLoad;
 use crate::identity::{Epoch, VolumeId};
@@ -45,6 +46,9 @@ pub struct VolumePace {
     pub rpo_ms: u64,
     /// Uncommitted bytes at which new writes wait; 0: none.
     pub rpo_bytes: u64,
+    /// Requests that its commits may make in an hour before those that only the interval makes due
+    /// wait; 0: as many as they like.
+    pub requests_per_hour: u64,
 }
 
 impl VolumePace {
@@ -54,6 +58,7 @@ impl VolumePace {
             commit_interval_ms: settings.commit_interval_seconds.saturating_mul(1000),
             rpo_ms: settings.rpo_seconds.saturating_mul(1000),
             rpo_bytes: settings.rpo_bytes,
+            requests_per_hour: settings.requests_per_hour,
         }
     }
 }
@@ -78,21 +83,32 @@ pub(super) struct Pace {
     pub(super) held: bool,
     /// The next cut is to be these snapshots.
     pub(super) snapshots: Vec<SnapshotWish>,
+    /// What it asked of the backend.
+    pub(super) spending: Spending,
 }
 
 impl Pace {
-    /// When time makes a cut due. Half of what may be lost is left for the commit itself.
+    /// When time makes a cut due: the interval, but for the budget of requests, or half of what may
+    /// be lost, which counts for more than the bill; the other half is left for the commit itself.
     pub(super) fn due_ms(&self, policy: &CutPolicy) -> Option<u64> {
+        let since = self.dirty_since_ms?;
         let interval = match self.limits.commit_interval_ms {
             0 => policy.commit_interval_ms,
             own => own,
         };
-        let interval = match self.limits.rpo_ms {
-            0 => interval,
-            rpo => interval.min(rpo / 2),
-        };
-        self.dirty_since_ms
-            .map(|since| since.saturating_add(interval))
+        let due = since.saturating_add(interval).max(self.held_until_ms());
+        Some(match self.limits.rpo_ms {
+            0 => due,
+            rpo => due.min(since.saturating_add(rpo / 2)),
+        })
+    }
+
+    /// Until when the budget of requests lets cuts wait that only the interval makes due.
+    pub(super) fn held_until_ms(&self) -> u64 {
+        match self.limits.requests_per_hour {
+            0 => 0,
+            _ => self.spending.paid_ms(),
+        }
     }
 
     /// When its bytes alone make a cut due, if they do.

@@ -293,9 +293,9 @@ fn a_cut_of_others_covers_nothing() {
 fn limits_of_loss_make_cuts_early() {
     let mut coordinator = coordinator();
     let limits = VolumePace {
-        commit_interval_ms: 0,
         rpo_ms: 10_000,
         rpo_bytes: 1 << 20,
+        ..VolumePace::default()
     };
     coordinator.set_pace(A, limits);
     assert_eq!(coordinator.tick(0, &loads(&[(A, 1)])), None);
@@ -306,6 +306,41 @@ fn limits_of_loss_make_cuts_early() {
     assert_eq!(coordinator.tick(200, &loads(&[(A, 1)])), None);
     let cut = coordinator.tick(5200, &loads(&[(A, 1)])).unwrap();
     assert_eq!(cut.reason, CutReason::Interval);
+}
+
+#[test]
+fn a_budget_of_requests_delays_what_the_interval_makes_due_and_nothing_else() {
+    let mut coordinator = coordinator();
+    let mut limits = VolumePace {
+        commit_interval_ms: 1000,
+        requests_per_hour: 60,
+        ..VolumePace::default()
+    };
+    coordinator.set_pace(A, limits);
+    let (little, much) = (loads(&[(A, 1)]), loads(&[(A, 512 << 20)]));
+    coordinator.spend(A, 2, 0);
+    assert_eq!(coordinator.spent(A, 0), (2, 120_000));
+    assert_eq!(coordinator.tick(0, &little), None);
+    assert_eq!(coordinator.next_wake_ms(), Some(120_000));
+    assert_eq!(coordinator.tick(119_999, &little), None);
+    let cut_for = |now_ms, load: &Load, coordinator: &mut Coordinator| {
+        let cut = coordinator.tick(now_ms, load).unwrap();
+        seal(coordinator, &cut, &[]);
+        coordinator.spend(A, 1, now_ms);
+        cut.reason
+    };
+    let reason = cut_for(119_999, &much, &mut coordinator);
+    assert_eq!(reason, CutReason::Bytes);
+    coordinator.want(A, coordinator.epoch());
+    let reason = cut_for(120_000, &little, &mut coordinator);
+    assert_eq!(reason, CutReason::Demand);
+    assert_eq!(coordinator.spent(A, 120_000), (4, 120_000));
+    assert_eq!(coordinator.tick(120_001, &little), None);
+    limits.rpo_ms = 10_000;
+    coordinator.set_pace(A, limits);
+    let reason = cut_for(125_001, &little, &mut coordinator);
+    assert_eq!(reason, CutReason::Interval, "a promise counts for more");
+    assert_eq!(coordinator.spent(B, 0), (0, 0));
 }
 
 #[test]
