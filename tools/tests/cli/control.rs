@@ -148,7 +148,7 @@ fn durability_limits_of_loss_and_commits_are_asked_for() {
         "\ndurability      remote (",
         "\nloss limits     60 s; then writes wait\n",
         "\nrequests        40 by commits in the last hour, 90 budgeted; the next commit by the \
-         interval in 12.5 s\n",
+         interval in 12 s\n",
         "\nat risk         2 MiB, 3.0 s old\n",
         "\ncommit          chunks, failed 2 times: no answer\n",
     ] {
