@@ -17,6 +17,9 @@ use crate::metrics::RequestKind;
 /// Payload of a large write is handed on in pieces of at least this many bytes.
 const PIECE_BYTES_MIN: usize = 128 << 10;
 
+/// So much of the range of a CACHE is read at most; the rest is as it was.
+const CACHE_BYTES_MAX: u64 = 1 << 20;
+
 /// What a FAST_ZERO is told that does not cover whole blocks: the old content of the others may
 /// have to be fetched.
 const NOT_FAST: Refusal = Refusal {
@@ -187,7 +190,8 @@ impl InFlight {
     fn payload(&self) -> u64 {
         match self.kind {
             RequestKind::Read | RequestKind::Write => self.len,
-            RequestKind::Flush | RequestKind::Trim | RequestKind::Zero | RequestKind::Cache => 0,
+            RequestKind::Cache => self.len.min(CACHE_BYTES_MAX),
+            RequestKind::Flush | RequestKind::Trim | RequestKind::Zero => 0,
             RequestKind::Status => STATUS_BYTES,
         }
     }
@@ -279,6 +283,7 @@ impl Connection {
         };
         let (bytes, maps) = match command {
             Command::Op(Op::Write { len, .. }) | Command::Read { len, .. } => (u64::from(len), 0),
+            Command::Op(Op::Cache { len, .. }) => (len.min(CACHE_BYTES_MAX), 0),
             Command::Status(_) | Command::StatusPayload { .. } => (STATUS_BYTES, 1),
             Command::Op(_) => (0, 0),
         };
@@ -378,10 +383,11 @@ impl Connection {
                     core.mark(origin, slot, offset, len, MarkKind::Zero, fua)
                 });
             }
-            // Advisory: what is in memory is fast already, and nothing else is cached yet.
-            Op::Cache { .. } => {
-                self.start(request(RequestKind::Cache), around, |_, _, _| {
-                    Progress::Done
+            // Read, which brings it into the caches, and not sent.
+            Op::Cache { offset, len } => {
+                let len = len.min(CACHE_BYTES_MAX);
+                self.start(request(RequestKind::Cache), around, |core, origin, slot| {
+                    core.read(origin, slot, offset, len, &mut Vec::new())
                 });
             }
             Op::Disconnect => self.finishing = true,

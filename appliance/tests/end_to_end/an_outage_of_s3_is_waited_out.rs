@@ -200,3 +200,28 @@ fn a_server_that_hangs_is_waited_out() {
     }
     daemon.stop();
 }
+
+#[test]
+fn what_a_client_had_cached_is_read_without_s3() {
+    let server = FakeS3::start();
+    let mut rig = Rig::new(&["vol0:64MiB"]).with_bucket(&server.bucket());
+    let daemon = rig.start();
+    rig.forget_volumes();
+    let data = pattern(3, 5, MIB as usize);
+    assert_eq!(daemon.client("vol0").write(4 * MIB, &data).unwrap(), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    rig.lose_machine();
+    let daemon = rig.start_with(&["--set=backend_deadline_seconds=2"], "");
+    let mut client = daemon.client("vol0");
+    let asked = client.send(command::CACHE, 0, 4 * MIB, 64 << 10, &[]);
+    let answer = client.receive().unwrap();
+    assert_eq!((answer.cookie, answer.errno), (asked.unwrap(), None));
+    assert!(answer.data.is_empty());
+    server.faults(&json!([{ "action": { "kind": "error_before" }, "verbs": ["get"] }]));
+    let found = client.read(4 * MIB, 64 << 10).unwrap().unwrap();
+    assert!(found == data[..64 << 10]);
+    let beyond = client.read(4 * MIB + (64 << 10), 4096).unwrap();
+    assert!(beyond.is_err(), "nothing else was fetched");
+    daemon.kill();
+}
