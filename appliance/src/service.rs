@@ -359,6 +359,11 @@ impl Shared {
             .sum();
         let load = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
         let committed_ms = load(&volume.last_commit_ms);
+        let mut upload = self.upload_of(volume.id);
+        if settings.requests_per_hour == 0 {
+            // Its budget was taken away since the uploader looked.
+            upload.held_seconds = None;
+        }
         VolumeInfo {
             name: volume.name.clone(),
             id: volume.id,
@@ -376,7 +381,7 @@ impl Shared {
             index_bytes: load(&volume.index_bytes),
             last_commit_age_seconds: (committed_ms > 0)
                 .then(|| self.now_ms().saturating_sub(committed_ms) as f64 / 1000.0),
-            upload: self.upload_of(volume.id),
+            upload,
             quarantine: Quarantine::of(&self.parts.data_dir).held(volume.id),
         }
     }
