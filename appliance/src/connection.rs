@@ -6,6 +6,7 @@ mod errors;
 mod failure_log;
 pub(crate) mod half_open;
 mod input;
+mod lookup;
 mod replies;
 mod requests;
 mod roster;
@@ -13,7 +14,6 @@ mod roster;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as Os;
@@ -32,6 +32,7 @@ use allowance::Share;
 use failure_log::FailureLog;
 pub use half_open::Pulse;
 use input::Input;
+use lookup::Lookup;
 pub(crate) use replies::CONTEXTS;
 use replies::{Agreed, Found};
 use requests::{InFlight, Refused, Requests, WriteStream};
@@ -123,6 +124,8 @@ enum Phase {
     Handshake {
         machine: Box<ServerHandshake>,
         deadline_ms: u64,
+        /// A snapshot that the client named.
+        lookup: Lookup,
     },
     /// The handshake is done; dead connections of the volume are being closed on other cores.
     Joining {
@@ -152,6 +155,9 @@ pub enum Outcome {
     Waiting,
     /// There may be more to read: call again in the next turn.
     Ready,
+    /// The client named a snapshot that is not open: have [`Connection::awaited`] opened, then call
+    /// `found`.
+    Looking,
     /// The client chose a volume: close its dead connections, then call `join`.
     Joining,
     /// Over: close it.
@@ -208,6 +214,7 @@ impl Connection {
             phase: Phase::Handshake {
                 machine,
                 deadline_ms,
+                lookup: Lookup::Nothing,
             },
             unsent: Share::new(Arc::clone(&allowance)),
             requests: Requests::new(Share::new(allowance)),
@@ -291,7 +298,7 @@ impl Connection {
 
     /// One turn: works on what was received earlier, then receives once.
     pub fn turn(&mut self, around: &mut Surroundings<'_>) -> Outcome {
-        if !self.input.bytes().is_empty() {
+        if !self.input.bytes().is_empty() || self.is_told() {
             match self.work(around) {
                 Outcome::Waiting | Outcome::Ready => {}
                 outcome => return outcome,
@@ -338,7 +345,9 @@ impl Connection {
         loop {
             let blocked = self.finishing || self.has_output();
             match &mut self.phase {
-                Phase::Handshake { .. } if blocked => return self.settle(Outcome::Waiting),
+                Phase::Handshake { lookup, .. } if blocked || lookup.is_awaited() => {
+                    return self.settle(Outcome::Waiting);
+                }
                 Phase::Handshake { .. } => {
                     if let Some(outcome) = self.negotiate(around) {
                         return self.settle(outcome);
@@ -367,11 +376,16 @@ impl Connection {
 
     /// Runs the handshake; `None`: transmission has begun.
     fn negotiate(&mut self, around: &mut Surroundings<'_>) -> Option<Outcome> {
-        let Phase::Handshake { machine, .. } = &mut self.phase else {
+        let Phase::Handshake {
+            machine, lookup, ..
+        } = &mut self.phase
+        else {
             return None;
         };
         let mut out = Vec::new();
-        let advance = match machine.advance(self.input.bytes(), &mut out, around.directory) {
+        let told = std::mem::take(lookup);
+        let exports = told.exports(around.directory);
+        let advance = match machine.advance(self.input.bytes(), &mut out, &exports) {
             Ok(advance) => advance,
             Err(error) => {
                 tracing::info!(peer = %self.peer, %error, "handshake failed");
@@ -385,6 +399,10 @@ impl Connection {
         match advance.end {
             None => {
                 self.output.extend_from_slice(&out);
+                if let Some(name) = advance.awaits {
+                    *lookup = Lookup::Awaited(name);
+                    return Some(Outcome::Looking);
+                }
                 // A paused handshake goes on once its output was sent (`after_sent`).
                 Some(Outcome::Waiting)
             }
@@ -407,13 +425,10 @@ impl Connection {
         let Ok(volume) = around.directory.resolve(&selected.name) else {
             return Outcome::Closed;
         };
-        volume.connections.fetch_add(1, Ordering::SeqCst);
-        if volume.closing.load(Ordering::SeqCst) {
-            // Its deletion may have counted before us.
-            volume.connections.fetch_sub(1, Ordering::SeqCst);
+        if !volume.enter(&self.peer) {
             return Outcome::Closed;
         }
-        tracing::info!(peer = %self.peer, volume = %volume.name, "client connected");
+        tracing::info!(peer = %self.peer, volume = volume.label(), "client connected");
         let counters = (around.volume_counters)(&volume);
         let session = Session {
             volume,
@@ -527,7 +542,8 @@ impl Connection {
 
     /// Whether a turn could get further: bytes to work on, or to receive.
     pub fn wants_turn(&self) -> bool {
-        !self.finishing && !self.broken && (self.readable || !self.input.bytes().is_empty())
+        let has_work = self.readable || self.is_told() || !self.input.bytes().is_empty();
+        !self.finishing && !self.broken && has_work
     }
 
     /// Whether nothing is in flight and everything is sent, or never can be.
@@ -609,8 +625,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(volume) = self.volume() {
-            volume.connections.fetch_sub(1, Ordering::AcqRel);
-            tracing::info!(peer = %self.peer, volume = %volume.name, "client disconnected");
+            volume.leave(&self.peer);
+            tracing::info!(peer = %self.peer, volume = volume.label(), "client disconnected");
         }
         if let Phase::Transmission(session) = &self.phase
             && session.failures.unsaid() > 0
@@ -640,6 +656,7 @@ fn dead_phase() -> Phase {
     Phase::Handshake {
         machine,
         deadline_ms: 0,
+        lookup: Lookup::Nothing,
     }
 }
 

@@ -312,6 +312,7 @@ impl DataCore {
                 let blocks = blocks.as_deref().map_err(|failure| *failure);
                 self.core.fetched(op, blocks);
             }
+            CoreMessage::ViewOpened { connection, result } => self.looked_up(connection, result),
             // The pump that follows looks at the epoch.
             CoreMessage::Seal => {}
             CoreMessage::Committed(commit) => self.core.committed(commit),
@@ -500,6 +501,7 @@ impl DataCore {
         match outcome {
             Outcome::Waiting => {}
             Outcome::Ready => self.queue(index),
+            Outcome::Looking => self.start_lookup(index),
             Outcome::Joining => self.start_join(index),
             Outcome::Closed if has_output => {}
             Outcome::Closed => self.close(index),

@@ -1,5 +1,7 @@
 //! The volumes that this daemon serves, shared by all its threads.
 
+mod view;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,10 +11,13 @@ use taipan_engine::identity::VolumeId;
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::LocalHead;
 use taipan_engine::shard::VolumeSlot;
+use taipan_engine::snapshot::QualifiedName;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
 use crate::connection::CONTEXTS;
+
+pub use view::View;
 
 /// What an operator is told of a volume whose answered writes may be gone.
 pub(crate) const LOST_CACHE: &str = "the host crashed: writes answered after the last FLUSH of \
@@ -54,6 +59,8 @@ pub struct Volume {
     pub lineage: Lineage,
     /// Whether it is served, and why not.
     pub state: RwLock<(VolumeState, Option<String>)>,
+    /// Set if this is no volume but a snapshot of one, opened for reading.
+    pub view: Option<View>,
 }
 
 impl Volume {
@@ -80,6 +87,7 @@ impl Volume {
                 Lineage::Broken
             },
             state: RwLock::new((VolumeState::Online, None)),
+            view: None,
         }
     }
 
@@ -174,14 +182,18 @@ impl Volume {
             VolumeState::Deleting => return Err(LookupError::Unknown),
             VolumeState::Online | VolumeState::ReadOnly | VolumeState::Unverified => {}
         }
-        if self.closing.load(Ordering::Acquire) {
+        // A snapshot that was looked up stays; `enter` has the last word.
+        if self.view.is_none() && self.closing.load(Ordering::Acquire) {
             return Err(LookupError::Unknown);
         }
         let settings = self.settings();
-        let mut info = ExportInfo::new(self.name.as_str(), settings.size_bytes);
+        let mut info = ExportInfo::new(self.label(), settings.size_bytes);
         info.preferred_block = settings.block_size_bytes.max(4096);
         info.read_only = self.read_only.load(Ordering::Acquire);
-        info.description = format!("Taipan volume {}", self.id);
+        info.description = match self.view {
+            None => format!("Taipan volume {}", self.id),
+            Some(_) => format!("Taipan snapshot {}", self.id),
+        };
         Ok(info)
     }
 }
@@ -190,6 +202,8 @@ impl Volume {
 #[derive(Debug, Default)]
 pub struct Directory {
     volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
+    /// Snapshots that are open for reading.
+    views: RwLock<BTreeMap<QualifiedName, Arc<Volume>>>,
     stopping: AtomicBool,
 }
 
@@ -232,7 +246,9 @@ impl Directory {
 
     /// The lowest slot that no volume has.
     pub fn free_slot(&self) -> VolumeSlot {
-        let taken: Vec<VolumeSlot> = self.all().iter().map(|volume| volume.slot).collect();
+        let (volumes, views) = (self.all(), self.views());
+        let all = volumes.iter().chain(&views);
+        let taken: Vec<VolumeSlot> = all.map(|volume| volume.slot).collect();
         let free = (0..).map(VolumeSlot).find(|slot| !taken.contains(slot));
         free.expect("there are more slots than volumes")
     }
@@ -254,6 +270,9 @@ impl Directory {
                 _ => Err(LookupError::Unknown),
             };
         }
+        if name.contains('@') {
+            return self.resolve_view(name);
+        }
         let name = VolumeName::parse(name).map_err(|_| LookupError::Unknown)?;
         self.get(&name).ok_or(LookupError::Unknown)
     }
@@ -274,6 +293,10 @@ impl ExportDirectory for Directory {
 
     fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
         self.resolve(name)?.export()
+    }
+
+    fn awaits(&self, name: &str) -> bool {
+        self.lacks_view(name)
     }
 
     fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {

@@ -13,6 +13,7 @@ use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::{Overlay, ShardBase};
 use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::VolumeSettings;
+use taipan_nbd::LookupError;
 
 use crate::connection::ConnectionId;
 use crate::doorbell::Doorbell;
@@ -72,6 +73,13 @@ pub enum CoreMessage {
         blocks: Result<Blocks, Failure>,
         /// Checksums that did not match on the way.
         mismatches: u64,
+    },
+    /// The snapshot that a connection's client named is open, or why it is not.
+    ViewOpened {
+        /// The connection.
+        connection: u64,
+        /// Refused: what the client is told.
+        result: Result<(), LookupError>,
     },
     /// Look at the epoch: a cut is wanted.
     Seal,

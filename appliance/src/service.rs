@@ -455,7 +455,15 @@ impl Appliance for Shared {
             .collect();
         shards.sort_by_key(|shard| shard.shard);
         let overlays: u64 = reports.iter().map(|report| report.overlay_bytes).sum();
-        let bases: u64 = volumes.iter().map(|volume| volume.index_bytes).sum();
+        let views = parts.directory.views();
+        let view_bytes = views
+            .iter()
+            .map(|view| view.index_bytes.load(Ordering::Relaxed));
+        let view_clients = views
+            .iter()
+            .map(|view| view.connections.load(Ordering::Relaxed));
+        let bases = volumes.iter().map(|volume| volume.index_bytes);
+        let bases: u64 = bases.chain(view_bytes).sum();
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -467,7 +475,11 @@ impl Appliance for Shared {
             data_dir: parts.data_dir.display().to_string(),
             runtime_dir: parts.runtime_dir.display().to_string(),
             listeners: parts.listening.clone(),
-            connections: volumes.iter().map(|volume| volume.connections).sum(),
+            connections: volumes
+                .iter()
+                .map(|volume| volume.connections)
+                .chain(view_clients)
+                .sum(),
             data_cores: parts.config.cores.data.clone(),
             uploader_core: Some(parts.config.cores.uploader),
             epoch: parts.clock.now().0,

@@ -8,6 +8,7 @@ mod effects;
 mod patience;
 mod snapshots;
 mod takeover;
+mod views;
 mod volume;
 
 use std::cell::Cell;
@@ -39,6 +40,7 @@ use crate::inbox::{CoreAddress, CoreMessage};
 use crate::metrics::Metrics;
 
 pub use control::Request;
+pub use views::ViewWish;
 pub use volume::UploadVolume;
 
 use changes::{Change, Creations};
@@ -66,6 +68,7 @@ pub(crate) enum Message {
     Want(VolumeId, Epoch),
     Event(VolumeId, Event),
     Request(Request),
+    View(ViewWish),
     Changed(Box<Change>),
 }
 
@@ -103,6 +106,11 @@ impl UploaderAddress {
     /// Asks for something; the answer comes over the request's own channel.
     pub fn request(&self, request: Request) {
         self.send(Message::Request(request));
+    }
+
+    /// A client names a snapshot that is not open.
+    pub fn open_view(&self, wish: ViewWish) {
+        self.send(Message::View(wish));
     }
 
     /// Only a stopped uploader does not listen, and nothing is expected of it any more.
@@ -202,6 +210,8 @@ pub struct Uploader {
     /// Requests that wait for a volume without a commit under way; it is in no cut meanwhile.
     waiting: Vec<Waiting>,
     creations: Creations,
+    /// Snapshots that clients read.
+    views: views::Views,
     /// Those who wait for snapshots.
     snapshot_waits: Vec<snapshots::SnapshotWaiter>,
     wal_rate: WalRate,
@@ -327,6 +337,7 @@ impl Uploader {
             drains: Vec::new(),
             waiting: Vec::new(),
             creations: Creations::default(),
+            views: views::Views::default(),
             snapshot_waits: Vec::new(),
             wal_rate: WalRate::default(),
             shown_ms: 0,
@@ -351,6 +362,7 @@ impl Uploader {
             } else {
                 self.run_waiting(now_ms);
                 self.serve_taken();
+                self.expire_views(now_ms);
                 self.take_cut(now_ms);
                 self.start_commits();
                 self.run_effects(now_ms);
@@ -393,6 +405,7 @@ impl Uploader {
             Message::Want(volume, through) => self.coordinator.want(volume, through),
             Message::Event(volume, event) => self.event(volume, event),
             Message::Request(request) => self.request(request),
+            Message::View(wish) => self.open_view(wish),
             Message::Changed(change) => self.changed(*change),
         }
     }

@@ -5,6 +5,7 @@
 
 mod codec;
 mod name;
+mod qualified;
 mod table;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::identity::{Epoch, Generation, ManifestNum};
 
 pub use codec::SnapshotChange;
 pub use name::SnapshotName;
+pub use qualified::QualifiedName;
 pub use table::SnapshotTable;
 pub(crate) use table::last_sequence;
 

@@ -209,6 +209,13 @@ pub trait ExportDirectory {
     /// The export of that name; the empty name asks for a default.
     fn find(&self, name: &str) -> Result<ExportInfo, LookupError>;
 
+    /// Whether it is still to be found out if there is an export of that name. The handshake then
+    /// pauses before the option that names it: see [`Advance::awaits`](crate::Advance::awaits).
+    fn awaits(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Calls `visit` with the full name of every metadata context that the export of that name
     /// has, such as [`base:allocation`](crate::protocol::context::BASE_ALLOCATION), each once, in
     /// the order in which clients shall see them. Wildcards and unknown namespaces are this crate's

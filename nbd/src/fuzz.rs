@@ -5,6 +5,8 @@ mod negotiated;
 
 pub use negotiated::{Reached, fuzz_negotiated};
 
+use std::cell::Cell;
+
 use crate::codec::Cursor;
 use crate::errno::Errno;
 use crate::export::{ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED};
@@ -66,6 +68,9 @@ fn handshake(data: &[u8], features: Features, exports: &impl ExportDirectory) ->
         let pieces = in_pieces(piece_bytes);
         assert!(pieces == whole, "in pieces of {piece_bytes} bytes");
     }
+    let late = Late::of(exports);
+    let awaited = handshake_in_pieces(data, data.len().max(1), features, &late);
+    assert!(awaited == whole, "with exports that are awaited");
     whole
 }
 
@@ -82,8 +87,8 @@ fn handshake_in_pieces(
         end: Ok(None),
     };
     for piece in data.chunks(piece_bytes) {
-        let mut rest = piece;
-        while !rest.is_empty() {
+        let (mut rest, mut awaits) = (piece, false);
+        while !rest.is_empty() || awaits {
             let before = outcome.out.len();
             let advance = match server.advance(rest, &mut outcome.out, exports) {
                 Ok(advance) => advance,
@@ -94,8 +99,9 @@ fn handshake_in_pieces(
                     return outcome;
                 }
             };
+            let waited = std::mem::replace(&mut awaits, advance.awaits.is_some());
             assert!(
-                advance.consumed > 0 && advance.consumed <= rest.len(),
+                (advance.consumed > 0 || waited || awaits) && advance.consumed <= rest.len(),
                 "no progress"
             );
             assert!(
@@ -221,6 +227,38 @@ fn check_op(op: Op, export: &ExportInfo) {
         offset % grid == 0 && len % grid == 0,
         "{op:?} off the grid of {grid}"
     );
+}
+
+/// A directory that knows an export only when it is asked a second time.
+struct Late<'a, E> {
+    exports: &'a E,
+    asked: Cell<bool>,
+}
+
+impl<'a, E> Late<'a, E> {
+    fn of(exports: &'a E) -> Self {
+        let asked = Cell::new(false);
+        Self { exports, asked }
+    }
+}
+
+impl<E: ExportDirectory> ExportDirectory for Late<'_, E> {
+    fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
+        self.exports.list(visit)
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
+        assert!(!self.asked.get(), "looked up while it is awaited");
+        self.exports.find(name)
+    }
+
+    fn awaits(&self, _: &str) -> bool {
+        !self.asked.replace(!self.asked.get())
+    }
+
+    fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
+        self.exports.contexts(name, visit)
+    }
 }
 
 /// A directory with an export of each kind.

@@ -6,11 +6,12 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use taipan_engine::size::ByteSize;
+use taipan_engine::snapshot::QualifiedName;
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::connection::ConnectionCommand;
 use crate::output::Form;
-use crate::snapshot::{QualifiedName, SnapshotCommand};
+use crate::snapshot::SnapshotCommand;
 use crate::verify::Verify;
 use crate::warm::Warm;
 

@@ -1,12 +1,9 @@
 //! `taipan snapshot …`: create, list, show, delete.
 
-use std::fmt;
-use std::str::FromStr;
-
 use clap::Subcommand;
 use taipan_engine::api::{SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot};
-use taipan_engine::error::{Error, Result};
-use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::error::Result;
+use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 
 use crate::cli::{Target, volume_name};
@@ -49,33 +46,6 @@ pub(crate) enum SnapshotCommand {
         #[arg(value_name = "VOLUME@SNAPSHOT")]
         snapshot: QualifiedName,
     },
-}
-
-/// A snapshot with its volume: `volume@snapshot`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct QualifiedName {
-    pub(crate) volume: VolumeName,
-    pub(crate) snapshot: SnapshotName,
-}
-
-impl fmt::Display for QualifiedName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.volume, self.snapshot)
-    }
-}
-
-impl FromStr for QualifiedName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (volume, snapshot) = text
-            .split_once('@')
-            .ok_or_else(|| Error::invalid("write VOLUME@SNAPSHOT, such as vol0@daily"))?;
-        Ok(Self {
-            volume: VolumeName::parse(volume)?,
-            snapshot: SnapshotName::parse(snapshot)?,
-        })
-    }
 }
 
 fn snapshot_name(text: &str) -> Result<SnapshotName> {
@@ -172,23 +142,6 @@ mod tests {
     use taipan_engine::snapshot::{SnapshotId, SnapshotWish};
 
     use super::*;
-
-    #[test]
-    fn a_snapshot_is_named_with_its_volume() {
-        let name = QualifiedName::from_str("tenant/v@daily").unwrap();
-        assert_eq!(name.volume.as_str(), "tenant/v");
-        assert_eq!(name.snapshot.as_str(), "daily");
-        for (bad, why) in [
-            ("v", "VOLUME@SNAPSHOT"),
-            ("v@", "empty"),
-            ("@s", "empty"),
-            ("v@a@b", "'@'"),
-            ("v@a/b", "'/'"),
-        ] {
-            let error = QualifiedName::from_str(bad).unwrap_err().to_string();
-            assert!(error.contains(why), "{bad}: {error}");
-        }
-    }
 
     #[test]
     fn people_see_what_is_not_committed() {

@@ -21,6 +21,7 @@ use taipan_nbd::{
 use super::*;
 
 mod foreign;
+mod lookup;
 mod payload;
 mod slow;
 
@@ -78,7 +79,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn connect(wishes: Wishes) -> Self {
+    /// A client that has connected and said nothing.
+    fn fresh() -> Self {
         let (core, directory) = core_and_directory(SIZE);
         let (server, client) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
@@ -87,9 +89,7 @@ impl Rig {
             generation: 0,
         };
         let allowance = Allowance::new(1 << 30);
-        let goal = Goal::Go("vol0".to_owned());
-        let mut handshake = ClientHandshake::with_wishes(goal, wishes).unwrap();
-        let mut rig = Self {
+        Self {
             core,
             directory,
             counters: CoreCounters::default(),
@@ -103,12 +103,19 @@ impl Rig {
                 bytes_max: 1 << 20,
                 handshake_ms: 1000,
             },
-        };
+        }
+    }
+
+    fn connect(wishes: Wishes) -> Self {
+        let goal = Goal::Go("vol0".to_owned());
+        let mut handshake = ClientHandshake::with_wishes(goal, wishes).unwrap();
+        let mut rig = Self::fresh();
         // Also what is not offered to everybody yet.
         let machine = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
         rig.connection.phase = Phase::Handshake {
             machine: Box::new(machine),
             deadline_ms: u64::MAX,
+            lookup: Lookup::Nothing,
         };
         loop {
             let bytes = rig.received();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use taipan_engine::core::{Core, Io, OpKey};
 use taipan_engine::failpoint;
 use taipan_engine::ring::{AlignedBuf, Completed, FileSlot, Ring};
+use taipan_engine::snapshot::QualifiedName;
 use taipan_engine::wal::WalWrite;
 
 use super::barrier_pace::BarrierPace;
@@ -16,7 +17,7 @@ use super::{BarrierScope, token};
 use crate::fetcher::Fetcher;
 use crate::inbox::CoreAddress;
 use crate::metrics::CoreCounters;
-use crate::uploader::UploaderAddress;
+use crate::uploader::{UploaderAddress, ViewWish};
 
 /// Read buffers kept for reuse.
 const SPARE_BUFFERS: usize = 64;
@@ -94,6 +95,15 @@ impl Carrier {
     /// Whether [`Carrier::deliver`] has something to do.
     pub(super) fn has_ended(&self) -> bool {
         !self.ended.is_empty()
+    }
+
+    /// Has a snapshot opened for a connection of this core.
+    pub(super) fn open_view(&self, name: QualifiedName, connection: u64) {
+        self.uploader.open_view(ViewWish {
+            name,
+            core: self.own.clone(),
+            connection,
+        });
     }
 
     /// Starts everything that the core asked for, except replies and peer messages.

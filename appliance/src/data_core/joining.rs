@@ -1,9 +1,10 @@
 //! Joining a volume: what is left of the client's former connections is closed first, on every
-//! core (DESIGN §4.8, `docs/internals/cores.md`).
+//! core (DESIGN §4.8, `docs/internals/cores.md`). Before that a snapshot is opened if it is not.
 
 use std::net::IpAddr;
 
 use taipan_engine::shard::VolumeSlot;
+use taipan_nbd::LookupError;
 
 use super::DataCore;
 use crate::connection::{Connection, ConnectionId, Pulse};
@@ -21,6 +22,31 @@ pub(super) struct Inquiry {
 }
 
 impl DataCore {
+    /// A client named a snapshot that is not open: the uploader is asked for it.
+    pub(super) fn start_lookup(&mut self, index: u32) {
+        let Some(connection) = &self.slots[index as usize].connection else {
+            return;
+        };
+        let Some(name) = connection.awaited().map(str::parse) else {
+            return;
+        };
+        let number = connection.id().packed();
+        match name {
+            Ok(name) => self.carrier.open_view(name, number),
+            Err(_) => self.looked_up(number, Err(LookupError::Unknown)),
+        }
+    }
+
+    /// The snapshot of a client is open, or refused.
+    pub(super) fn looked_up(&mut self, number: u64, result: Result<(), LookupError>) {
+        let id = ConnectionId::unpack(number);
+        if self.connection(id).is_some() {
+            self.serve(id.index, |connection, around| {
+                connection.found(result, around)
+            });
+        }
+    }
+
     /// A client chose a volume: dead connections of that volume are closed first, on every core.
     pub(super) fn start_join(&mut self, index: u32) {
         let Some(connection) = &self.slots[index as usize].connection else {

@@ -13,6 +13,7 @@ use taipan_engine::commit::VolumePace;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::index::{Overlay, VolumeBase};
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::{self, LocalHead, VolumeSeed};
 use taipan_engine::shard::VolumeSlot;
@@ -21,6 +22,7 @@ use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use super::effects::Means;
 use super::patience::{Answer, is_final, until_known, within};
 use super::takeover::Regained;
+use super::views::ViewChange;
 use super::{UploadVolume, Uploader};
 use crate::directory::Volume;
 use crate::inbox::{AddVolume, CoreMessage};
@@ -76,6 +78,17 @@ pub(crate) enum Change {
         result: Result<()>,
         answer: Answer,
     },
+    ViewOpened(Box<ViewChange>),
+}
+
+/// What the cores are told of a volume, or of a snapshot that is served like one.
+pub(super) struct AddedToCores<'a> {
+    pub(super) slot: VolumeSlot,
+    pub(super) id: VolumeId,
+    pub(super) settings: &'a VolumeSettings,
+    pub(super) read_only: bool,
+    pub(super) committed: Epoch,
+    pub(super) base: &'a VolumeBase,
 }
 
 /// A manifest with new settings that is stored.
@@ -192,24 +205,17 @@ impl Uploader {
         }
         let read_only = *volume.read_only.get_mut();
         let volume = Arc::new(volume);
-        let (ack, done) = bounded(0);
-        for (index, core) in self.cores.iter().enumerate() {
-            let own = ShardId::all().filter(|shard| shard.core(self.cores.len()) == index);
-            let base = opened.commit.base();
-            let parts = own.map(|shard| (shard, tail.take(shard), base.shard(shard).clone()));
-            core.send(CoreMessage::AddVolume(Box::new(AddVolume {
+        self.add_to_cores(
+            &AddedToCores {
                 slot,
                 id,
-                settings: creation.settings.clone(),
+                settings: &creation.settings,
                 read_only,
                 committed: opened.local.released_through(),
-                parts: parts.collect(),
-                ack: ack.clone(),
-            })));
-        }
-        drop(ack);
-        // Cores answer within a turn; the channel closes when all have.
-        let _ = done.recv();
+                base: opened.commit.base(),
+            },
+            |shard| tail.take(shard),
+        );
         let upload = UploadVolume::new(opened.commit, opened.local, Arc::clone(&volume));
         upload.fill_tables(&self.tables);
         let pace = VolumePace::of(&creation.settings);
@@ -219,6 +225,32 @@ impl Uploader {
         let (name, bytes) = (&creation.name, creation.settings.size_bytes);
         let generation = opened_generation.0;
         tracing::info!(volume = %name, %id, bytes, generation, "volume opened for writing");
+    }
+
+    /// Has every core serve a volume, and waits until they do. `overlay` gives what each shard has
+    /// of it that is not committed.
+    pub(super) fn add_to_cores(
+        &self,
+        added: &AddedToCores<'_>,
+        mut overlay: impl FnMut(ShardId) -> Overlay,
+    ) {
+        let (ack, done) = bounded(0);
+        for (index, core) in self.cores.iter().enumerate() {
+            let own = ShardId::all().filter(|shard| shard.core(self.cores.len()) == index);
+            let parts = own.map(|shard| (shard, overlay(shard), added.base.shard(shard).clone()));
+            core.send(CoreMessage::AddVolume(Box::new(AddVolume {
+                slot: added.slot,
+                id: added.id,
+                settings: added.settings.clone(),
+                read_only: added.read_only,
+                committed: added.committed,
+                parts: parts.collect(),
+                ack: ack.clone(),
+            })));
+        }
+        drop(ack);
+        // Cores answer within a turn; the channel closes when all have.
+        let _ = done.recv();
     }
 
     /// New settings are stored: they hold from now on.

@@ -351,6 +351,7 @@ impl Uploader {
     /// A task of an operator's request has ended.
     pub(super) fn changed(&mut self, change: Change) {
         match change {
+            Change::ViewOpened(change) => self.view_opened(*change),
             Change::Created {
                 creation,
                 result,
@@ -378,6 +379,7 @@ impl Uploader {
                 mut answer,
             } => {
                 let result = result.and_then(|changed| self.adopt_snapshots(id, *changed));
+                self.end_doom(id);
                 self.end_change(id, &result);
                 answer.give(result);
             }

@@ -146,7 +146,7 @@ impl Uploader {
         self.committed(id, snapshot).map(|_| id)
     }
 
-    fn committed(&self, id: VolumeId, name: &SnapshotName) -> Result<&Snapshot> {
+    pub(super) fn committed(&self, id: VolumeId, name: &SnapshotName) -> Result<&Snapshot> {
         if let Some(snapshot) = self.volumes[&id].commit.snapshots().by_name(name) {
             return Ok(snapshot);
         }
@@ -171,8 +171,9 @@ impl Uploader {
         name: &SnapshotName,
         reply: Sender<Result<()>>,
     ) {
-        let snapshot = match self.committed(id, name) {
-            Ok(snapshot) => snapshot.clone(),
+        let found = self.committed(id, name).cloned();
+        let snapshot = match found.and_then(|found| self.doom_view(id, name).map(|()| found)) {
+            Ok(snapshot) => snapshot,
             Err(error) => {
                 let _ = reply.send(Err(error));
                 return;

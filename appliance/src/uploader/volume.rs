@@ -319,6 +319,7 @@ impl Uploader {
                 slot: volume.volume.slot,
             });
         }
+        self.drop_views_of(id);
         self.coordinator.forget_volume(id);
         self.fail_drains(id, cause);
     }

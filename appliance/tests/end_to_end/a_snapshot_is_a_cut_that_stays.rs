@@ -1,11 +1,15 @@
 //! Snapshots of a running volume: committed by the command, refused where they must be, the same
 //! after overwrites, kills and the loss of the machine, taken while the backend is away, deleted.
+//! Clients read them by name.
 
 use std::time::Duration;
 
 use serde_json::Value;
+use taipan_nbd::Errno;
 
+use crate::harness::client::NbdClient;
 use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::program::Program;
 use crate::harness::s3::FakeS3;
 use crate::harness::{pattern, wait_until};
 
@@ -114,5 +118,73 @@ fn taken_and_committed_are_told_apart_while_the_bucket_is_away() {
     wait_until("the snapshot to be committed", LIMIT, || {
         states(&daemon) == committed(&["before", "during"])
     });
+    daemon.stop();
+}
+
+/// All of a volume or snapshot is of this version.
+fn check_read(client: &mut NbdClient, version: u64) {
+    let read = client.read(0, (BLOCKS * BLOCK_BYTES) as u32);
+    let bytes = read.expect("an answer").expect("the data");
+    for (block, bytes) in (0..).zip(bytes.chunks_exact(BLOCK_BYTES as usize)) {
+        let same = bytes == pattern(block, version, bytes.len());
+        assert!(same, "block {block} is not of version {version}");
+    }
+}
+
+/// What other clients see of a snapshot: an export that may only be read, with the old bytes.
+fn check_foreign(rig: &Rig, daemon: &Daemon, version: u64) {
+    let uri = daemon.uri("vol0@one");
+    let printed = Program::new("nbdinfo", LIMIT).arg("--json").arg(&uri);
+    let described: Value = serde_json::from_str(&printed.succeed()).expect("JSON");
+    let export = &described["exports"][0];
+    assert_eq!(export["is_read_only"], true, "{described}");
+    assert_eq!(export["can_multi_conn"], true, "{described}");
+    assert_eq!(export["export-size"], BLOCKS * BLOCK_BYTES, "{described}");
+    let copy = rig.path("copy.img");
+    let nbdcopy = Program::new("nbdcopy", LIMIT).arg(&uri).arg(&copy);
+    nbdcopy.succeed();
+    let bytes = std::fs::read(&copy).expect("the copy");
+    for (block, bytes) in (0..).zip(bytes.chunks_exact(BLOCK_BYTES as usize)) {
+        assert!(
+            bytes == pattern(block, version, bytes.len()),
+            "block {block}"
+        );
+    }
+}
+
+#[test]
+fn clients_read_a_snapshot_by_name_while_the_volume_moves_on() {
+    let rig = Rig::new(&["vol0:1MiB"]).with_flags(&["--set=commit.interval_seconds=600"]);
+    let daemon = rig.start();
+    fill(&daemon, 1);
+    json(&daemon, "snapshot create vol0 one");
+    fill(&daemon, 2);
+    let mut view = daemon.client("vol0@one");
+    check_read(&mut view, 1);
+    check_read(&mut daemon.client("vol0"), 2);
+    let refused = view.write(0, &[1; 4096]).expect("an answer");
+    assert_eq!(refused, Some(Errno::Perm));
+    assert_eq!(view.flush().expect("an answer"), None);
+    daemon.taipan().args("volume commit vol0").succeed();
+    check_foreign(&rig, &daemon, 1);
+    let said = daemon.taipan().args("snapshot delete vol0@one").fail();
+    assert!(
+        said.contains("vol0@one is read by 1 clients: [\""),
+        "{said}"
+    );
+    for name in ["vol0@two", "vol0@", "vol0@a@b", "other@one"] {
+        assert!(daemon.try_client(name).is_err(), "{name}");
+    }
+    daemon.kill();
+    drop(view);
+    let daemon = rig.start();
+    check_read(&mut daemon.client("vol0@one"), 1);
+    check_read(&mut daemon.client("vol0"), 2);
+    wait_until("the deletion of the snapshot", LIMIT, || {
+        let line = "snapshot delete vol0@one";
+        daemon.taipan().args(line).run().status.success()
+    });
+    assert!(daemon.try_client("vol0@one").is_err());
+    check_read(&mut daemon.client("vol0"), 2);
     daemon.stop();
 }

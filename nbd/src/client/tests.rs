@@ -67,7 +67,7 @@ fn meet(goal: Goal, exports: &Exports, piece_bytes: usize) -> Meeting {
             meeting.server, None,
             "the client sent more than the server read"
         );
-        let Advance { consumed, end } = server
+        let Advance { consumed, end, .. } = server
             .advance(piece, &mut to_client, exports)
             .expect("a client that keeps the rules");
         to_server.drain(..consumed);

@@ -145,6 +145,19 @@ impl ServerHandshake {
     }
 }
 
+/// The export that an option names, if it names one.
+pub(super) fn export_named(option: u32, data: &[u8]) -> Option<&str> {
+    match option {
+        option::EXPORT_NAME => string(data),
+        option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+            let mut cursor = Cursor::new(data);
+            let name_len = cursor.u32()?;
+            string(cursor.take(name_len as usize)?)
+        }
+        _ => None,
+    }
+}
+
 /// The data of INFO and GO.
 struct InfoRequest<'a> {
     name: &'a str,

@@ -46,6 +46,8 @@ pub struct ServerHandshake {
     options: u32,
     /// Most exports that one LIST has named.
     listed_max: u32,
+    /// Data of the option in [`Stage::Held`].
+    held: Vec<u8>,
 }
 
 /// What the next bytes are.
@@ -57,6 +59,10 @@ enum Stage {
     OptionData {
         option: u32,
         len: u32,
+    },
+    /// Nothing: an option that was taken in waits for what its export turns out to be.
+    Held {
+        option: u32,
     },
     /// The data of an option that is answered without looking at its data.
     Discard {
@@ -79,8 +85,12 @@ struct ClientFlags {
 pub struct Advance {
     /// Bytes of the input that are done with. Bytes behind them, if the handshake has not ended,
     /// belong into the next call *after* the output was sent; at least one byte of a non-empty
-    /// input is consumed by every call.
+    /// input is consumed by every call, unless it awaits an export.
     pub consumed: usize,
+    /// The next option names this export, and it is not known yet whether there is one. To be
+    /// called again, with whatever input there is or none, once [`ExportDirectory::awaits`] says
+    /// that it is; until then no option is answered.
+    pub awaits: Option<String>,
     /// Set when the handshake is over. Unconsumed input is then of the transmission phase.
     pub end: Option<HandshakeEnd>,
 }
@@ -154,6 +164,7 @@ impl ServerHandshake {
             negotiated: Negotiated::default(),
             options: 0,
             listed_max: 0,
+            held: Vec::new(),
         }
     }
 
@@ -173,6 +184,7 @@ impl ServerHandshake {
     pub fn forget_negotiation(&mut self) {
         self.negotiated = Negotiated::default();
         self.framer = Framer::default();
+        self.held = Vec::new();
         if !matches!(self.stage, Stage::ClientFlags | Stage::Ended) {
             self.stage = Stage::OptionHeader;
         }
@@ -207,8 +219,8 @@ impl ServerHandshake {
     ) -> Result<Advance, HandshakeError> {
         let out_start = out.len();
         let mut rest = input;
-        let mut end = None;
-        while end.is_none() {
+        let (mut end, mut awaits) = (None, None);
+        while end.is_none() && awaits.is_none() {
             match self.stage {
                 Stage::ClientFlags => {
                     let Some(flags) = framer.take(&mut rest, CLIENT_FLAGS_BYTES) else {
@@ -230,8 +242,11 @@ impl ServerHandshake {
                     let Some(data) = framer.take(&mut rest, len as usize) else {
                         break;
                     };
-                    self.stage = Stage::OptionHeader;
-                    end = self.answer(option, data, out, exports)?;
+                    (end, awaits) = self.answer_or_hold(option, data, out, exports)?;
+                }
+                Stage::Held { option } => {
+                    let data = mem::take(&mut self.held);
+                    (end, awaits) = self.answer_or_hold(option, &data, out, exports)?;
                 }
                 Stage::Discard { option, len, left } => {
                     let here = rest.len().min(left as usize);
@@ -249,13 +264,32 @@ impl ServerHandshake {
         }
         Ok(Advance {
             consumed: input.len() - rest.len(),
+            awaits,
             end,
         })
     }
 
+    /// Answers an option, unless its export is awaited: then it is held, and the name told.
+    fn answer_or_hold(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        out: &mut Vec<u8>,
+        exports: &dyn ExportDirectory,
+    ) -> Result<(Option<HandshakeEnd>, Option<String>), HandshakeError> {
+        let named = answer::export_named(option, data);
+        if let Some(name) = named.filter(|name| exports.awaits(name)) {
+            self.held = data.to_vec();
+            self.stage = Stage::Held { option };
+            return Ok((None, Some(name.to_owned())));
+        }
+        self.stage = Stage::OptionHeader;
+        Ok((self.answer(option, data, out, exports)?, None))
+    }
+
     /// Bytes of an unfinished message that are held.
     pub(crate) fn held_bytes(&self) -> usize {
-        self.framer.held_bytes()
+        self.framer.held_bytes() + self.held.len()
     }
 
     /// Decides from an option's header how its data is taken in.

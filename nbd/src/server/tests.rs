@@ -510,3 +510,71 @@ fn a_claimed_length_takes_no_memory() {
         .expect("a part of it");
     assert_eq!(server.held_bytes(), 100);
 }
+
+/// A directory of which one export is awaited until it is said to be known.
+struct Awaiting {
+    known: std::cell::Cell<bool>,
+}
+
+impl ExportDirectory for Awaiting {
+    fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
+        ONE.list(visit)
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
+        assert!(!self.awaits(name), "looked up too early");
+        ONE.find(name)
+    }
+
+    fn awaits(&self, name: &str) -> bool {
+        name == "vol0" && !self.known.get()
+    }
+}
+
+#[test]
+fn an_option_that_names_an_awaited_export_waits_and_so_do_those_behind_it() {
+    let exports = Awaiting {
+        known: std::cell::Cell::new(false),
+    };
+    let mut server = ServerHandshake::new(HandshakeLimits::DEFAULT);
+    let options = [
+        option(option::INFO, &info_data(b"ro", &[])),
+        option(option::INFO, &info_data(b"vol0", &[])),
+        option(option::GO, &info_data(b"ro", &[])),
+    ];
+    let input = stream(FIXED_NO_ZEROES, &options);
+    let before_go = input.len() - options[2].len();
+    let mut out = Vec::new();
+    let first = server.advance(&input, &mut out, &exports).unwrap();
+    assert_eq!(first.awaits.as_deref(), Some("vol0"));
+    assert_eq!((first.consumed, first.end), (before_go, None));
+    assert_eq!(replies(&out).len(), 2, "only the first option is answered");
+    let rest = &input[first.consumed..];
+    let again = server.advance(rest, &mut out, &exports).unwrap();
+    assert_eq!((again.consumed, again.end), (0, None), "still not known");
+    assert_eq!(again.awaits.as_deref(), Some("vol0"));
+    assert_eq!(replies(&out).len(), 2);
+    exports.known.set(true);
+    let last = server.advance(rest, &mut out, &exports).unwrap();
+    assert_eq!((last.consumed, &last.awaits), (rest.len(), &None));
+    assert!(matches!(last.end, Some(HandshakeEnd::Transmission(_))));
+    let kinds: Vec<u32> = replies(&out).iter().map(|reply| reply.kind).collect();
+    let answer = [option_reply::INFO, option_reply::ACK];
+    assert_eq!(kinds, [answer, answer, answer].concat());
+}
+
+#[test]
+fn what_was_held_is_forgotten_with_the_rest() {
+    let exports = Awaiting {
+        known: std::cell::Cell::new(false),
+    };
+    let mut server = ServerHandshake::new(HandshakeLimits::DEFAULT);
+    let input = stream(FIXED, &[option(option::EXPORT_NAME, b"vol0")]);
+    let mut out = Vec::new();
+    let held = server.advance(&input, &mut out, &exports).unwrap();
+    assert_eq!(held.awaits.as_deref(), Some("vol0"));
+    server.forget_negotiation();
+    exports.known.set(true);
+    let next = server.advance(&[], &mut out, &exports).unwrap();
+    assert_eq!((next.end, out.len()), (None, 0));
+}

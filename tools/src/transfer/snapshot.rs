@@ -9,11 +9,11 @@ use taipan_engine::block::{BlockNum, BlockSize};
 use taipan_engine::error::{Error, ErrorKind};
 use taipan_engine::index::VolumeBase;
 use taipan_engine::registry::{find_snapshot, read_blocks, read_snapshot};
+use taipan_engine::snapshot::QualifiedName;
 
 use crate::backend;
 use crate::cli::{Export, Target};
 use crate::failure::{Exit, Failure, Outcome};
-use crate::snapshot::QualifiedName;
 use crate::transfer::export::complete;
 use crate::transfer::session::Piece;
 use crate::transfer::sink::Sink;

@@ -176,6 +176,7 @@ fn run(features: Features, steps: &str) -> Run {
             Ok(Advance {
                 consumed,
                 end: None,
+                ..
             }) => rest = &rest[consumed..],
             Ok(Advance { end, .. }) => return (out, Ok(end)),
             Err(error) => return (out, Err(error)),

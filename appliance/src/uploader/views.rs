@@ -1,0 +1,304 @@
+//! Snapshots that clients read over NBD: opened when one is named, shared by all who read it, closed
+//! some time after the last one has left. See `docs/internals/snapshots.md`.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::failpoint;
+use taipan_engine::identity::VolumeId;
+use taipan_engine::index::{Overlay, VolumeBase};
+use taipan_engine::registry::{self, LocalHead};
+use taipan_engine::snapshot::{QualifiedName, Snapshot, SnapshotId, SnapshotName};
+use taipan_engine::volume::{Ack, Durability, VolumeSettings};
+use taipan_nbd::LookupError;
+
+use super::Uploader;
+use super::changes::{AddedToCores, Change};
+use super::effects::Means;
+use super::patience::within;
+use crate::directory::{View, Volume};
+use crate::inbox::{CoreAddress, CoreMessage};
+
+/// Snapshots that are open at a time: each has its index in memory.
+const VIEWS_MAX: usize = 64;
+/// A snapshot that nobody reads stays open for so long: whoever comes back finds it.
+const IDLE_MS: u64 = 30_000;
+/// How long it may take to open one; a large index takes its time.
+const OPENING: Duration = Duration::from_secs(60);
+/// Readers that a refusal spells out.
+const READERS_TOLD: usize = 5;
+
+/// A client's wish to read a snapshot. Answered by [`CoreMessage::ViewOpened`].
+pub struct ViewWish {
+    /// The snapshot.
+    pub name: QualifiedName,
+    /// The client's core.
+    pub core: CoreAddress,
+    /// Its connection there.
+    pub connection: u64,
+}
+
+impl ViewWish {
+    fn answer(self, result: std::result::Result<(), LookupError>) {
+        let connection = self.connection;
+        self.core
+            .send(CoreMessage::ViewOpened { connection, result });
+    }
+}
+
+/// The snapshots that are open, or about to be.
+#[derive(Default)]
+pub(super) struct Views {
+    open: HashMap<QualifiedName, OpenView>,
+    /// Who waits for those that are being opened.
+    opening: HashMap<QualifiedName, Vec<ViewWish>>,
+    /// The snapshot of a volume that is being deleted: not opened any more.
+    doomed: HashMap<VolumeId, SnapshotName>,
+}
+
+struct OpenView {
+    volume: Arc<Volume>,
+    /// Whose snapshot it is.
+    of: VolumeId,
+    /// Since when nobody wants it.
+    idle_since_ms: Option<u64>,
+}
+
+/// The image of a snapshot.
+pub(crate) struct Image {
+    settings: VolumeSettings,
+    base: VolumeBase,
+}
+
+/// How the opening of a snapshot ended.
+pub(crate) struct ViewChange {
+    name: QualifiedName,
+    of: VolumeId,
+    snapshot: Snapshot,
+    result: Result<Image>,
+}
+
+/// Reads what is needed to serve a snapshot.
+async fn open(means: Rc<Means>, name: QualifiedName, of: VolumeId, snapshot: Snapshot) -> Change {
+    let attempt = async {
+        failpoint::hit("snapshot.open").map_err(|e| Error::io("failpoint", e))?;
+        let (manifest, image) = registry::read_snapshot(&*means.backend, of, &snapshot).await?;
+        Ok(Image {
+            settings: manifest.settings,
+            base: image.base,
+        })
+    };
+    let result = within(OPENING, "open a snapshot", attempt).await;
+    Change::ViewOpened(Box::new(ViewChange {
+        name,
+        of,
+        snapshot,
+        result,
+    }))
+}
+
+/// A snapshot as an export: nothing of it is ever written, so no promise about writes concerns it.
+fn served(name: &QualifiedName, id: SnapshotId, settings: &VolumeSettings) -> (LocalHead, View) {
+    let settings = VolumeSettings {
+        ack: Ack::default(),
+        durability: Durability::default(),
+        rpo_seconds: 0,
+        rpo_bytes: 0,
+        ..settings.clone()
+    };
+    // Its own identity, because its chunks have other ordinals than the volume's.
+    let local = LocalHead::named(VolumeId(id.0), name.volume.clone(), settings);
+    (local, View::new(name.snapshot.clone()))
+}
+
+impl Uploader {
+    /// A client named a snapshot that its core did not find open.
+    pub(super) fn open_view(&mut self, wish: ViewWish) {
+        if self.views.open.contains_key(&wish.name) {
+            return wish.answer(Ok(()));
+        }
+        if let Some(waiting) = self.views.opening.get_mut(&wish.name) {
+            return waiting.push(wish);
+        }
+        match self.may_open(&wish.name) {
+            Ok((of, snapshot)) => {
+                let (name, means) = (wish.name.clone(), Rc::clone(&self.means));
+                self.views.opening.insert(name.clone(), vec![wish]);
+                self.spawn_change(open(means, name, of, snapshot));
+            }
+            Err(error) => wish.answer(Err(refusal(&error))),
+        }
+    }
+
+    fn may_open(&mut self, name: &QualifiedName) -> Result<(VolumeId, Snapshot)> {
+        let of = self.find_snapshot(&name.volume, &name.snapshot)?;
+        let snapshot = self.committed(of, &name.snapshot)?.clone();
+        if self.views.doomed.get(&of) == Some(&name.snapshot) {
+            return Err(Error::new(ErrorKind::NotFound, "it is being deleted"));
+        }
+        if self.views.open.len() + self.views.opening.len() >= VIEWS_MAX && !self.close_idle() {
+            let text = format!("{VIEWS_MAX} snapshots are open already; disconnect from one");
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        Ok((of, snapshot))
+    }
+
+    /// The image of a snapshot was read, or could not be.
+    pub(super) fn view_opened(&mut self, change: ViewChange) {
+        let name = change.name.clone();
+        let result = self.serve_view(change);
+        if let Err(error) = &result {
+            tracing::warn!(snapshot = %name, %error, "a snapshot cannot be opened for reading");
+        }
+        let waiting = self.views.opening.remove(&name).unwrap_or_default();
+        for wish in waiting {
+            wish.answer(match &result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(refusal(error)),
+            });
+        }
+    }
+
+    fn serve_view(&mut self, change: ViewChange) -> Result<()> {
+        let ViewChange {
+            name, of, snapshot, ..
+        } = change;
+        let image = change.result?;
+        // The volume may have been lost, and the name be another's by now.
+        self.find_snapshot(&name.volume, &name.snapshot)?;
+        let now = self.committed(of, &name.snapshot)?;
+        if now.id != snapshot.id {
+            let text = "the snapshot was deleted meanwhile";
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        let (local, view) = served(&name, snapshot.id, &image.settings);
+        if self.volumes.contains_key(&local.id) {
+            return Err(Error::corrupt("the snapshot has the id of a volume"));
+        }
+        let slot = self.directory.free_slot();
+        let mut volume = Volume::serving(slot, &local, true);
+        *volume.read_only.get_mut() = true;
+        *volume.index_bytes.get_mut() = image.base.heap_bytes() as u64;
+        volume.view = Some(view);
+        for (ordinal, entry) in image.base.chunks() {
+            self.tables.set(local.id, ordinal, Some(entry.reference));
+        }
+        self.add_to_cores(
+            &AddedToCores {
+                slot,
+                id: local.id,
+                settings: &local.settings,
+                read_only: true,
+                committed: snapshot.epoch,
+                base: &image.base,
+            },
+            |_| Overlay::default(),
+        );
+        let volume = Arc::new(volume);
+        self.directory
+            .insert_view(name.clone(), Arc::clone(&volume));
+        tracing::info!(snapshot = %name, id = %snapshot.id, "snapshot opened for reading");
+        let open = OpenView {
+            volume,
+            of,
+            idle_since_ms: None,
+        };
+        self.views.open.insert(name, open);
+        Ok(())
+    }
+
+    /// Closes the snapshots that nobody wanted for a while.
+    pub(super) fn expire_views(&mut self, now_ms: u64) {
+        let mut expired = Vec::new();
+        for (name, open) in &mut self.views.open {
+            if open.volume.take_wanted() {
+                open.idle_since_ms = None;
+            } else {
+                let since_ms = *open.idle_since_ms.get_or_insert(now_ms);
+                if now_ms >= since_ms + IDLE_MS && open.volume.close_unless_wanted() {
+                    expired.push(name.clone());
+                }
+            }
+        }
+        for name in expired {
+            self.drop_view(&name);
+        }
+    }
+
+    /// Closes a snapshot that nobody reads to make room for another; false if there is none.
+    fn close_idle(&mut self) -> bool {
+        let mut open = self.views.open.iter();
+        let idle = open.find(|(_, open)| open.volume.close_unless_read());
+        let idle = idle.map(|(name, _)| name.clone());
+        idle.inspect(|name| self.drop_view(name)).is_some()
+    }
+
+    /// Takes a closed snapshot away; whoever reads it is cut off.
+    fn drop_view(&mut self, name: &QualifiedName) {
+        let Some(open) = self.views.open.remove(name) else {
+            return;
+        };
+        self.directory.remove_view(name);
+        self.remove_from_cores(open.volume.slot, false);
+        self.clock.exposures().forget(open.volume.id);
+        self.tables.forget(open.volume.id);
+        tracing::info!(snapshot = %name, "snapshot closed");
+    }
+
+    /// The volume is another writer's from now on: its snapshots are no longer read here.
+    pub(super) fn drop_views_of(&mut self, id: VolumeId) {
+        let of = |(name, open): (&QualifiedName, &OpenView)| (open.of == id).then(|| name.clone());
+        let names: Vec<_> = self.views.open.iter().filter_map(of).collect();
+        for name in names {
+            self.views.open[&name]
+                .volume
+                .closing
+                .store(true, Ordering::SeqCst);
+            self.drop_view(&name);
+        }
+    }
+
+    /// A snapshot is about to be deleted: refused, and said by whom, while it is read. From now on
+    /// it is not opened.
+    pub(super) fn doom_view(&mut self, of: VolumeId, snapshot: &SnapshotName) -> Result<()> {
+        let volume = self.volumes[&of].volume.name.clone();
+        let name = QualifiedName {
+            volume,
+            snapshot: snapshot.clone(),
+        };
+        let busy = |text: String| Err(Error::new(ErrorKind::Busy, text));
+        if self.views.opening.contains_key(&name) {
+            return busy(format!("{name} is being opened by a client"));
+        }
+        if let Some(open) = self.views.open.get(&name) {
+            if !open.volume.close_unless_read() {
+                let readers = open.volume.readers();
+                let told = &readers[..readers.len().min(READERS_TOLD)];
+                let count = readers.len();
+                return busy(format!(
+                    "{name} is read by {count} clients: {told:?}; disconnect them first"
+                ));
+            }
+            self.drop_view(&name);
+        }
+        self.views.doomed.insert(of, snapshot.clone());
+        Ok(())
+    }
+
+    /// The deletion of a volume's snapshot has ended.
+    pub(super) fn end_doom(&mut self, of: VolumeId) {
+        self.views.doomed.remove(&of);
+    }
+}
+
+/// What a client is told.
+fn refusal(error: &Error) -> LookupError {
+    match error.kind() {
+        ErrorKind::NotFound => LookupError::Unknown,
+        _ => LookupError::Policy(error.to_string()),
+    }
+}
