@@ -7,15 +7,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::bounded;
+use futures::executor::block_on;
 use taipan_engine::api::{
     BackendState, BackendStatus, ConnectionInfo, ConnectionName, MemoryStatus, PaceStatus,
-    RecoveryStatus, RunState, ShardStatus, SnapshotInfo, Status, TakeSnapshot, UploadInfo,
-    UploadStatus, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
+    RANGES_MAX, RecoveryStatus, RunState, ShardStatus, SnapshotInfo, Status, TakeSnapshot,
+    UploadInfo, UploadStatus, VolumeChanges, VolumeInfo, VolumePatch, VolumeState, WalStatus,
+    WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::registry;
 use taipan_engine::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 use taipan_engine::wal::files::WalFiles;
@@ -611,7 +614,7 @@ impl Appliance for Shared {
     fn take_snapshot(&self, name: &VolumeName, request: TakeSnapshot) -> Result<SnapshotInfo> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let wish = SnapshotWish {
-            id: SnapshotId(taipan_engine::registry::random_u64()?),
+            id: SnapshotId(registry::random_u64()?),
             name: request.name.clone(),
             taken_ms: since.map_or(0, |since| since.as_millis() as u64),
         };
@@ -648,6 +651,19 @@ impl Appliance for Shared {
             snapshot,
             reply,
         })
+    }
+
+    fn changes(
+        &self,
+        name: &VolumeName,
+        from: &SnapshotName,
+        to: Option<&SnapshotName>,
+    ) -> Result<VolumeChanges> {
+        let parts = &self.parts;
+        parts.directory.get(name).ok_or_else(|| no_volume(name))?;
+        let images = registry::read_images(&*parts.backend, name, from, to);
+        let (from, to) = block_on(images)?;
+        VolumeChanges::between(&from, &to, RANGES_MAX)
     }
 
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
@@ -729,7 +745,7 @@ mod tests {
 
     #[test]
     fn lineage_is_part_of_what_an_operator_sees() {
-        let local = taipan_engine::registry::LocalHead::named(
+        let local = registry::LocalHead::named(
             VolumeId(1),
             VolumeName::parse("v").unwrap(),
             VolumeSettings::with_size(4096),

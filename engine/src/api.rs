@@ -4,6 +4,7 @@
 //! fields, so that a misspelt setting is never silently dropped. All sizes in answers are bytes as
 //! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
 
+mod changes;
 mod connections;
 mod pace;
 mod snapshots;
@@ -17,6 +18,7 @@ use crate::identity::VolumeId;
 use crate::size;
 use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
+pub use changes::{ChangedSpan, ImagePoint, RANGES_MAX, VolumeChanges, changes_path};
 pub use connections::{
     CONNECTIONS_PATH, ConnectionInfo, ConnectionList, ConnectionName, ConnectionState,
     connection_path,

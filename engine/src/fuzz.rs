@@ -5,6 +5,7 @@
 use crate::block::{BlockNum, LocalBlock, ShardId};
 use crate::chunk::{self, BLOCK_NUM_END, ChunkRef, ChunkView, ZeroRun, fuzz_chunk};
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
+use crate::increment::{Change, IncrementReader, IncrementWriter};
 use crate::index::part::{self, IndexPart};
 use crate::index::{AddedChunk, ChunkLoc, Leaf, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind, fuzz_manifest};
@@ -19,7 +20,7 @@ pub use crate::wal::fuzz::fuzz_replay as replay;
 pub type Entry = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus.
-pub const TARGETS: [(&str, Entry); 9] = [
+pub const TARGETS: [(&str, Entry); 10] = [
     ("replay", replay),
     ("chunk", chunk),
     ("manifest", manifest),
@@ -29,6 +30,7 @@ pub const TARGETS: [(&str, Entry); 9] = [
     ("pin_entry", pin_entry),
     ("wal_state", wal_state),
     ("quarantine", quarantine),
+    ("increment", increment),
 ];
 
 const CRC_BYTES: usize = 4;
@@ -75,6 +77,35 @@ pub fn quarantine(data: &[u8]) {
     let (written, sum) = writer.finish().expect("memory");
     assert_eq!(sum, reader.sum());
     assert!(written.len() <= data.len(), "a whole file is written alike");
+}
+
+/// An incremental backup.
+pub fn increment(data: &[u8]) {
+    let Ok(mut reader) = IncrementReader::new(data) else {
+        return;
+    };
+    let size_bytes = reader.header().to.size_bytes;
+    let mut writer = IncrementWriter::new(Vec::new(), reader.header()).expect("memory");
+    let mut free_from = 0;
+    loop {
+        match reader.next_change() {
+            Ok(Some(change)) => {
+                let (offset, len) = match &change {
+                    Change::Data { offset, data } => (*offset, data.len() as u64),
+                    Change::Zeros { offset, len } => (*offset, *len),
+                };
+                assert!(offset >= free_from && len > 0, "changes ascend");
+                free_from = offset + len;
+                assert!(free_from <= size_bytes, "changes lie within the volume");
+                writer.add(&change).expect("memory");
+            }
+            Ok(None) => break,
+            Err(_) => return,
+        }
+    }
+    let (written, sum) = writer.finish().expect("memory");
+    assert_eq!(sum, reader.sum());
+    assert_eq!(written, data, "a whole file is written alike");
 }
 
 /// A local head record.

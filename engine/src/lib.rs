@@ -19,6 +19,7 @@ pub mod extents;
 pub mod failpoint;
 pub mod fuzz;
 pub mod identity;
+pub mod increment;
 pub mod index;
 pub mod invariant;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! `docs/internals/manifest.md`.
 
 mod history;
+mod images;
 mod local;
 mod names;
 mod open;
@@ -24,6 +25,7 @@ use crate::volume::{VolumeName, VolumeSettings};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
 };
+pub use images::{ChangedRange, Image, changed_ranges, read_images};
 pub use local::{Intent, LocalHead, LocalHeads, QuarantineRange, RecordFate};
 pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::executor::block_on;
 use serde::Serialize;
 use taipan_engine::backend::{Backend, ConditionalWrites, OpenOptions, Probe, open_with};
+use taipan_engine::error::{Error, ErrorKind};
 
 use crate::cli::{BackendCommand, Target};
 use crate::failure::{Exit, Failure, Outcome};
@@ -32,6 +33,18 @@ pub(crate) fn open(target: &Target, url: &str) -> Outcome<Arc<dyn Backend>> {
         cpu: None,
     };
     Ok(open_with(url, &options)?)
+}
+
+/// An absent volume or snapshot may be in another backend.
+pub(crate) fn not_found_in(backend: &dyn Backend, error: Error) -> Failure {
+    match error.kind() {
+        ErrorKind::NotFound => {
+            let place = backend.describe();
+            let what = format!("{error} (in {place}; --backend URL names another backend)");
+            Failure::new(Exit::NotFound, what)
+        }
+        _ => error.into(),
+    }
 }
 
 /// Probes; a backend that cannot keep two appliances apart is a failure, after it is shown.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use taipan_engine::size::ByteSize;
-use taipan_engine::snapshot::QualifiedName;
+use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::connection::ConnectionCommand;
@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Import(Import),
     /// Copy a volume into a file or device (or to standard output, `-`).
     Export(Export),
+    /// Show what changed in a volume between two snapshots, or since one, without reading data.
+    Diff(Diff),
     /// Decode a file of the appliance: WAL, chunk, manifest, index, head record, memory region.
     Inspect(Inspect),
     /// Check that everything the backend should hold of volumes and their snapshots is there and
@@ -267,6 +269,10 @@ pub(crate) struct Import {
     /// Zero the rest of a volume that is larger than the file; else the rest stays as it is.
     #[arg(long)]
     pub(crate) zero_rest: bool,
+    /// The file is an incremental backup (of `export --since`): bring the volume, which must be as
+    /// that snapshot is, to where the backup ends.
+    #[arg(long, conflicts_with_all = ["create", "zero_rest"])]
+    pub(crate) apply: bool,
     #[command(flatten)]
     pub(crate) pace: Pace,
 }
@@ -274,7 +280,7 @@ pub(crate) struct Import {
 /// Arguments of `export`.
 #[derive(Args, Debug)]
 pub(crate) struct Export {
-    /// Volume to copy, or VOLUME@SNAPSHOT, which is read from the backend, without the daemon.
+    /// Volume or VOLUME@SNAPSHOT to copy.
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     pub(crate) source: Source,
     /// File or block device to write; `-` is standard output. A file appears under this name only
@@ -283,12 +289,35 @@ pub(crate) struct Export {
     /// Replace a file that exists.
     #[arg(long)]
     pub(crate) force: bool,
-    /// The backend of a snapshot, such as s3://bucket/prefix?endpoint=https://host; keys as for
-    /// `backend probe`.
-    #[arg(long, value_name = "URL", default_value = "dir:")]
-    pub(crate) backend: String,
+    /// Only what changed since this snapshot, for `import --apply`: up to @SNAPSHOT, or with
+    /// --backend else to the volume's last committed cut.
+    #[arg(long, value_name = "SNAPSHOT", value_parser = snapshot_name)]
+    pub(crate) since: Option<SnapshotName>,
+    /// Read a snapshot, or what changed, from this backend, without the daemon: `dir:` is
+    /// DIR/objects, or such as s3://bucket/prefix?endpoint=https://host; keys as for `backend
+    /// probe`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) backend: Option<String>,
     #[command(flatten)]
     pub(crate) pace: Pace,
+}
+
+/// Arguments of `diff`.
+#[derive(Args, Debug)]
+pub(crate) struct Diff {
+    /// Name of the volume.
+    #[arg(value_parser = volume_name)]
+    pub(crate) volume: VolumeName,
+    /// The snapshot from which on.
+    #[arg(value_parser = snapshot_name)]
+    pub(crate) from: SnapshotName,
+    /// The snapshot up to which; else the volume's last committed cut (see `volume commit`).
+    #[arg(value_parser = snapshot_name)]
+    pub(crate) to: Option<SnapshotName>,
+    /// Read the index from this backend, without the daemon: `dir:` is DIR/objects, or such as
+    /// s3://bucket/prefix?endpoint=https://host; keys as for `backend probe`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) backend: Option<String>,
 }
 
 /// What an export copies.
@@ -334,6 +363,11 @@ pub(crate) struct Inspect {
 /// Reads a volume name; the refusal says which rule it breaks.
 pub(crate) fn volume_name(text: &str) -> Result<VolumeName, taipan_engine::error::Error> {
     VolumeName::parse(text)
+}
+
+/// Reads the name of a snapshot without its volume.
+pub(crate) fn snapshot_name(text: &str) -> Result<SnapshotName, taipan_engine::error::Error> {
+    SnapshotName::parse(text)
 }
 
 /// Reads `memory` or `durable`.

@@ -68,7 +68,10 @@ fn list(list: &ConnectionList) -> String {
 }
 
 fn row(connection: &ConnectionInfo) -> [String; 12] {
-    let volume = connection.volume.as_ref();
+    let volume = connection.volume.as_ref().map(|volume| {
+        let snapshot = connection.snapshot.as_ref();
+        snapshot.map_or_else(|| volume.to_string(), |name| format!("{volume}@{name}"))
+    });
     let state = match connection.state {
         ConnectionState::Handshake => "handshake",
         ConnectionState::Joining => "joining",
@@ -78,7 +81,7 @@ fn row(connection: &ConnectionInfo) -> [String; 12] {
     [
         connection.id.to_string(),
         connection.client.clone(),
-        volume.map_or_else(|| "-".to_owned(), ToString::to_string),
+        volume.unwrap_or_else(|| "-".to_owned()),
         state.to_owned(),
         human_seconds(connection.seconds),
         connection.requests.to_string(),
@@ -101,6 +104,7 @@ mod tests {
             id: "0-3-1".parse().unwrap(),
             client: "10.0.0.7:40812".to_owned(),
             volume: None,
+            snapshot: None,
             state: ConnectionState::Handshake,
             seconds: 3.0,
             requests: 5,

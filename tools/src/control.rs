@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CONNECTIONS_PATH, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH, ErrorBody,
     ResizeVolume, STATUS_PATH, SnapshotInfo, SnapshotList, Status, TakeSnapshot, VOLUMES_PATH,
-    VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume, commit_path, connection_path,
-    resize_path, snapshot_path, snapshots_path, takeover_path, volume_path, warm_path,
+    VolumeChanges, VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume, changes_path,
+    commit_path, connection_path, resize_path, snapshot_path, snapshots_path, takeover_path,
+    volume_path, warm_path,
 };
 use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
@@ -135,6 +136,18 @@ impl Control {
     pub(crate) fn snapshot(&self, of: &VolumeName, name: &SnapshotName) -> Outcome<SnapshotInfo> {
         let what = format!("show snapshot \"{of}@{name}\"");
         self.call(&what, Method::GET, &snapshot_path(of, name), None::<&()>)
+    }
+
+    /// What changed in a volume since a snapshot.
+    pub(crate) fn changes(
+        &self,
+        volume: &VolumeName,
+        from: &SnapshotName,
+        to: Option<&SnapshotName>,
+    ) -> Outcome<VolumeChanges> {
+        let what = format!("tell what changed in volume \"{volume}\" since snapshot \"{from}\"");
+        let path = changes_path(volume, from, to);
+        self.call(&what, Method::GET, &path, None::<&()>)
     }
 
     /// Deletes a snapshot.

@@ -4,6 +4,7 @@ mod backend;
 mod cli;
 mod connection;
 mod control;
+mod diff;
 mod failure;
 mod inspect;
 mod output;
@@ -63,6 +64,7 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Connection(command) => connection::run(target, command),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
+        Command::Diff(args) => diff::run(target, args),
         Command::Inspect(inspect) => inspect::run(target, inspect),
         Command::Backend(command) => backend::run(target, command),
         Command::Verify(_) => Ok(()),

@@ -2,11 +2,10 @@
 
 use clap::Subcommand;
 use taipan_engine::api::{SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot};
-use taipan_engine::error::Result;
 use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 
-use crate::cli::{Target, volume_name};
+use crate::cli::{Target, snapshot_name, volume_name};
 use crate::control::Control;
 use crate::failure::Outcome;
 use crate::table::{Align, Fields, Table};
@@ -46,10 +45,6 @@ pub(crate) enum SnapshotCommand {
         #[arg(value_name = "VOLUME@SNAPSHOT")]
         snapshot: QualifiedName,
     },
-}
-
-fn snapshot_name(text: &str) -> Result<SnapshotName> {
-    SnapshotName::parse(text)
 }
 
 /// Runs one subcommand.

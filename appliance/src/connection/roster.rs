@@ -57,11 +57,13 @@ impl Connection {
     /// What operators see of it: a connection of that core, accepted so many seconds ago.
     pub fn info(&self, core: usize, seconds: f64) -> ConnectionInfo {
         let (none, session) = (Tally::default(), self.session());
+        let view = self.volume().and_then(|volume| volume.view.as_ref());
         let tally = session.map_or(&none, |session| &session.tally);
         ConnectionInfo {
             id: self.id.name(core),
             client: self.peer.clone(),
             volume: self.volume().map(|volume| volume.name.clone()),
+            snapshot: view.map(|view| view.snapshot.clone()),
             state: self.state(),
             seconds,
             requests: tally.requests,

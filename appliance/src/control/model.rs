@@ -1,8 +1,8 @@
 //! The one seam between the control plane and the rest of the daemon.
 
 use taipan_engine::api::{
-    ConnectionInfo, ConnectionName, SnapshotInfo, Status, TakeSnapshot, VolumeInfo, VolumePatch,
-    WarmStatus, WarmVolume,
+    ConnectionInfo, ConnectionName, SnapshotInfo, Status, TakeSnapshot, VolumeChanges, VolumeInfo,
+    VolumePatch, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::Result;
 use taipan_engine::snapshot::SnapshotName;
@@ -55,6 +55,15 @@ pub trait Appliance: Send + Sync {
 
     /// Deletes a snapshot, durably before it returns; `Busy` while it is needed.
     fn delete_snapshot(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<()>;
+
+    /// What changed in a volume that is shown here since snapshot `from`: up to snapshot `to`, or
+    /// to its last committed cut.
+    fn changes(
+        &self,
+        name: &VolumeName,
+        from: &SnapshotName,
+        to: Option<&SnapshotName>,
+    ) -> Result<VolumeChanges>;
 
     /// Packs and commits everything of the volume answered before the call, then returns.
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;

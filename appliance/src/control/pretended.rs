@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use taipan_engine::api::{
-    ConnectionInfo, ConnectionName, Lineage, RunState, SnapshotInfo, SnapshotWait, Status,
-    TakeSnapshot, UploadInfo, VolumeInfo, VolumePatch, VolumeState, WarmStatus, WarmVolume,
+    ChangedSpan, ConnectionInfo, ConnectionName, ImagePoint, Lineage, RunState, SnapshotInfo,
+    SnapshotWait, Status, TakeSnapshot, UploadInfo, VolumeChanges, VolumeInfo, VolumePatch,
+    VolumeState, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::index::Changed;
 use taipan_engine::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
@@ -162,6 +164,36 @@ impl Appliance for Pretended {
             true => Ok(()),
             false => Err(not_found(name)),
         }
+    }
+
+    fn changes(
+        &self,
+        name: &VolumeName,
+        from: &SnapshotName,
+        to: Option<&SnapshotName>,
+    ) -> Result<VolumeChanges> {
+        let info = self.show(name)?;
+        let point = |snapshot: Option<&SnapshotName>| ImagePoint {
+            snapshot: snapshot.cloned(),
+            id: None,
+            manifest: 3,
+            epoch: 2,
+            size_bytes: info.settings.size_bytes,
+        };
+        Ok(VolumeChanges {
+            volume: name.clone(),
+            id: info.id,
+            from: point(Some(from)),
+            to: point(to),
+            block_size_bytes: 4096,
+            data_bytes: 4096,
+            zero_bytes: 0,
+            ranges: vec![ChangedSpan {
+                offset: 8192,
+                length: 4096,
+                now: Changed::Data,
+            }],
+        })
     }
 
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {

@@ -56,6 +56,14 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
         )
         .route(CONNECTIONS_PATH, get(connections))
         .route(&format!("{CONNECTIONS_PATH}/{{name}}"), remove(kick))
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/changes/{{from}}"),
+            get(snapshots::changes),
+        )
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/changes/{{from}}/{{to}}"),
+            get(snapshots::changes_to),
+        )
         .route(DRAIN_PATH, post(drain))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

@@ -351,3 +351,26 @@ fn snapshots_are_taken_listed_shown_and_deleted() {
     assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 204);
     assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 404);
 }
+
+#[test]
+fn what_changed_is_told_between_snapshots_and_up_to_the_last_cut() {
+    let daemon = start();
+    let path = "/v1/volumes/t%2Fv/changes";
+    let get = |rest: &str| daemon.call("GET", &format!("{path}/{rest}"), &Value::Null);
+    assert_eq!(get("a").0, 404, "there is no such volume");
+    let volume = json!({ "name": "t/v", "size": 4096 });
+    assert_eq!(daemon.call("POST", "/v1/volumes", &volume).0, 201);
+    let (code, changes) = get("a");
+    assert_eq!((code, &changes["to"]["snapshot"]), (200, &Value::Null));
+    let (code, changes) = get("a/b%20c");
+    assert_eq!(code, 200, "{changes}");
+    assert_eq!(
+        (&changes["from"]["snapshot"], &changes["to"]["snapshot"]),
+        (&json!("a"), &json!("b c"))
+    );
+    let range = json!({ "offset": 8192, "length": 4096, "now": "data" });
+    assert_eq!(changes["ranges"], json!([range]));
+    for bad in ["a%40b", "a/b%40c", "a%2Fb"] {
+        assert_eq!(get(bad).0, 400, "{bad}");
+    }
+}

@@ -310,6 +310,7 @@ impl Uploader {
             return;
         };
         let volume = upload.volume;
+        self.drop_views_of(id);
         self.remove_from_cores(volume.slot, true);
         self.coordinator.forget_volume(id);
         self.fail_drains(id, "the volume was deleted");

@@ -1,5 +1,5 @@
-//! Snapshots that clients read over NBD: opened when one is named, shared by all who read it, closed
-//! some time after the last one has left. See `docs/internals/snapshots.md`.
+//! Snapshots that clients read over NBD: opened when one is named, shared by all who read it,
+//! closed some time after the last one has left. See `docs/internals/snapshots.md`.
 
 use std::collections::HashMap;
 use std::rc::Rc;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use taipan_nbd::Errno;
+use taipan_nbd::protocol::command;
 
 use crate::harness::client::NbdClient;
 use crate::harness::daemon::{Daemon, Rig};
@@ -165,6 +166,8 @@ fn clients_read_a_snapshot_by_name_while_the_volume_moves_on() {
     let refused = view.write(0, &[1; 4096]).expect("an answer");
     assert_eq!(refused, Some(Errno::Perm));
     assert_eq!(view.flush().expect("an answer"), None);
+    let shown = daemon.taipan().args("connection list").succeed();
+    assert!(shown.contains(" vol0@one "), "{shown}");
     daemon.taipan().args("volume commit vol0").succeed();
     check_foreign(&rig, &daemon, 1);
     let said = daemon.taipan().args("snapshot delete vol0@one").fail();
@@ -186,5 +189,86 @@ fn clients_read_a_snapshot_by_name_while_the_volume_moves_on() {
     });
     assert!(daemon.try_client("vol0@one").is_err());
     check_read(&mut daemon.client("vol0"), 2);
+    daemon.stop();
+}
+
+/// What `diff` says: offset, length and kind of each range.
+fn ranges(diff: &Value) -> Vec<(u64, u64, String)> {
+    let ranges = diff["ranges"].as_array().expect("a list");
+    let number = |range: &Value, name: &str| range[name].as_u64().expect("a number");
+    let text = |range: &Value| range["now"].as_str().expect("text").to_owned();
+    let range = |r: &Value| (number(r, "offset"), number(r, "length"), text(r));
+    ranges.iter().map(range).collect()
+}
+
+#[test]
+fn what_changed_is_known_without_reading_and_brings_a_copy_up_to_date() {
+    let rig = Rig::new(&["vol0:1MiB", "small:512KiB"]);
+    let daemon = rig.start();
+    fill(&daemon, 1);
+    json(&daemon, "snapshot create vol0 one");
+    let (base, increment) = (rig.path("base.img"), rig.path("one-two.inc"));
+    let line = format!("export vol0@one {} --backend dir:", base.display());
+    daemon.taipan().args(&line).succeed();
+    let mut client = daemon.client("vol0");
+    let changed = pattern(7, 2, 3 * BLOCK_BYTES as usize);
+    let answer = client.write(5 * BLOCK_BYTES, &changed).expect("an answer");
+    assert_eq!(answer, None);
+    let (trim, len) = (command::TRIM, 16 * BLOCK_BYTES);
+    client
+        .send(trim, 0, 64 * BLOCK_BYTES, len as u32, &[])
+        .expect("sent");
+    assert_eq!(client.receive().expect("an answer").errno, None);
+    json(&daemon, "snapshot create vol0 two");
+    let expected = [
+        (5 * BLOCK_BYTES, 3 * BLOCK_BYTES, "data".to_owned()),
+        (64 * BLOCK_BYTES, len, "zeros".to_owned()),
+    ];
+    let diff = json(&daemon, "diff vol0 one two");
+    assert_eq!(ranges(&diff), expected, "{diff}");
+    assert_eq!(json(&daemon, "diff vol0 one two --backend dir:"), diff);
+    fill(&daemon, 3);
+    daemon.taipan().args("volume commit vol0").succeed();
+    let since = json(&daemon, "diff vol0 one");
+    assert_eq!(
+        ranges(&since),
+        [(0, BLOCKS * BLOCK_BYTES, "data".to_owned())]
+    );
+    assert_eq!(since["to"]["snapshot"], Value::Null);
+
+    let line = format!("export --since one vol0@two {}", increment.display());
+    let told = json(&daemon, &line);
+    assert_eq!(told["data_bytes"], 3 * BLOCK_BYTES, "{told}");
+    let again = rig.path("again.inc");
+    let line = format!(
+        "export --since one vol0@two {} --backend dir:",
+        again.display()
+    );
+    daemon.taipan().args(&line).succeed();
+    let read = |path| std::fs::read(path).expect("the increment");
+    assert!(
+        read(&again) == read(&increment),
+        "read otherwise, written otherwise"
+    );
+    let line = format!("import --create {} copy", base.display());
+    daemon.taipan().args(&line).succeed();
+    let apply = |volume: &str| format!("import --apply {} {volume}", increment.display());
+    let said = daemon.taipan().args(&apply("small")).fail();
+    assert!(said.contains("it is no copy of that"), "{said}");
+    daemon.taipan().args(&apply("copy")).succeed();
+    let image = |client: &mut NbdClient| {
+        let read = client.read(0, (BLOCKS * BLOCK_BYTES) as u32);
+        read.expect("an answer").expect("the data")
+    };
+    let copy = image(&mut daemon.client("copy"));
+    assert!(
+        copy == image(&mut daemon.client("vol0@two")),
+        "the copy differs"
+    );
+    assert_eq!(&copy[5 * BLOCK_BYTES as usize..][..changed.len()], changed);
+    let whole = std::fs::read(&increment).expect("the increment");
+    std::fs::write(&increment, &whole[..whole.len() - 1]).expect("cut off");
+    let said = daemon.taipan().args(&apply("copy")).fail();
+    assert!(said.contains("cut off"), "{said}");
     daemon.stop();
 }

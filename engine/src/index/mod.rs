@@ -5,6 +5,7 @@
 //! parts, and the reasons, are in `docs/internals/extent-index.md`.
 
 pub mod base;
+mod diff;
 pub mod leaf;
 pub mod overlay;
 pub mod part;
@@ -12,6 +13,7 @@ pub mod rebuild;
 pub mod volume;
 
 pub use base::{LeafChanges, ShardBase};
+pub use diff::{Changed, ChangedRun, changed_runs};
 pub use leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 pub use overlay::{Hit, Overlay, Point, Scan, Winners};
 pub use volume::{AddedChunk, Applied, ChunkEntry, Miscount, PartItems, VolumeBase, VolumeChanges};

@@ -1,11 +1,12 @@
 //! Snapshots in the backend: reading one, deleting one.
 
-use super::history::{read_history, read_history_at};
-use super::{append_own, pins, resolve_name};
+use super::history::read_history_at;
+use super::images::{named, read_named};
+use super::{append_own, pins};
 use crate::backend::Backend;
 use crate::block::{BlockNum, BlockSize};
 use crate::chunk::{slot_stride, verify_slot};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::identity::VolumeId;
 use crate::index::rebuild::{Rebuilt, rebuild};
 use crate::index::{ChunkLoc, VolumeBase};
@@ -41,16 +42,8 @@ pub async fn find_snapshot(
     volume: &VolumeName,
     name: &SnapshotName,
 ) -> Result<(VolumeId, Snapshot)> {
-    let missing = |what: String| Error::new(ErrorKind::NotFound, what);
-    let id = resolve_name(backend, volume).await?;
-    let id =
-        id.ok_or_else(|| missing(format!("the backend has no volume {:?}", volume.as_str())))?;
-    let history = read_history(backend, id, None).await?;
-    let head = rebuild(backend, &history.manifests).await?;
-    let snapshot = head.snapshots.by_name(name).cloned().ok_or_else(|| {
-        missing(format!("the volume has no snapshot {:?}", name.as_str())).with_volume(id)
-    })?;
-    Ok((id, snapshot))
+    let (id, _, head) = read_named(backend, volume).await?;
+    Ok((id, named(&head.snapshots, id, name)?))
 }
 
 /// Reads `count` blocks from `first` as an index says; what is not mapped is zeros. Every block is

@@ -5,6 +5,7 @@ use taipan_engine::chunk::{ChunkBuilder, ChunkRef, ChunkSpec, ChunkView, ZeroRun
 use taipan_engine::identity::{
     Epoch, Generation, Incarnation, Lsn, ManifestNum, VolumeId, WriterToken,
 };
+use taipan_engine::increment::{Change, IncrementHeader, IncrementReader, IncrementWriter, Point};
 use taipan_engine::index::part::{IndexPart, RootPart, part_ref};
 use taipan_engine::index::{AddedChunk, ChunkLoc, ChunkOrdinal, Leaf, LeafKey, VolumeBase};
 use taipan_engine::manifest::{Manifest, ManifestKind};
@@ -27,7 +28,7 @@ type Parses = fn(&[u8]) -> bool;
 const VOLUME: VolumeId = VolumeId(0xABCD);
 
 /// The seeds of every target that has objects of its own; those of `replay` are lists of changes.
-pub(crate) fn all() -> [(&'static str, Seeds); 9] {
+pub(crate) fn all() -> [(&'static str, Seeds); 10] {
     [
         ("replay", replays()),
         ("chunk", chunks()),
@@ -38,11 +39,12 @@ pub(crate) fn all() -> [(&'static str, Seeds); 9] {
         ("pin_entry", pin_entries()),
         ("wal_state", wal_states()),
         ("quarantine", quarantines()),
+        ("increment", increments()),
     ]
 }
 
 /// Whether bytes are whole, for every target whose inputs are.
-pub(crate) fn parsers() -> [(&'static str, Parses); 8] {
+pub(crate) fn parsers() -> [(&'static str, Parses); 9] {
     [
         ("chunk", |b| ChunkView::parse(b).is_ok()),
         ("manifest", |b| Manifest::decode(b).is_ok()),
@@ -52,6 +54,7 @@ pub(crate) fn parsers() -> [(&'static str, Parses); 8] {
         ("pin_entry", |b| PinEntry::decode(b).is_ok()),
         ("wal_state", |b| WalState::decode(b).is_some()),
         ("quarantine", |b| whole_quarantine(b)),
+        ("increment", |b| whole_increment(b)),
     ]
 }
 
@@ -397,6 +400,58 @@ fn quarantines() -> Seeds {
         ("data", file(&[data, mark])),
         ("cut", cut),
     ]
+}
+
+fn increments() -> Seeds {
+    let point = |id: u64, name: &str| Point {
+        snapshot: Some((SnapshotId(id), SnapshotName::parse(name).unwrap())),
+        manifest: ManifestNum(id),
+        size_bytes: 1 << 20,
+    };
+    let header = IncrementHeader {
+        volume: VOLUME,
+        name: VolumeName::parse("v").unwrap(),
+        from: point(3, "mon"),
+        to: point(5, "tue"),
+    };
+    let file = |changes: &[Change]| {
+        let mut writer = IncrementWriter::new(Vec::new(), &header).unwrap();
+        changes
+            .iter()
+            .for_each(|change| writer.add(change).unwrap());
+        writer.finish().unwrap().0
+    };
+    let data = |offset, byte| Change::Data {
+        offset,
+        data: vec![byte; 512],
+    };
+    let zeros = Change::Zeros {
+        offset: 4096,
+        len: 1 << 16,
+    };
+    let mut cut = file(&[data(0, 7)]);
+    cut.truncate(cut.len() - 32);
+    vec![
+        ("empty", file(&[])),
+        (
+            "changes",
+            file(&[data(0, 7), zeros, data((1 << 20) - 512, 9)]),
+        ),
+        ("cut", cut),
+    ]
+}
+
+fn whole_increment(bytes: &[u8]) -> bool {
+    let Ok(mut reader) = IncrementReader::new(bytes) else {
+        return false;
+    };
+    loop {
+        match reader.next_change() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
 }
 
 fn whole_quarantine(bytes: &[u8]) -> bool {

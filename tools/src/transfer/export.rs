@@ -4,7 +4,6 @@ use std::fmt::Display;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use taipan_engine::volume::VolumeName;
 
 use crate::cli::{Export, Source, Target};
 use crate::failure::Outcome;
@@ -15,15 +14,21 @@ use crate::transfer::{PIECE_BYTES, Report, progress};
 
 /// Runs the command.
 pub(crate) fn export(target: &Target, args: &Export) -> Outcome<()> {
+    if let Some(since) = &args.since {
+        return super::incremental::export(target, args, since);
+    }
     match &args.source {
-        Source::Volume(volume) => export_volume(target, args, volume),
-        Source::Snapshot(snapshot) => super::snapshot::export(target, args, snapshot),
+        Source::Volume(volume) => export_over_nbd(target, args, volume),
+        Source::Snapshot(of) => match &args.backend {
+            Some(url) => super::snapshot::export(target, args, of, url),
+            None => export_over_nbd(target, args, of),
+        },
     }
 }
 
-fn export_volume(target: &Target, args: &Export, volume: &VolumeName) -> Outcome<()> {
+fn export_over_nbd(target: &Target, args: &Export, name: &impl Display) -> Outcome<()> {
     let started = Instant::now();
-    let mut session = Session::open(&target.nbd_socket(), volume)?;
+    let mut session = Session::open(&target.nbd_socket(), &name.to_string())?;
     let size_bytes = session.size_bytes();
     let mut sink = Sink::open(&args.file, size_bytes, args.force)?;
     let bar = progress(&args.pace, Some(size_bytes));
@@ -34,7 +39,7 @@ fn export_volume(target: &Target, args: &Export, volume: &VolumeName) -> Outcome
         &bar,
     )?;
     bar.finish_and_clear();
-    let told = complete(target, args, (volume, size_bytes), sink, started);
+    let told = complete(target, args, (name, size_bytes), sink, started);
     session.close();
     told
 }

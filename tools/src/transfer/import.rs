@@ -22,6 +22,9 @@ const ZEROS_BYTES_MAX: u64 = 256 << 20;
 
 /// Runs the command.
 pub(crate) fn import(target: &Target, args: &Import) -> Outcome<()> {
+    if args.apply {
+        return super::incremental::apply(target, args);
+    }
     let started = Instant::now();
     let source = Source::open(&args.file)?;
     if source.len() == Some(0) {
@@ -97,7 +100,8 @@ fn create(target: &Target, args: &Import, source: &Source) -> Outcome<()> {
 }
 
 fn open_and_copy(target: &Target, args: &Import, source: Source) -> Result<Copied, Refusal> {
-    let session = Session::open(&target.nbd_socket(), &args.volume).map_err(Refusal::Before)?;
+    let session =
+        Session::open(&target.nbd_socket(), args.volume.as_str()).map_err(Refusal::Before)?;
     let size_bytes = session.size_bytes();
     if session.offers(TransmissionFlags::READ_ONLY) {
         let what = format!(
@@ -113,21 +117,13 @@ fn open_and_copy(target: &Target, args: &Import, source: Source) -> Result<Copie
         return Err(Refusal::Before(failure));
     }
     let bar = progress(&args.pace, source.len());
-    let mut copy = Copy {
-        session,
-        bar,
-        window: usize::from(args.pace.requests),
-        skip_zeros: args.create,
-        zeros_at: 0,
-        zeros_len: 0,
-        data_bytes: 0,
-    };
+    let mut copy = Copy::new(session, bar, args);
     let bytes = copy.run(source, args).map_err(Refusal::Within)?;
-    copy.bar.finish_and_clear();
-    copy.session.close();
+    let data_bytes = copy.data_bytes;
+    copy.close();
     Ok(Copied {
         bytes,
-        data_bytes: copy.data_bytes,
+        data_bytes,
         rest_bytes: if args.create || args.zero_rest {
             0
         } else {
@@ -167,7 +163,7 @@ fn warn_of_formats(source: &Source) {
 }
 
 /// A copy that is running.
-struct Copy {
+pub(super) struct Copy {
     session: Session,
     bar: ProgressBar,
     /// Most unanswered requests.
@@ -181,6 +177,19 @@ struct Copy {
 }
 
 impl Copy {
+    /// A copy into the volume of the session.
+    pub(super) fn new(session: Session, bar: ProgressBar, args: &Import) -> Self {
+        Self {
+            session,
+            bar,
+            window: usize::from(args.pace.requests),
+            skip_zeros: args.create,
+            zeros_at: 0,
+            zeros_len: 0,
+            data_bytes: 0,
+        }
+    }
+
     /// Copies everything and makes it durable; returns the length of the source.
     fn run(&mut self, mut source: Source, args: &Import) -> Outcome<u64> {
         let size_bytes = self.session.size_bytes();
@@ -217,8 +226,7 @@ impl Copy {
             let from = at.next_multiple_of(grain as u64);
             self.zeros(from, size_bytes.saturating_sub(from))?;
         }
-        self.send_zeros()?;
-        self.session.flush()?;
+        self.complete()?;
         // Padding of the last grain is no data of the source.
         self.data_bytes = self.data_bytes.min(at);
         Ok(at)
@@ -232,7 +240,20 @@ impl Copy {
         padded
     }
 
-    fn data(&mut self, at: u64, data: &[u8]) -> Outcome<()> {
+    /// Sends what was noted and makes everything durable.
+    pub(super) fn complete(&mut self) -> Outcome<()> {
+        self.send_zeros()?;
+        self.session.flush()
+    }
+
+    /// Ends the connection.
+    pub(super) fn close(self) {
+        self.bar.finish_and_clear();
+        self.session.close();
+    }
+
+    /// Copies a piece of at most the server's largest payload; its zeros stay holes.
+    pub(super) fn data(&mut self, at: u64, data: &[u8]) -> Outcome<()> {
         let grain = GRAIN_BYTES.max(self.session.grain_bytes());
         for run in runs(data, grain) {
             let run_at = at + run.range.start as u64;
@@ -249,7 +270,7 @@ impl Copy {
     }
 
     /// Notes zeros; neighbours become one request.
-    fn zeros(&mut self, at: u64, len: u64) -> Outcome<()> {
+    pub(super) fn zeros(&mut self, at: u64, len: u64) -> Outcome<()> {
         if self.zeros_len > 0 && self.zeros_at + self.zeros_len == at {
             self.zeros_len += len;
             return Ok(());

@@ -3,6 +3,7 @@
 
 mod export;
 mod import;
+mod incremental;
 mod session;
 mod sink;
 mod snapshot;

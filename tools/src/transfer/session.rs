@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use taipan_engine::size::human;
-use taipan_engine::volume::VolumeName;
 use taipan_nbd::protocol::option_reply::ERR_UNKNOWN;
 use taipan_nbd::{
     ClientEnd, ClientError, ClientHandshake, Errno, Goal, RequestHeader, SIMPLE_REPLY_BYTES,
@@ -37,7 +36,8 @@ const READ_BUFFER_BYTES: usize = 4096;
 pub(crate) struct Session {
     stream: BufReader<UnixStream>,
     socket: PathBuf,
-    volume: VolumeName,
+    /// Name of the export.
+    volume: String,
     size_bytes: u64,
     flags: TransmissionFlags,
     grain_bytes: usize,
@@ -65,11 +65,11 @@ pub(crate) struct Piece {
 }
 
 impl Session {
-    /// Connects to the socket and chooses the volume.
-    pub(crate) fn open(socket: &Path, volume: &VolumeName) -> Outcome<Self> {
+    /// Connects to the socket and chooses the volume, or a snapshot of one.
+    pub(crate) fn open(socket: &Path, volume: &str) -> Outcome<Self> {
         let what = format!("cannot reach volume \"{volume}\"");
         let mut stream = UnixStream::connect(socket).map_err(|e| unreachable(&what, socket, &e))?;
-        let ended = shake_hands(&mut stream, volume.as_str()).map_err(|e| e.at(volume, socket))?;
+        let ended = shake_hands(&mut stream, volume).map_err(|e| e.at(volume, socket))?;
         let ClientEnd::Transmission(export) = ended else {
             let why = format!(
                 "{what}: {}: the server ended the handshake",
@@ -93,7 +93,7 @@ impl Session {
         Ok(Self {
             stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream),
             socket: socket.to_owned(),
-            volume: volume.clone(),
+            volume: volume.to_owned(),
             size_bytes: export.size,
             flags: export.flags,
             grain_bytes,
@@ -299,13 +299,17 @@ enum HandshakeFailure {
 }
 
 impl HandshakeFailure {
-    fn at(self, volume: &VolumeName, socket: &Path) -> Failure {
+    fn at(self, volume: &str, socket: &Path) -> Failure {
         let socket = socket.display();
         let what = format!("cannot reach volume \"{volume}\" over {socket}");
         match self {
             Self::Protocol(ClientError::Refused { code, .. }) if code == ERR_UNKNOWN => {
+                let kind = match volume.contains('@') {
+                    true => "snapshot",
+                    false => "volume",
+                };
                 let why =
-                    format!("{what}: there is no such volume; `taipan volume list` shows all");
+                    format!("{what}: there is no such {kind}; `taipan {kind} list` shows all");
                 Failure::new(Exit::NotFound, why)
             }
             Self::Protocol(error) => Failure::new(Exit::Failed, format!("{what}: {error}")),

@@ -6,14 +6,14 @@ use futures::executor::block_on;
 use futures::stream::{self, StreamExt};
 use taipan_engine::backend::Backend;
 use taipan_engine::block::{BlockNum, BlockSize};
-use taipan_engine::error::{Error, ErrorKind};
+use taipan_engine::error::Error;
 use taipan_engine::index::VolumeBase;
 use taipan_engine::registry::{find_snapshot, read_blocks, read_snapshot};
 use taipan_engine::snapshot::QualifiedName;
 
 use crate::backend;
 use crate::cli::{Export, Target};
-use crate::failure::{Exit, Failure, Outcome};
+use crate::failure::Outcome;
 use crate::transfer::export::complete;
 use crate::transfer::session::Piece;
 use crate::transfer::sink::Sink;
@@ -23,31 +23,19 @@ use crate::transfer::{PIECE_BYTES, progress};
 const _: () = assert!(PIECE_BYTES.is_multiple_of(64 << 10));
 
 /// Runs the command.
-pub(super) fn export(target: &Target, args: &Export, of: &QualifiedName) -> Outcome<()> {
+pub(super) fn export(target: &Target, args: &Export, of: &QualifiedName, url: &str) -> Outcome<()> {
     let started = Instant::now();
-    let backend = backend::open(target, &args.backend)?;
+    let backend = backend::open(target, url)?;
     let (manifest, image) = block_on(async {
         let (id, snapshot) = find_snapshot(&*backend, &of.volume, &of.snapshot).await?;
         read_snapshot(&*backend, id, &snapshot).await
     })
-    .map_err(|error| not_found_in(&*backend, error))?;
+    .map_err(|error| backend::not_found_in(&*backend, error))?;
     let settings = &manifest.settings;
     let mut sink = Sink::open(&args.file, settings.size_bytes, args.force)?;
     let size = (settings.size_bytes, settings.block_size());
     block_on(copy(&*backend, &image.base, size, &mut sink, args))?;
     complete(target, args, (of, settings.size_bytes), sink, started)
-}
-
-/// An absent volume or snapshot may be in another backend.
-fn not_found_in(backend: &dyn Backend, error: Error) -> Failure {
-    match error.kind() {
-        ErrorKind::NotFound => {
-            let place = backend.describe();
-            let what = format!("{error} (in {place}; --backend URL names another backend)");
-            Failure::new(Exit::NotFound, what)
-        }
-        _ => error.into(),
-    }
 }
 
 /// Copies everything, in order, with a few pieces in flight.

@@ -12,6 +12,7 @@ use taipan_engine::volume::VolumeName;
 use super::{Body, Daemon, Failure, Name, call, found, parse_body, parse_name};
 
 type Names = Result<Path<(String, String)>, PathRejection>;
+type ThreeNames = Result<Path<(String, String, String)>, PathRejection>;
 
 fn parse_names(names: Names) -> Result<(VolumeName, SnapshotName), Failure> {
     let Path((volume, snapshot)) =
@@ -44,6 +45,25 @@ pub(super) async fn show(daemon: Daemon, names: Names) -> Result<Response, Failu
             Err(Failure::new(ErrorCode::NotFound, text))
         }
     }
+}
+
+/// Up to the last committed cut.
+pub(super) async fn changes(daemon: Daemon, names: Names) -> Result<Response, Failure> {
+    let (volume, from) = parse_names(names)?;
+    Ok(found(
+        call(daemon, move |a| a.changes(&volume, &from, None)).await??,
+    ))
+}
+
+/// Up to another snapshot.
+pub(super) async fn changes_to(daemon: Daemon, names: ThreeNames) -> Result<Response, Failure> {
+    let Path((volume, from, to)) =
+        names.map_err(|e| Failure::new(ErrorCode::Invalid, e.body_text()))?;
+    let (volume, from) = (VolumeName::parse(&volume)?, SnapshotName::parse(&from)?);
+    let to = SnapshotName::parse(&to)?;
+    Ok(found(
+        call(daemon, move |a| a.changes(&volume, &from, Some(&to))).await??,
+    ))
 }
 
 pub(super) async fn delete(daemon: Daemon, names: Names) -> Result<StatusCode, Failure> {
