@@ -7,11 +7,15 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::size;
 
 use crate::config::{Config, MEMORY_BYTES_MIN};
+use crate::connection::{MODEST_BYTES, RECEIVE_BYTES};
 
 /// Bytes of batch memory are handed out in whole so many bytes: 1 MiB for each shard.
 const BATCH_MEMORY_GRAIN: u64 = 16 << 20;
-/// Bytes that a connection needs besides its payload: state, queues and socket buffers of ours.
-const CONNECTION_BYTES: u64 = 64 << 10;
+/// Bytes that a connection may hold whatever all of them hold: state and queues, the receive
+/// buffer, one request.
+const CONNECTION_BYTES: u64 = (64 << 10) + RECEIVE_BYTES as u64 + MODEST_BYTES;
+/// The largest request, which may be taken beyond the limit of all requests, one at a time.
+const REQUEST_BYTES_MAX: u64 = 64 << 20;
 /// Chunks of the largest size that the uploader holds at once, of all volumes; see
 /// `CommitConfig::chunks_in_flight` for one volume.
 const CHUNKS_HELD: u64 = 4;
@@ -67,7 +71,7 @@ impl MemoryBudget {
         Ok(Self {
             batch_bytes,
             read_cache_bytes: config.reads.ram_cache.of_memory(memory_bytes, batch_bytes),
-            request_bytes: config.limits.request_bytes_total,
+            request_bytes: config.limits.request_bytes_total + REQUEST_BYTES_MAX,
             reading_bytes: READING_BYTES,
             connection_bytes: u64::from(config.limits.connections_max) * CONNECTION_BYTES,
             packing_bytes: CHUNKS_HELD * CHUNK_BYTES_MAX,

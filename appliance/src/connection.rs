@@ -2,6 +2,7 @@
 //! buffers and the table of requests in flight.
 
 mod allowance;
+mod buffers;
 mod errors;
 mod failure_log;
 pub(crate) mod half_open;
@@ -10,6 +11,7 @@ mod lookup;
 mod replies;
 mod requests;
 mod roster;
+mod stalled;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,8 +29,10 @@ use taipan_nbd::{
 use crate::directory::{Directory, Volume};
 use crate::metrics::{CoreCounters, VolumeCounters};
 
-pub use allowance::Allowance;
 use allowance::Share;
+pub use allowance::{Allowance, MODEST_BYTES};
+pub use buffers::Buffers;
+use buffers::SEND_BYTES_KEPT;
 use failure_log::FailureLog;
 pub use half_open::Pulse;
 use input::Input;
@@ -37,13 +41,15 @@ pub(crate) use replies::CONTEXTS;
 use replies::{Agreed, Found};
 use requests::{InFlight, Refused, Requests, WriteStream};
 use roster::Tally;
+use stalled::Progress;
 
 /// Bytes of the receive buffer. Larger writes are taken in piece by piece.
 pub const RECEIVE_BYTES: usize = 512 << 10;
 /// No request is taken while so many reply bytes wait for the client.
 pub const SEND_BYTES_MAX: usize = 4 << 20;
-/// A send buffer that grew beyond this for a large read is given back afterwards.
-const SEND_BYTES_KEPT: usize = 1 << 20;
+/// A client whose socket is not known to be full gets so many reply bytes in a turn, and perhaps
+/// one reply more: whether it takes them shows when they are sent.
+const BURST_BYTES: usize = 256 << 10;
 
 /// Name of a connection within its core; the generation makes it unique over reuse of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +123,8 @@ pub struct Surroundings<'a> {
     pub limits: ConnectionLimits,
     /// BLOCK_STATUS that the core may still answer in this turn: each may walk a whole overlay.
     pub maps_left: &'a mut u32,
+    /// Spare buffers of the core.
+    pub buffers: &'a mut Buffers,
 }
 
 /// The state of the protocol.
@@ -174,8 +182,11 @@ pub struct Connection {
     input: Input,
     output: Vec<u8>,
     sent: usize,
-    /// Memory for replies that the socket does not take.
-    unsent: Share,
+    /// The socket did not take all of it when it was last tried.
+    unread: bool,
+    progress: Progress,
+    /// Memory for requests in flight, replies and buffers.
+    share: Share,
     phase: Phase,
     requests: Requests,
     /// No further request is read: DISC, end of file, or shutdown.
@@ -186,7 +197,7 @@ pub struct Connection {
     readable: bool,
     /// The client will send no more: the end of file is still to be received.
     hung_up: bool,
-    /// A request waits for memory that other connections hold.
+    /// A request waits for memory.
     starved: bool,
     /// A request waits for the next turn.
     late: bool,
@@ -216,8 +227,10 @@ impl Connection {
                 deadline_ms,
                 lookup: Lookup::Nothing,
             },
-            unsent: Share::new(Arc::clone(&allowance)),
-            requests: Requests::new(Share::new(allowance)),
+            unread: false,
+            progress: Progress::default(),
+            share: Share::new(allowance),
+            requests: Requests::default(),
             finishing: false,
             broken: false,
             readable: true,
@@ -316,7 +329,7 @@ impl Connection {
                 self.settle(Outcome::Waiting)
             };
         }
-        let room = self.input.room();
+        let room = self.input.room(around.buffers);
         let wanted = room.len();
         let received = match recv(&self.socket, room, RecvFlags::DONTWAIT) {
             Ok((_, n)) => n,
@@ -474,14 +487,23 @@ impl Connection {
             replies::reply(finished, found, agreed, &mut self.output);
         }
         session.book(finished, &self.peer, around);
-        self.count_unsent();
     }
 
-    /// Counts what was added to replies that the socket does not take.
-    fn count_unsent(&mut self) {
-        if self.unsent.held() > 0 {
-            self.unsent.hold(self.output.len() as u64);
+    /// To be called before the connection does anything: it may have to say something.
+    pub fn equip(&mut self, buffers: &mut Buffers) {
+        if self.output.capacity() == 0 {
+            self.output = buffers.output();
         }
+    }
+
+    /// To be called after whatever the connection did: gives back what it does not need, and books
+    /// what it holds.
+    pub fn rest(&mut self, buffers: &mut Buffers) {
+        self.input.rest(buffers);
+        if self.output.is_empty() {
+            buffers.give_output(std::mem::take(&mut self.output));
+        }
+        self.share.hold(self.held(), self.input.held());
     }
 
     /// Sends what is queued; true if the socket took everything.
@@ -489,22 +511,22 @@ impl Connection {
         while self.sent < self.output.len() && !self.broken {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             match send(&self.socket, &self.output[self.sent..], flags) {
-                Ok(n) => self.sent += n,
+                Ok(n) => {
+                    self.sent += n;
+                    self.progress.took(n);
+                }
                 Err(Os::AGAIN) => {
                     self.drop_sent();
-                    self.unsent.hold(self.output.len() as u64);
+                    self.unread = true;
                     return false;
                 }
                 Err(Os::INTR) => {}
                 Err(_) => self.broken = true,
             }
         }
-        self.unsent.hold(0);
+        self.unread = false;
         self.output.clear();
         self.sent = 0;
-        if self.output.capacity() > SEND_BYTES_KEPT {
-            self.output = Vec::new();
-        }
         true
     }
 
@@ -587,14 +609,14 @@ impl Connection {
         self.settle(Outcome::Waiting)
     }
 
-    /// Whether a request waits for memory that other connections hold: to be tried again.
+    /// Whether a request waits for memory that only other connections hold: to be tried again.
     pub fn is_starved(&self) -> bool {
-        self.starved
+        self.starved && self.held() == 0
     }
 
     /// Bytes held for requests and replies.
     fn held(&self) -> u64 {
-        self.requests.bytes() + self.unsent.held()
+        self.requests.bytes() + self.output.len() as u64
     }
 
     /// Whether the next request has to wait. The payload of one that was begun never does: the

@@ -24,7 +24,7 @@ use taipan_engine::ring::{Completed, FileSlot, Ring, involuntary_switches};
 use taipan_engine::shard::VolumeSlot;
 
 use crate::connection::{
-    Allowance, Connection, ConnectionId, ConnectionLimits, Outcome, Surroundings,
+    Allowance, Buffers, Connection, ConnectionId, ConnectionLimits, Outcome, Surroundings,
 };
 use crate::directory::Directory;
 use crate::doorbell::Doorbell;
@@ -145,8 +145,10 @@ pub struct DataCore {
     counters: Arc<CoreCounters>,
     limits: ConnectionLimits,
     allowance: Arc<Allowance>,
+    /// Spare buffers of connections.
+    buffers: Buffers,
     /// Connections that wait for memory that others hold.
-    starved: Vec<u32>,
+    starved: VecDeque<u32>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     ready: VecDeque<u32>,
@@ -161,7 +163,7 @@ pub struct DataCore {
     now_ns: u64,
     quiesce: Option<Quiesce>,
     stopped: bool,
-    handshakes_checked_ms: u64,
+    looked_after_ms: u64,
     published: Published,
 }
 
@@ -208,7 +210,8 @@ impl DataCore {
             metrics: parts.metrics,
             limits: parts.limits,
             allowance: parts.allowance,
-            starved: Vec::new(),
+            buffers: Buffers::default(),
+            starved: VecDeque::new(),
             slots: Vec::new(),
             free: Vec::new(),
             ready: VecDeque::new(),
@@ -221,7 +224,7 @@ impl DataCore {
             now_ns: 0,
             quiesce: None,
             stopped: false,
-            handshakes_checked_ms: 0,
+            looked_after_ms: 0,
             published: Published::default(),
         })
     }
@@ -247,10 +250,9 @@ impl DataCore {
         while let Some(completed) = self.ring.next_completed() {
             self.completed(completed);
         }
-        if !self.starved.is_empty() && !self.allowance.is_spent() {
-            for index in std::mem::take(&mut self.starved) {
-                self.queue(index);
-            }
+        // One a turn: most likely there is still nothing for it, and others are to be served.
+        if let Some(index) = self.starved.pop_front() {
+            self.queue(index);
         }
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else {
@@ -269,7 +271,7 @@ impl DataCore {
             self.carry_out();
         }
         self.send_output();
-        self.check_handshakes(now_ms);
+        self.look_after_connections(now_ms);
         self.check_quiesce(now_ms);
         self.published.publish(now_ms, &self.core, &self.counters);
         self.sleep_or_submit()
@@ -488,11 +490,14 @@ impl DataCore {
             volume_counters: &|volume| metrics.volume(core_index, &volume.name),
             limits: self.limits,
             maps_left: &mut self.maps_left,
+            buffers: &mut self.buffers,
         };
+        connection.equip(around.buffers);
         let outcome = work(&mut connection, &mut around);
+        connection.rest(around.buffers);
         let has_output = connection.has_output() && !connection.is_broken();
         if connection.is_starved() && !self.starved.contains(&index) {
-            self.starved.push(index);
+            self.starved.push_back(index);
         }
         self.slots[index as usize].connection = Some(connection);
         if has_output && !self.slots[index as usize].awaits_room {
@@ -581,7 +586,9 @@ impl DataCore {
             if slot.awaits_room {
                 continue;
             }
-            if connection.flush_output() {
+            let all_sent = connection.flush_output();
+            connection.rest(&mut self.buffers);
+            if all_sent {
                 if connection.is_over() {
                     self.close(index);
                 } else if connection.is_broken() {
@@ -600,16 +607,23 @@ impl DataCore {
         self.unsent = unsent;
     }
 
-    fn check_handshakes(&mut self, now_ms: u64) {
-        if now_ms < self.handshakes_checked_ms + 200 {
+    fn look_after_connections(&mut self, now_ms: u64) {
+        if now_ms < self.looked_after_ms + 200 {
             return;
         }
-        self.handshakes_checked_ms = now_ms;
+        self.looked_after_ms = now_ms;
         for index in 0..self.slots.len() as u32 {
-            let connection = self.slots[index as usize].connection.as_ref();
-            if let Some(connection) = connection.filter(|c| c.is_overdue(now_ms)) {
+            let Some(connection) = &mut self.slots[index as usize].connection else {
+                continue;
+            };
+            if connection.is_overdue(now_ms) {
                 tracing::info!(peer = connection.peer(), "handshake took too long: closed");
                 self.counters.connections.handshake_failures.add(1);
+                self.close(index);
+            } else if connection.is_in_the_way(now_ms, &mut self.buffers) {
+                let peer = connection.peer();
+                tracing::warn!(peer, "takes no replies, and others need the memory: closed");
+                self.serve(index, Connection::gone);
                 self.close(index);
             }
         }

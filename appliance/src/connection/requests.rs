@@ -8,10 +8,10 @@ use taipan_nbd::{
     Command, Errno, ExportInfo, HeaderStyle, Op, Refusal, ReplyTo, Request, StatusQuery,
 };
 
-use super::allowance::Share;
+use super::allowance::Need;
 use super::errors::{Cause, Failed};
 use super::replies::{Answer, Found, STATUS_BYTES, data_head, hole_head, map_query};
-use super::{Connection, Outcome, Phase, Session, Surroundings};
+use super::{BURST_BYTES, Connection, Outcome, Phase, Session, Surroundings};
 use crate::metrics::RequestKind;
 
 /// Payload of a large write is handed on in pieces of at least this many bytes.
@@ -41,7 +41,17 @@ pub(super) struct InFlight {
     /// Its payload did not come wholly: whatever becomes of the parts, it is never answered.
     pub(super) abandoned: bool,
     parts: u32,
-    keys: Vec<RequestKey>,
+    parts_pending: Vec<Pending>,
+    /// Bytes of memory that it may hold.
+    held: u64,
+}
+
+/// A part of a request in the core.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    key: RequestKey,
+    /// Bytes that are held no more when it ends, if the request goes on: a piece of a stream.
+    bytes: u64,
 }
 
 /// A request as it came, with the style that it came in.
@@ -79,21 +89,15 @@ pub(super) struct Refused {
 }
 
 /// The table of requests in flight.
+#[derive(Default)]
 pub(super) struct Requests {
     slots: Vec<Option<InFlight>>,
     free: Vec<u32>,
-    share: Share,
+    /// Bytes that they hold.
+    bytes: u64,
 }
 
 impl Requests {
-    pub(super) fn new(share: Share) -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            share,
-        }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -102,9 +106,9 @@ impl Requests {
         self.slots.len() - self.free.len()
     }
 
-    /// Payload bytes of the requests in flight.
+    /// Bytes of memory that the requests in flight may hold.
     pub(super) fn bytes(&self) -> u64 {
-        self.share.held()
+        self.bytes
     }
 
     /// The core's names of all unfinished parts.
@@ -112,12 +116,12 @@ impl Requests {
         self.slots
             .iter()
             .flatten()
-            .flat_map(|request| request.keys.iter().copied())
+            .flat_map(|request| request.parts_pending.iter().map(|part| part.key))
             .collect()
     }
 
     fn insert(&mut self, request: InFlight) -> u32 {
-        self.share.take(request.payload());
+        self.bytes += request.held;
         match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = Some(request);
@@ -140,7 +144,7 @@ impl Requests {
         let request = self.slots[index as usize]
             .take()
             .expect("the request is in flight");
-        self.share.give_back(request.payload());
+        self.bytes -= request.held;
         self.free.push(index);
         request
     }
@@ -149,11 +153,25 @@ impl Requests {
     pub(super) fn part_done(&mut self, index: u32, done: &Done) -> Option<InFlight> {
         let request = self.get(index);
         // The core may give the same key to another request now: it must not be cancelled for us.
-        request.keys.retain(|key| *key != done.key);
+        let pending = &mut request.parts_pending;
+        if let Some(place) = pending.iter().position(|part| part.key == done.key) {
+            let freed = pending.swap_remove(place).bytes;
+            request.held -= freed;
+            self.bytes -= freed;
+        }
+        let request = self.get(index);
         if let Err(failure) = done.result {
             request.failure.get_or_insert(failure);
         }
         self.drop_part(index)
+    }
+
+    /// A part of the request is in the core.
+    fn add_part(&mut self, index: u32, part: Pending) {
+        let request = self.get(index);
+        request.held += part.bytes;
+        request.parts_pending.push(part);
+        self.bytes += part.bytes;
     }
 
     /// No more of the request's payload comes: it is dropped unanswered when its parts have ended.
@@ -172,27 +190,25 @@ impl Requests {
 
 impl InFlight {
     fn new(asked: Asked, (kind, answer): (RequestKind, Answer), started_ns: u64) -> Self {
+        let len = asked.request.length;
+        let held = match kind {
+            RequestKind::Read | RequestKind::Write => len,
+            RequestKind::Cache => len.min(CACHE_BYTES_MAX),
+            RequestKind::Flush | RequestKind::Trim | RequestKind::Zero => 0,
+            RequestKind::Status => STATUS_BYTES,
+        };
         Self {
             to: asked.to(),
             answer,
             kind,
             offset: asked.request.offset,
-            len: asked.request.length,
+            len,
             started_ns,
             failure: None,
             abandoned: false,
             parts: 1,
-            keys: Vec::new(),
-        }
-    }
-
-    /// Bytes of memory that the request may hold.
-    fn payload(&self) -> u64 {
-        match self.kind {
-            RequestKind::Read | RequestKind::Write => self.len,
-            RequestKind::Cache => self.len.min(CACHE_BYTES_MAX),
-            RequestKind::Flush | RequestKind::Trim | RequestKind::Zero => 0,
-            RequestKind::Status => STATUS_BYTES,
+            parts_pending: Vec::new(),
+            held,
         }
     }
 }
@@ -236,8 +252,21 @@ fn fast_enough(command: Command, export: &ExportInfo) -> Result<Command, Refusal
 impl Connection {
     /// Takes requests out of the receive buffer until it holds no whole one, or there is no room.
     pub(super) fn take_requests(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        let was_starved = self.starved;
         (self.starved, self.late) = (false, false);
+        self.take_what_fits(around);
+        if self.starved && !was_starved {
+            around.counters.parks.connection.add(1);
+        }
+        Outcome::Waiting
+    }
+
+    fn take_what_fits(&mut self, around: &mut Surroundings<'_>) {
         while !self.finishing && !self.broken && !self.is_paused(around) {
+            if !self.unread && self.output.len() >= BURST_BYTES {
+                self.late = true;
+                break;
+            }
             let Phase::Transmission(session) = &mut self.phase else {
                 break;
             };
@@ -261,14 +290,29 @@ impl Connection {
                     tracing::info!(peer = %self.peer, "bad request magic: connection closed");
                     around.counters.connections.protocol_errors.add(1);
                     self.broken = true;
-                    return self.gone(around);
+                    self.gone(around);
+                    break;
                 }
             };
             if !self.take_request(Asked { style, request }, around) {
                 break;
             }
         }
-        Outcome::Waiting
+    }
+
+    /// Whether there is memory for so many bytes more.
+    fn admits(&mut self, bytes: u64) -> bool {
+        let need = Need {
+            bytes,
+            held: self.held(),
+            unread: self.unread,
+        };
+        self.share.admits(need)
+    }
+
+    /// Whether a write is taken in as a whole, in one piece with its header.
+    fn is_in_one_piece(&self, header_bytes: usize, payload: usize) -> bool {
+        header_bytes + payload <= self.input.capacity() / 2
     }
 
     /// Handles one request; false if its payload is not here yet.
@@ -281,16 +325,20 @@ impl Connection {
             Ok(command) => command,
             Err(refusal) => return self.refuse(asked, refusal, around),
         };
+        let in_one_piece = |len| self.is_in_one_piece(asked.header_bytes(), len as usize);
         let (bytes, maps) = match command {
+            // The pieces of others are counted one by one.
+            Command::Op(Op::Write { len, .. }) if !in_one_piece(len) => (0, 0),
             Command::Op(Op::Write { len, .. }) | Command::Read { len, .. } => (u64::from(len), 0),
             Command::Op(Op::Cache { len, .. }) => (len.min(CACHE_BYTES_MAX), 0),
             Command::Status(_) | Command::StatusPayload { .. } => (STATUS_BYTES, 1),
             Command::Op(_) => (0, 0),
         };
         self.late = *around.maps_left < maps;
-        self.starved = bytes > 0 && self.unsent.must_wait(bytes, self.held());
+        // A write may wait for a backend for ever: it never holds what is there only once.
+        let first = matches!(command, Command::Op(Op::Write { .. })) && self.held() == 0;
+        self.starved = !self.late && bytes > 0 && !first && !self.admits(bytes);
         if self.late || self.starved {
-            around.counters.parks.connection.add(1);
             return false;
         }
         *around.maps_left -= maps;
@@ -446,7 +494,7 @@ impl Connection {
                 };
                 self.reply(&finished, found, around);
             }
-            progress => self.settle_part(index, progress, around),
+            progress => self.settle_part(index, (progress, 0), around),
         }
     }
 
@@ -458,13 +506,14 @@ impl Connection {
     ) -> bool {
         let header_bytes = asked.header_bytes();
         let available = self.input.bytes().len() - header_bytes;
-        let fits = header_bytes + len <= self.input.capacity() / 2;
+        let fits = self.is_in_one_piece(header_bytes, len);
         if available < len && fits {
             return false;
         }
         let kind = (RequestKind::Write, Answer::Nothing);
-        let request = InFlight::new(asked, kind, around.now_ns);
+        let mut request = InFlight::new(asked, kind, around.now_ns);
         if !fits {
+            request.held = 0;
             self.input.consume(header_bytes);
             let request = self.requests.insert(request);
             let Phase::Transmission(session) = &mut self.phase else {
@@ -487,7 +536,7 @@ impl Connection {
         let data = &self.input.bytes()[header_bytes..header_bytes + len];
         let progress = around.core.write(origin, slot, offset, data, fua);
         self.input.consume(header_bytes + len);
-        self.settle_part(index, progress, around);
+        self.settle_part(index, (progress, 0), around);
         true
     }
 
@@ -510,6 +559,16 @@ impl Connection {
                 return false;
             }
         }
+        if self.requests.get(stream.request).held > 0 && !self.admits(take as u64) {
+            self.starved = true;
+            return false;
+        }
+        let Phase::Transmission(session) = &mut self.phase else {
+            return false;
+        };
+        let Some(stream) = &mut session.stream else {
+            return false;
+        };
         let (request, offset, fua) = (stream.request, stream.offset, stream.fua);
         stream.offset += take as u64;
         stream.remaining -= take;
@@ -525,7 +584,7 @@ impl Connection {
         let data = &self.input.bytes()[..take];
         let progress = around.core.write(origin, slot, offset, data, fua);
         self.input.consume(take);
-        self.settle_part(request, progress, around);
+        self.settle_part(request, (progress, take as u64), around);
         true
     }
 
@@ -560,11 +619,10 @@ impl Connection {
                 }
                 let finished = self.requests.remove(index);
                 session.book(&finished, &self.peer, around);
-                self.count_unsent();
             }
             progress => {
                 self.output.truncate(start);
-                self.settle_part(index, progress, around);
+                self.settle_part(index, (progress, 0), around);
             }
         }
     }
@@ -585,13 +643,19 @@ impl Connection {
         let slot = session.volume.slot;
         let index = self.requests.insert(request);
         let progress = call(around.core, Origin::Client(self.id.ticket(index)), slot);
-        self.settle_part(index, progress, around);
+        self.settle_part(index, (progress, 0), around);
     }
 
-    /// Books what a call into the core said about one part of a request.
-    fn settle_part(&mut self, index: u32, progress: Progress, around: &mut Surroundings<'_>) {
+    /// Books what a call into the core said about one part of a request: a piece of a stream has so
+    /// many bytes, which are held as long as it takes.
+    fn settle_part(
+        &mut self,
+        index: u32,
+        (progress, bytes): (Progress, u64),
+        around: &mut Surroundings<'_>,
+    ) {
         match progress {
-            Progress::Pending(key) => return self.requests.get(index).keys.push(key),
+            Progress::Pending(key) => return self.requests.add_part(index, Pending { key, bytes }),
             Progress::Failed(failure) => {
                 self.requests.get(index).failure.get_or_insert(failure);
             }

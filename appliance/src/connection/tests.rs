@@ -76,11 +76,16 @@ struct Rig {
     export: Option<ClientExport>,
     maps_per_turn: u32,
     limits: ConnectionLimits,
+    buffers: Buffers,
 }
 
 impl Rig {
     /// A client that has connected and said nothing.
     fn fresh() -> Self {
+        Self::fresh_sharing(&Allowance::new(1 << 30))
+    }
+
+    fn fresh_sharing(allowance: &Arc<Allowance>) -> Self {
         let (core, directory) = core_and_directory(SIZE);
         let (server, client) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
@@ -88,7 +93,7 @@ impl Rig {
             index: 0,
             generation: 0,
         };
-        let allowance = Allowance::new(1 << 30);
+        let allowance = Arc::clone(allowance);
         Self {
             core,
             directory,
@@ -103,13 +108,19 @@ impl Rig {
                 bytes_max: 1 << 20,
                 handshake_ms: 1000,
             },
+            buffers: Buffers::default(),
         }
     }
 
     fn connect(wishes: Wishes) -> Self {
+        Self::sharing(wishes, &Allowance::new(1 << 30))
+    }
+
+    /// A connection that shares its memory with others.
+    fn sharing(wishes: Wishes, allowance: &Arc<Allowance>) -> Self {
         let goal = Goal::Go("vol0".to_owned());
         let mut handshake = ClientHandshake::with_wishes(goal, wishes).unwrap();
-        let mut rig = Self::fresh();
+        let mut rig = Self::fresh_sharing(allowance);
         // Also what is not offered to everybody yet.
         let machine = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
         rig.connection.phase = Phase::Handshake {
@@ -143,12 +154,19 @@ impl Rig {
         let mut bytes = Vec::new();
         for _ in 0..5 {
             self.turn();
-            assert!(self.connection.flush_output());
+            assert!(self.flush());
         }
         match self.client.read_to_end(&mut bytes) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => bytes,
             ended => panic!("the server has closed the connection: {ended:?}"),
         }
+    }
+
+    /// Sends what the socket takes; true if that was all.
+    fn flush(&mut self) -> bool {
+        let all_sent = self.connection.flush_output();
+        self.connection.rest(&mut self.buffers);
+        all_sent
     }
 
     fn turn(&mut self) -> Outcome {
@@ -171,8 +189,12 @@ impl Rig {
             volume_counters: &|_| Arc::clone(volume_counters),
             limits: self.limits,
             maps_left: &mut self.maps_per_turn.clone(),
+            buffers: &mut self.buffers,
         };
-        work(&mut self.connection, &mut around)
+        self.connection.equip(around.buffers);
+        let worked = work(&mut self.connection, &mut around);
+        self.connection.rest(around.buffers);
+        worked
     }
 
     /// The disk does what it was asked for, and requests end.
@@ -387,7 +409,7 @@ fn questions_beyond_those_of_a_turn_wait_for_the_next_one() {
     rig.client.write_all(&three).unwrap();
     let mut told = || {
         let outcome = rig.turn();
-        assert!(rig.connection.flush_output());
+        assert!(rig.flush());
         let mut bytes = Vec::new();
         let _ = rig.client.read_to_end(&mut bytes);
         (outcome, bytes.len())

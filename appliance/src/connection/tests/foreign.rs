@@ -29,7 +29,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
 fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
     let (mut core, directory) = core_and_directory(size);
     let (counters, volume_counters) = (CoreCounters::default(), Arc::default());
-    let allowance = Allowance::new(1 << 30);
+    let (allowance, mut buffers) = (Allowance::new(1 << 30), Buffers::default());
     listener.set_nonblocking(true).unwrap();
     let mut connections: Vec<Option<Connection>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -56,6 +56,7 @@ fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
             volume_counters: &|_| Arc::clone(&volume_counters),
             limits: LIMITS,
             maps_left: &mut 2,
+            buffers: &mut buffers,
         };
         for slot in &mut connections {
             let Some(connection) = slot else { continue };
@@ -65,6 +66,7 @@ fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
                 outcome = connection.join(&mut around);
             }
             connection.flush_output();
+            connection.rest(around.buffers);
             if outcome == Outcome::Closed || connection.is_over() {
                 *slot = None;
             }
@@ -73,6 +75,7 @@ fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
             if let Some(connection) = &mut connections[id.index as usize] {
                 connection.done(request, done, around);
                 connection.flush_output();
+                connection.rest(around.buffers);
             }
         });
         std::thread::sleep(Duration::from_micros(200));

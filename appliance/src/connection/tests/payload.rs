@@ -10,7 +10,7 @@ const ATTEMPTS: usize = 200;
 
 impl Rig {
     /// Sends all of it, as far as the server takes it, and gives what it answers meanwhile.
-    fn send(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn send(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let mut answered = Vec::new();
         for _ in 0..ATTEMPTS {
             match self.client.write(bytes) {
