@@ -121,13 +121,6 @@ impl Rig {
         let goal = Goal::Go("vol0".to_owned());
         let mut handshake = ClientHandshake::with_wishes(goal, wishes).unwrap();
         let mut rig = Self::fresh_sharing(allowance);
-        // Also what is not offered to everybody yet.
-        let machine = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
-        rig.connection.phase = Phase::Handshake {
-            machine: Box::new(machine),
-            deadline_ms: u64::MAX,
-            lookup: Lookup::Nothing,
-        };
         loop {
             let bytes = rig.received();
             let mut out = Vec::new();

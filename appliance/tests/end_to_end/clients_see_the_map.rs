@@ -109,7 +109,11 @@ fn clients_see_the_map() {
         .args("-L -k")
         .arg(daemon.socket())
         .succeed();
-    for text in ["base:allocation", "taipan:residency"] {
+    for text in [
+        "transaction size: 64-bit",
+        "base:allocation",
+        "taipan:residency",
+    ] {
         assert!(listed.contains(text), "{listed}");
     }
     daemon.stop();

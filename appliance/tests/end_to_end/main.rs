@@ -5,6 +5,7 @@ mod harness;
 
 mod a_client_that_stays_alive;
 mod a_crash_at_any_step_loses_nothing;
+mod a_discard_of_everything_costs_nothing;
 mod a_flush_covers_other_connections;
 mod a_fresh_start_serves;
 mod a_kicked_client_keeps_what_was_answered;
