@@ -44,6 +44,10 @@ pub(crate) struct RunArgs {
     #[arg(value_name = "TARGET")]
     pub(crate) target: Address,
 
+    /// What to negotiate with an NBD server
+    #[arg(long, value_enum, default_value_t = Replies::Simple)]
+    pub(crate) replies: Replies,
+
     /// How to reach the target; the default follows from TARGET
     #[arg(long, value_enum)]
     pub(crate) ioengine: Option<IoEngine>,
@@ -133,6 +137,17 @@ pub(crate) enum IoEngine {
     Nbd,
     /// O_DIRECT with io_uring on a file or block device
     File,
+}
+
+/// Headers of an NBD session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Replies {
+    /// Nothing is negotiated
+    Simple,
+    /// Replies in chunks
+    Structured,
+    /// Headers with 64-bit lengths, replies in chunks
+    Extended,
 }
 
 /// Ways to verify.

@@ -7,8 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use taipan_nbd::{ClientEnd, ClientExport, ClientHandshake, Goal};
+use taipan_nbd::{ClientEnd, ClientExport, ClientHandshake, Goal, HeaderStyle, Wishes};
 
+use crate::cli::Replies;
 use crate::uri::Address;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,15 +23,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects and chooses the export.
-    pub(crate) fn open(address: &Address) -> Result<Self> {
+    /// Connects, negotiates the replies and chooses the export.
+    pub(crate) fn open(address: &Address, replies: Replies) -> Result<Self> {
         match address {
             Address::Unix { socket, export } => {
                 let mut stream = UnixStream::connect(socket)
                     .with_context(|| format!("connecting to {}", socket.display()))?;
                 stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
                 stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-                let export = shake_hands(&mut stream, export)?;
+                let export = shake_hands(&mut stream, export, replies)?;
                 Ok(Self {
                     socket: stream.into(),
                     export,
@@ -42,7 +43,7 @@ impl Connection {
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
                 stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-                let export = shake_hands(&mut stream, export)?;
+                let export = shake_hands(&mut stream, export, replies)?;
                 Ok(Self {
                     socket: stream.into(),
                     export,
@@ -53,8 +54,13 @@ impl Connection {
     }
 }
 
-fn shake_hands(stream: &mut (impl Read + Write), export: &str) -> Result<ClientExport> {
-    let mut handshake = ClientHandshake::new(Goal::Go(export.to_owned()))?;
+fn shake_hands(
+    stream: &mut (impl Read + Write),
+    export: &str,
+    replies: Replies,
+) -> Result<ClientExport> {
+    let (style, wishes) = wishes(replies);
+    let mut handshake = ClientHandshake::with_wishes(Goal::Go(export.to_owned()), wishes)?;
     let mut out = Vec::new();
     let mut input = [0; 4096];
     loop {
@@ -73,6 +79,10 @@ fn shake_hands(stream: &mut (impl Read + Write), export: &str) -> Result<ClientE
         match advance.end {
             Some(ClientEnd::Transmission(described)) => {
                 ensure!(
+                    described.headers == style,
+                    "the server does not offer {replies:?} replies"
+                );
+                ensure!(
                     advance.consumed == len,
                     "the server sent data before any request"
                 );
@@ -82,4 +92,19 @@ fn shake_hands(stream: &mut (impl Read + Write), export: &str) -> Result<ClientE
             None => {}
         }
     }
+}
+
+/// What to ask for, and what has to come of it.
+fn wishes(replies: Replies) -> (HeaderStyle, Wishes) {
+    let style = match replies {
+        Replies::Simple => HeaderStyle::Simple,
+        Replies::Structured => HeaderStyle::Structured,
+        Replies::Extended => HeaderStyle::Extended,
+    };
+    let wishes = Wishes {
+        extended_headers: style == HeaderStyle::Extended,
+        structured_replies: style == HeaderStyle::Structured,
+        contexts: Vec::new(),
+    };
+    (style, wishes)
 }

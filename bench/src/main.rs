@@ -9,6 +9,7 @@ mod ledger;
 mod nbd_target;
 mod progress;
 mod random;
+mod replies;
 mod report;
 mod run;
 #[cfg(feature = "s3-loop")]

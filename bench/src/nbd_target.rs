@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as Os;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
-use taipan_nbd::{REQUEST_BYTES, RequestHeader, SIMPLE_REPLY_BYTES, SimpleReply};
+use taipan_nbd::protocol::command_flag;
+use taipan_nbd::{EXTENDED_REQUEST_BYTES, Errno, HeaderStyle, Request, RequestHeader};
 
+use crate::replies::{Head, Says};
 use crate::target::{Answer, Refused, Target};
 use crate::workload::{Kind, Op};
 
@@ -29,19 +31,30 @@ struct Slot {
     wire_len: usize,
     /// Sent and not yet answered.
     busy: bool,
-    /// Bytes of data that follow a successful reply.
+    /// First byte that a read asks for.
+    read_from: u64,
+    /// Bytes that a read asks for, and those of them that have not come.
     read_bytes: usize,
+    missing: usize,
+    refused: Option<Errno>,
 }
 
-/// Data of a read that is still arriving.
+/// Bytes of a reply that are still arriving.
 struct Arriving {
     slot: usize,
-    received: usize,
+    /// Where in the slot's buffer they belong, if they are data.
+    place: Option<usize>,
+    left: usize,
+    /// Nothing of the reply comes behind them.
+    last: bool,
 }
 
 /// An NBD connection with its slots.
 pub(crate) struct NbdTarget {
     socket: OwnedFd,
+    style: HeaderStyle,
+    /// Bytes of a request before its payload.
+    header_bytes: usize,
     slots: Vec<Slot>,
     fua: bool,
     keep_data: bool,
@@ -57,7 +70,7 @@ impl NbdTarget {
     /// A connection that has just ended its handshake. `slots` requests of up to `bytes_max` may be
     /// in flight; `keep_data` makes what reads return visible in the slots' buffers.
     pub(crate) fn new(
-        socket: OwnedFd,
+        (socket, style): (OwnedFd, HeaderStyle),
         slots: usize,
         bytes_max: usize,
         fua: bool,
@@ -67,13 +80,18 @@ impl NbdTarget {
         let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(RECV_TIMEOUT))?;
         let slot = || Slot {
-            wire: vec![0; REQUEST_BYTES + bytes_max],
+            wire: vec![0; EXTENDED_REQUEST_BYTES + bytes_max],
             wire_len: 0,
             busy: false,
+            read_from: 0,
             read_bytes: 0,
+            missing: 0,
+            refused: None,
         };
         Ok(Self {
             socket,
+            style,
+            header_bytes: style.request_bytes(),
             slots: (0..slots).map(|_| slot()).collect(),
             fua,
             keep_data,
@@ -171,65 +189,124 @@ impl NbdTarget {
     fn parse(&mut self, answers: &mut Vec<Answer>) -> Result<()> {
         let mut at = 0;
         loop {
-            if let Some(Arriving { slot, received }) = &mut self.arriving {
-                let slot = *slot;
-                let wanted = self.slots[slot].read_bytes - *received;
-                let len = wanted.min(self.filled - at);
-                if self.keep_data {
-                    let from = REQUEST_BYTES + *received;
+            if let Some(arriving) = &mut self.arriving {
+                let len = arriving.left.min(self.filled - at);
+                if let Some(place) = arriving.place.filter(|_| self.keep_data) {
+                    let from = self.header_bytes + place;
                     let data = &self.input[at..at + len];
-                    self.slots[slot].wire[from..from + len].copy_from_slice(data);
+                    self.slots[arriving.slot].wire[from..from + len].copy_from_slice(data);
+                    arriving.place = Some(place + len);
                 }
                 at += len;
-                if len < wanted {
-                    *received += len;
+                arriving.left -= len;
+                if arriving.left > 0 {
                     break;
                 }
+                let (slot, last) = (arriving.slot, arriving.last);
                 self.arriving = None;
-                answers.push(Answer {
-                    slot,
-                    outcome: Ok(()),
-                });
+                if last {
+                    answers.push(self.answer(slot)?);
+                }
             }
-            let Some(head) = self.input[at..self.filled].first_chunk::<SIMPLE_REPLY_BYTES>() else {
+            let Some(head) = Head::parse(self.style, &self.input[at..self.filled])? else {
                 break;
             };
-            let reply = SimpleReply::parse(head).context("the reply stream is broken")?;
-            at += SIMPLE_REPLY_BYTES;
-            self.reply(reply, answers)?;
+            at += head.bytes;
+            self.arriving = Some(self.begin(head)?);
         }
         self.input.copy_within(at..self.filled, 0);
         self.filled -= at;
         Ok(())
     }
 
-    fn reply(&mut self, reply: SimpleReply, answers: &mut Vec<Answer>) -> Result<()> {
-        let slot = usize::try_from(reply.cookie).unwrap_or(usize::MAX);
+    /// Takes the head of a reply or of a chunk; what belongs to it is to arrive.
+    fn begin(&mut self, head: Head) -> Result<Arriving> {
+        let slot = usize::try_from(head.cookie).unwrap_or(usize::MAX);
         let Some(state) = self.slots.get_mut(slot).filter(|state| state.busy) else {
             bail!(
                 "the server answered request {:#x}, which is not in flight",
-                reply.cookie
+                head.cookie
             );
         };
-        state.busy = false;
-        match reply.errno {
-            Some(errno) => answers.push(Answer {
-                slot,
-                outcome: Err(Refused::Nbd(errno)),
-            }),
-            None if state.read_bytes > 0 => self.arriving = Some(Arriving { slot, received: 0 }),
-            None => answers.push(Answer {
-                slot,
-                outcome: Ok(()),
-            }),
+        let simple = self.style == HeaderStyle::Simple;
+        let (range, bytes) = match head.says {
+            Says::Success if simple => (Some((state.read_from, state.read_bytes)), true),
+            Says::Success => (None, false),
+            Says::Data(offset, len) => (Some((offset, len)), true),
+            Says::Hole(offset, len) => (Some((offset, len)), false),
+            Says::Failure(errno, text) => {
+                state.refused = Some(errno);
+                state.missing = 0;
+                let (place, last) = (None, head.last);
+                return Ok(Arriving {
+                    slot,
+                    place,
+                    left: text,
+                    last,
+                });
+            }
+        };
+        let mut arriving = Arriving {
+            slot,
+            place: None,
+            left: 0,
+            last: head.last,
+        };
+        let Some((offset, len)) = range else {
+            return Ok(arriving);
+        };
+        let begin = offset.wrapping_sub(state.read_from);
+        let fits = begin <= state.read_bytes as u64 && len <= state.read_bytes - begin as usize;
+        ensure!(
+            fits && len <= state.missing,
+            "data that nobody asked for at {offset}"
+        );
+        state.missing -= len;
+        let begin = begin as usize;
+        if bytes {
+            (arriving.place, arriving.left) = (Some(begin), len);
+        } else if self.keep_data {
+            let from = self.header_bytes + begin;
+            state.wire[from..from + len].fill(0);
         }
-        Ok(())
+        Ok(arriving)
     }
+
+    /// The reply is complete.
+    fn answer(&mut self, slot: usize) -> Result<Answer> {
+        let state = &mut self.slots[slot];
+        state.busy = false;
+        let outcome = match state.refused.take() {
+            Some(errno) => Err(Refused::Nbd(errno)),
+            None => Ok(()),
+        };
+        ensure!(state.missing == 0, "a reply ends without all of its data");
+        Ok(Answer { slot, outcome })
+    }
+}
+
+/// Writes a header in the style that was negotiated.
+fn put_header(style: HeaderStyle, header: &RequestHeader, out: &mut [u8]) {
+    if style != HeaderStyle::Extended {
+        return out.copy_from_slice(&header.encode());
+    }
+    let with_payload = match header.payload_len() {
+        0 => 0,
+        _ => command_flag::PAYLOAD_LEN,
+    };
+    let request = Request {
+        flags: header.flags | with_payload,
+        command: header.command,
+        cookie: header.cookie,
+        offset: header.offset,
+        length: u64::from(header.length),
+    };
+    out.copy_from_slice(&request.encode_extended());
 }
 
 impl Target for NbdTarget {
     fn buffer(&mut self, slot: usize) -> &mut [u8] {
-        &mut self.slots[slot].wire[REQUEST_BYTES..]
+        &mut self.slots[slot].wire[self.header_bytes..]
     }
 
     fn submit(&mut self, slot: usize, op: &Op) -> Result<()> {
@@ -244,13 +321,14 @@ impl Target for NbdTarget {
         let state = &mut self.slots[slot];
         ensure!(!state.busy, "slot {slot} is in use");
         state.busy = true;
-        state.wire[..REQUEST_BYTES].copy_from_slice(&header.encode());
-        state.wire_len = REQUEST_BYTES + header.payload_len() as usize;
-        state.read_bytes = if op.kind == Kind::Read {
-            op.len as usize
-        } else {
-            0
+        let payload = header.payload_len() as usize;
+        put_header(self.style, &header, &mut state.wire[..self.header_bytes]);
+        state.wire_len = self.header_bytes + payload;
+        (state.read_from, state.read_bytes) = match op.kind {
+            Kind::Read => (op.offset, op.len as usize),
+            _ => (0, 0),
         };
+        state.missing = state.read_bytes;
         self.queue.push_back(slot);
         Ok(())
     }
@@ -262,8 +340,10 @@ impl Target for NbdTarget {
     }
 
     fn finish(&mut self) -> Result<()> {
-        let header = RequestHeader::disconnect().encode();
-        rustix::net::send(&self.socket, &header, SendFlags::NOSIGNAL).context("disconnecting")?;
+        let mut header = [0; EXTENDED_REQUEST_BYTES];
+        let header = &mut header[..self.header_bytes];
+        put_header(self.style, &RequestHeader::disconnect(), header);
+        rustix::net::send(&self.socket, header, SendFlags::NOSIGNAL).context("disconnecting")?;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use taipan_engine::size;
-use taipan_nbd::{ClientExport, TransmissionFlags};
+use taipan_nbd::{ClientExport, HeaderStyle, TransmissionFlags};
 
 use crate::cli::RunArgs;
 use crate::connection::Connection;
@@ -29,7 +29,7 @@ const READ_BACK_BYTES: u32 = 256 << 10;
 
 /// An opened target of one job.
 enum Opened {
-    Nbd(OwnedFd),
+    Nbd((OwnedFd, HeaderStyle)),
     File(Arc<File>),
 }
 
@@ -160,7 +160,7 @@ fn inspect(args: &RunArgs, spec: &Spec, checking: Checking) -> Result<(Abilities
             ))
         }
         address => {
-            let Connection { socket, export } = Connection::open(address)?;
+            let Connection { socket, export } = Connection::open(address, args.replies)?;
             let sizes = export.block_sizes;
             let max = sizes.map_or(32 << 20, |s| s.maximum_payload);
             check_flags(args, &export, writes, trims)?;
@@ -172,7 +172,7 @@ fn inspect(args: &RunArgs, spec: &Spec, checking: Checking) -> Result<(Abilities
                     bytes: export.size,
                     request_bytes_max: max,
                 },
-                Opened::Nbd(socket),
+                Opened::Nbd((socket, export.headers)),
             ))
         }
     }
@@ -319,7 +319,10 @@ impl Plan<'_> {
                 let (file, _) = file_target::open(path, access)?;
                 Ok(Opened::File(Arc::new(file)))
             }
-            address => Ok(Opened::Nbd(Connection::open(address)?.socket)),
+            address => {
+                let Connection { socket, export } = Connection::open(address, self.args.replies)?;
+                Ok(Opened::Nbd((socket, export.headers)))
+            }
         }
     }
 
@@ -399,9 +402,9 @@ impl Plan<'_> {
         let (depth, bytes) = (self.args.iodepth as usize, bytes as usize);
         let fua = self.args.fua;
         match opened {
-            Opened::Nbd(socket) => {
+            Opened::Nbd(opened) => {
                 let keep = matches!(content, Content::Verified(_));
-                let mut target = NbdTarget::new(socket, depth, bytes, fua, keep)?;
+                let mut target = NbdTarget::new(opened, depth, bytes, fua, keep)?;
                 Ok(drive(&mut target, source, depth, content, counts, pace))
             }
             Opened::File(file) => {

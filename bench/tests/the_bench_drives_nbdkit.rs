@@ -52,7 +52,8 @@ fn what_is_written_to_nbdkit_is_verified_in_the_run_and_later() {
             .unwrap()
     };
     let write = "--rw randrw --bs 512-256k --iodepth 16 --numjobs 4 --fsync 32 --verify crc32c";
-    for options in [write, &format!("{write} --verify-only")] {
+    let chunks = format!("{write} --replies structured");
+    for options in [write, &format!("{write} --verify-only"), &chunks] {
         let output = run(options);
         assert!(output.status.success(), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("all as written"));
