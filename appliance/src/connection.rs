@@ -397,7 +397,7 @@ impl Connection {
         };
         let mut out = Vec::new();
         let told = std::mem::take(lookup);
-        let exports = told.exports(around.directory);
+        let exports = told.exports(around.directory.seen_by(self.peer_ip));
         let advance = match machine.advance(self.input.bytes(), &mut out, &exports) {
             Ok(advance) => advance,
             Err(error) => {

@@ -3,6 +3,7 @@
 mod view;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -15,6 +16,7 @@ use taipan_engine::snapshot::QualifiedName;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
+use crate::access::{Access, Grant};
 use crate::connection::CONTEXTS;
 
 pub use view::View;
@@ -205,9 +207,26 @@ pub struct Directory {
     /// Snapshots that are open for reading.
     views: RwLock<BTreeMap<QualifiedName, Arc<Volume>>>,
     stopping: AtomicBool,
+    access: Access,
 }
 
 impl Directory {
+    /// A directory without volumes, to which these rules apply.
+    pub fn with_access(access: Access) -> Self {
+        Self {
+            access,
+            ..Self::default()
+        }
+    }
+
+    /// The directory as a client sees it; `None`: one of the unix socket.
+    pub fn seen_by(&self, client: Option<IpAddr>) -> Seen<'_> {
+        Seen {
+            directory: self,
+            client,
+        }
+    }
+
     /// The volume of that name.
     pub fn get(&self, name: &VolumeName) -> Option<Arc<Volume>> {
         self.volumes
@@ -303,5 +322,142 @@ impl ExportDirectory for Directory {
         self.find(name)?;
         CONTEXTS.into_iter().for_each(visit);
         Ok(())
+    }
+}
+
+/// What a client may know and use of a [`Directory`].
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    directory: &'a Directory,
+    client: Option<IpAddr>,
+}
+
+impl Seen<'_> {
+    /// What the client may do with an export: what it may with the volume, snapshots included.
+    fn grant(&self, export: &str) -> Grant {
+        let volume = export.split_once('@').map_or(export, |(volume, _)| volume);
+        self.directory.access.grant(volume, self.client)
+    }
+
+    /// The same whether there is such a volume or not: names are not to be guessed.
+    fn refuse_strangers(&self, export: &str) -> Result<Grant, LookupError> {
+        match self.grant(export) {
+            Grant::None => {
+                let text = "the volume is not granted to this client";
+                Err(LookupError::Policy(text.to_owned()))
+            }
+            grant => Ok(grant),
+        }
+    }
+}
+
+impl ExportDirectory for Seen<'_> {
+    fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
+        if !self.directory.access.lists_to(self.client) {
+            let text = "exports are not listed here";
+            return Err(LookupError::Policy(text.to_owned()));
+        }
+        self.directory.list(&mut |name, description| {
+            if self.grant(name) != Grant::None {
+                visit(name, description);
+            }
+        })
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
+        if !name.is_empty() {
+            self.refuse_strangers(name)?;
+        }
+        let mut info = self.directory.find(name)?;
+        info.read_only |= self.refuse_strangers(&info.canonical_name)? == Grant::Read;
+        Ok(info)
+    }
+
+    fn awaits(&self, name: &str) -> bool {
+        self.grant(name) != Grant::None && self.directory.awaits(name)
+    }
+
+    fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
+        self.find(name)?;
+        self.directory.contexts(name, visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{Listing, Rule};
+
+    fn directory(listing: Listing, grant: Grant) -> Directory {
+        let rule = Rule {
+            volumes: vec!["tenant/*".parse().unwrap()],
+            clients: vec!["10.0.0.0/8".parse().unwrap()],
+            grant,
+        };
+        let rules = vec![rule];
+        let directory = Directory::with_access(Access { listing, rules });
+        for (index, name) in ["other", "tenant/a"].into_iter().enumerate() {
+            let name = VolumeName::parse(name).unwrap();
+            let settings = VolumeSettings::with_size(1 << 20);
+            let local = LocalHead::named(VolumeId(index as u64), name, settings);
+            let volume = Volume::serving(VolumeSlot(index as u32), &local, true);
+            directory.insert(Arc::new(volume));
+        }
+        directory
+    }
+
+    fn names(seen: Seen<'_>) -> Result<Vec<String>, LookupError> {
+        let mut names = Vec::new();
+        seen.list(&mut |name, _| names.push(name.to_owned()))?;
+        Ok(names)
+    }
+
+    #[test]
+    fn clients_see_what_is_granted_to_them_and_guess_nothing() {
+        let directory = directory(Listing::All, Grant::Read);
+        let friend = directory.seen_by(Some([10, 0, 0, 1].into()));
+        assert_eq!(names(friend).unwrap(), ["other", "tenant/a"]);
+        assert!(friend.find("tenant/a").unwrap().read_only);
+        assert!(!friend.find("other").unwrap().read_only);
+        assert!(matches!(friend.find("tenant/b"), Err(LookupError::Unknown)));
+        for client in [None, Some([11, 0, 0, 1].into())] {
+            let stranger = directory.seen_by(client);
+            assert_eq!(names(stranger).unwrap(), ["other"]);
+            for name in ["tenant/a", "tenant/b", "tenant/a@s"] {
+                let refused = stranger.find(name);
+                assert!(matches!(refused, Err(LookupError::Policy(_))), "{name}");
+                assert!(stranger.contexts(name, &mut |_| {}).is_err());
+            }
+            assert!(stranger.find("other").is_ok());
+        }
+    }
+
+    #[test]
+    fn the_only_volume_is_not_everybodys_for_want_of_a_name() {
+        let directory = directory(Listing::All, Grant::Write);
+        directory.remove(&VolumeName::parse("other").unwrap());
+        assert!(
+            directory
+                .seen_by(Some([10, 0, 0, 1].into()))
+                .find("")
+                .is_ok()
+        );
+        let stranger = directory.seen_by(None).find("");
+        assert!(matches!(stranger, Err(LookupError::Policy(_))));
+    }
+
+    #[test]
+    fn names_are_listed_where_that_is_allowed() {
+        for (listing, tcp, unix) in [
+            (Listing::All, true, true),
+            (Listing::Unix, false, true),
+            (Listing::None, false, false),
+        ] {
+            let directory = directory(listing, Grant::Write);
+            let client = Some([10, 0, 0, 1].into());
+            assert_eq!(names(directory.seen_by(client)).is_ok(), tcp);
+            assert_eq!(names(directory.seen_by(None)).is_ok(), unix);
+            assert!(directory.seen_by(client).find("tenant/a").is_ok());
+        }
     }
 }

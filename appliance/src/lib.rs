@@ -3,6 +3,7 @@
 //! The control plane (this crate's `config`, `control`, `metrics`) talks to the data plane only
 //! through [`control::Appliance`] and the counters of [`metrics`].
 
+pub mod access;
 mod assembly;
 mod backend_check;
 pub mod boot;

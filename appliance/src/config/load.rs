@@ -126,6 +126,7 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
                 .size("commit.pending_size", (1 << 20)..=(1 << 40))
                 .unwrap_or(64 << 20),
         },
+        access: super::access::read(doc),
         reads: super::reads::read(doc),
         limits: read_limits(doc),
         log: read_log(doc),

@@ -1,6 +1,7 @@
 //! The effective configuration: defaults, then the file, then the flags, checked as a whole.
 //! Every key and its default is listed in `docs/operations/config.md`.
 
+mod access;
 mod cpus;
 mod document;
 mod flags;

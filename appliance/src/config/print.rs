@@ -45,6 +45,7 @@ impl Config {
         let listen = listen.collect::<Vec<_>>().join(", ");
         writeln!(out, "listen = [{listen}]")?;
         writeln!(out, "socket = {}", path(&self.socket))?;
+        super::access::print_listing(out, &self.access)?;
         writeln!(out, "\n[control]")?;
         writeln!(out, "socket = {}", path(&self.control_socket))?;
         writeln!(out, "\n[metrics]")?;
@@ -56,6 +57,7 @@ impl Config {
         )?;
         self.print_machine(out)?;
         self.print_storage(out)?;
+        super::access::print_rules(out, &self.access)?;
         self.volumes.iter().try_for_each(|v| print_volume(out, v))
     }
 
@@ -156,7 +158,7 @@ fn print_volume(out: &mut String, volume: &VolumeConfig) -> fmt::Result {
     writeln!(out, "requests_per_hour = {}", settings.requests_per_hour)
 }
 
-fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 

@@ -31,6 +31,8 @@ pub struct Config {
     pub volumes: Vec<VolumeConfig>,
     /// TCP addresses for NBD; may be empty.
     pub listen: Vec<SocketAddr>,
+    /// Who may use which volume.
+    pub access: crate::access::Access,
     /// Unix socket for NBD.
     pub socket: PathBuf,
     /// Unix socket of the control API.

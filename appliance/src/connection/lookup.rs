@@ -3,7 +3,7 @@
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
 use super::{Connection, Outcome, Phase, Surroundings};
-use crate::directory::Directory;
+use crate::directory::Seen;
 
 /// How far the search for the snapshot is that the client named last.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ impl Lookup {
     }
 
     /// The directory as this client sees it.
-    pub(super) fn exports<'a>(&'a self, directory: &'a Directory) -> Exports<'a> {
+    pub(super) fn exports<'a>(&'a self, directory: Seen<'a>) -> Exports<'a> {
         let refused = match self {
             Self::Told(name, Err(why)) => Some((name.as_str(), why)),
             Self::Nothing | Self::Awaited(_) | Self::Told(_, Ok(())) => None,
@@ -34,7 +34,7 @@ impl Lookup {
 
 /// The directory with what this client was told of a snapshot that cannot be had.
 pub(super) struct Exports<'a> {
-    directory: &'a Directory,
+    directory: Seen<'a>,
     refused: Option<(&'a str, &'a LookupError)>,
 }
 
