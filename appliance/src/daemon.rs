@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::control::{Appliance, Servers};
 use crate::lock::{DataDir, free_bytes};
 use crate::memlock::allow_locked_memory;
+use crate::notify::{self, Progress};
 use crate::signals;
 
 /// What the data plane is started with.
@@ -75,7 +76,9 @@ pub fn run(
         stop,
     })?;
     servers.start(running.appliance(), None)?;
+    notify::tell(Progress::Serving);
     wait(&stopped)?;
+    notify::tell(Progress::Stopping);
     let result = running.stop(config.drain_on_stop);
     servers.stop();
     match &result {

@@ -24,6 +24,7 @@ pub mod lock;
 pub mod logging;
 pub mod memlock;
 pub mod metrics;
+pub mod notify;
 pub mod opening;
 pub mod ownership;
 pub mod quarantine;
