@@ -27,6 +27,7 @@ mod injected_wal_errors;
 mod lost_responses_lose_nothing;
 mod promises_change_while_in_use;
 mod quiet_volumes_cost_nothing;
+mod rules_say_who_may_use_a_volume;
 mod slow_readers_hurt_only_themselves;
 mod the_bucket_brings_everything_back;
 mod the_bucket_holds_a_cut;
