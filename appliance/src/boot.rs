@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use taipan_engine::api::{Lineage, RecoveryStatus};
 use taipan_engine::backend::{Backend, LocalMetadata};
-use taipan_engine::block::ShardId;
+use taipan_engine::block::{SHARD_COUNT, ShardId};
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
@@ -61,7 +61,9 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let wal_dir = parts.data.path().join("wal");
     let wal_bytes = config.wal.bytes_on(free_bytes(parts.data.path())?);
     let arena_bytes = parts.budget.batch_bytes_per_shard() as usize;
-    let wanted = LogConfig::for_wal(wal_bytes / 16, arena_bytes)?;
+    let undurable_bytes = config.wal.flush_size_bytes as usize / SHARD_COUNT;
+    let wanted =
+        LogConfig::for_wal(wal_bytes / 16, arena_bytes)?.with_undurable_max(undurable_bytes)?;
     let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted)?;
     let sync = SyncChoice::decide(&wal_dir, config.wal.sync)?;
     tracing::info!(mode = sync.name(), barrier = ?sync.barrier, reason = sync.reason, "WAL sync");

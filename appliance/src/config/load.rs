@@ -217,7 +217,7 @@ fn read_wal(doc: &mut Document) -> Wal {
             .millis("wal.flush_interval_ms", 1..=60_000)
             .unwrap_or(Duration::from_millis(100)),
         flush_size_bytes: doc
-            .size("wal.flush_size", (16 << 20)..=(1 << 30))
+            .size("wal.flush_size", (16 << 20)..=(256 << 20))
             .unwrap_or(64 << 20),
         on_full: doc.choice("wal.on_full", &when_full).unwrap_or_default(),
     }

@@ -39,7 +39,7 @@ impl Default for CutPolicy {
         Self {
             commit_interval_ms: 30_000,
             pending_bytes: 64 << 20,
-            burst_ms: 1000,
+            burst_ms: 3000,
             wal_percent: 50,
             spacing_ms: 20,
         }
@@ -85,7 +85,7 @@ pub struct Cut {
 
 /// At so many times the bytes that make one volume due, a burst is long enough; and many volumes
 /// with little each are all due.
-const BURSTS: u64 = 8;
+const BURSTS: u64 = 32;
 
 /// Decides on cuts of volumes.
 ///

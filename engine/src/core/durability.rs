@@ -10,7 +10,7 @@ use super::{Core, Io, PendingOp, Request};
 use crate::block::SHARD_COUNT;
 use crate::identity::BatchNum;
 use crate::shard::{Shard, VolumeSlot};
-use crate::wal::{BarrierMark, Health, WalWrite};
+use crate::wal::{BarrierMark, Health, ShardLog, WalWrite};
 
 /// How a batch on which somebody waits is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +40,9 @@ pub struct WritePolicy {
     pub write_delay_ms: u64,
     /// Nothing stays undurable for longer than about this.
     pub flush_interval_ms: u64,
-    /// A barrier is issued in the background when so many bytes of one shard are written and not
-    /// durable. What is still to be written does not count: barriers slow the writes down.
+    /// A barrier is issued in the background when so many bytes a shard, on average over the core's
+    /// shards, are written and not durable, or half as many again in one shard. What is still to be
+    /// written does not count: barriers slow the writes down, and each one covers all shards.
     pub undurable_bytes: usize,
 }
 
@@ -84,6 +85,8 @@ pub(super) struct Durability {
     /// Batches up to here are written without delay.
     hurry: [BatchNum; SHARD_COUNT],
     writes_in_flight: usize,
+    /// The shard whose batches are started first: the one after the last that started a write.
+    first: u32,
     barrier_in_flight: bool,
     /// The write now being appended starts durable at arrival.
     hurry_next: bool,
@@ -103,6 +106,7 @@ impl Durability {
             durable_seen: [BatchNum(0); SHARD_COUNT],
             hurry: [BatchNum(0); SHARD_COUNT],
             writes_in_flight: 0,
+            first: 0,
             barrier_in_flight: false,
             hurry_next: false,
             sync_now: false,
@@ -317,9 +321,12 @@ impl Core {
 
     fn start_writes(&mut self) {
         let lone = self.is_lone_batch();
-        let mut mask = self.durability.dirty;
+        // In turn: a shard that is always last falls behind, runs out of memory for undurable
+        // batches and stops the clients of all.
+        let first = self.durability.first;
+        let mut mask = self.durability.dirty.rotate_right(first);
         while mask != 0 {
-            let position = mask.trailing_zeros() as usize;
+            let position = (mask.trailing_zeros() + first) as usize % SHARD_COUNT;
             mask &= mask - 1;
             self.close_if_due(position);
             let durability = &mut self.durability;
@@ -342,6 +349,7 @@ impl Core {
                 };
                 let slice = log.io_slice(&write);
                 durability.writes_in_flight += 1;
+                durability.first = (position as u32 + 1) % SHARD_COUNT as u32;
                 self.counters.wal_writes += 1;
                 self.counters.wal_bytes += write.len as u64;
                 let op = self.ops.insert(PendingOp::WalWrite { position, write });
@@ -404,18 +412,17 @@ impl Core {
             .any(|waiter| covers(&waiter.needs));
         let policy = &durability.policy;
         let background = || {
-            (0..shards.len()).any(|position| {
+            let aged = |position: usize| {
+                let since_ms = durability.undurable_since_ms[position];
+                self.now_ms.saturating_sub(since_ms) >= policy.flush_interval_ms
+            };
+            let due = (0..shards.len()).any(|position| {
                 let log = shards[position].log();
-                let age_ms = self
-                    .now_ms
-                    .saturating_sub(durability.undurable_since_ms[position]);
                 durability.undurable & 1 << position != 0
                     && log.written_through() > log.durable_through()
-                    && (durability.sync_now
-                        || (log.undurable_bytes() >= policy.undurable_bytes
-                            && log.written_undurable_bytes() >= policy.undurable_bytes)
-                        || age_ms >= policy.flush_interval_ms)
-            })
+                    && (durability.sync_now || aged(position))
+            });
+            due || self.is_much_undurable()
         };
         if !awaited && !background() {
             return;
@@ -433,8 +440,39 @@ impl Core {
         self.durability.barrier_in_flight = true;
         self.durability.sync_now = false;
         self.counters.barriers += 1;
+        debug_assert!(files != 0, "a barrier covers something");
         let op = self.ops.insert(PendingOp::Barrier(marks));
         self.effects.io.push(Io::Barrier { op, shards: files });
+    }
+
+    /// Whether enough is written for a barrier that nobody waits for.
+    fn is_much_undurable(&self) -> bool {
+        let durability = &self.durability;
+        let average_max = durability.policy.undurable_bytes;
+        let reaches = |bytes: fn(&ShardLog) -> usize| {
+            let (mut sum, mut one) = (0, false);
+            for (position, shard) in self.shards.iter().enumerate() {
+                let log = shard.log();
+                // A log that failed stays undurable for good.
+                if durability.undurable & 1 << position == 0
+                    || log.written_through() <= log.durable_through()
+                {
+                    continue;
+                }
+                // Clients may wait for the memory.
+                let waits = !self.parked[position].is_empty();
+                let most = if waits {
+                    average_max
+                } else {
+                    average_max / 2 * 3
+                };
+                one |= bytes(log) >= most;
+                sum += bytes(log);
+            }
+            one || sum >= average_max * self.shards.len()
+        };
+        // The first sum costs little and is too small nearly always.
+        reaches(ShardLog::undurable_bytes) && reaches(ShardLog::written_undurable_bytes)
     }
 
     /// A batch write ended.

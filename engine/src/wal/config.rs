@@ -58,7 +58,10 @@ pub struct LogConfig {
 const SEGMENTS_MIN: u64 = 6;
 const SEGMENT_BYTES_MIN: u64 = 512 << 10;
 const SEGMENT_BYTES_MAX: u64 = 16 << 20;
-const UNDURABLE_BYTES_MAX: usize = 4 << 20;
+/// Most undurable bytes of a shard, so that replay knows how far behind a gap to look.
+pub(super) const UNDURABLE_BYTES_MAX: usize = 16 << 20;
+/// Undurable bytes of a shard unless somebody asks for others.
+const UNDURABLE_BYTES_DEFAULT: usize = 4 << 20;
 const BATCH_PAYLOAD_MAX: usize = 1 << 20;
 
 impl LogConfig {
@@ -78,18 +81,31 @@ impl LogConfig {
             )));
         }
         let batch_payload_max = BATCH_PAYLOAD_MAX.min(segment_bytes as usize / 4);
-        let share = (wal_bytes / 16) as usize;
-        let mut config = Self {
+        let config = Self {
             arena_bytes: arena_bytes / PAGE_BYTES * PAGE_BYTES,
-            undurable_bytes_max: share.min(UNDURABLE_BYTES_MAX).min(arena_bytes / 2),
+            undurable_bytes_max: 0,
             batch_payload_max,
             segment_bytes,
             segments: u32::try_from(segments).unwrap_or(u32::MAX),
             reserve_segments: 0,
         };
-        config.reserve_segments = config.reserve_for_all();
-        config.validate()?;
-        Ok(config)
+        config.with_undurable_max(UNDURABLE_BYTES_DEFAULT)
+    }
+
+    /// The same sizes with at most so many undurable bytes of this shard, and batches that fit:
+    /// less if a sixteenth of the file, half of the region or 16 MiB are less.
+    ///
+    /// # Errors
+    /// `Invalid` when the parts do not fit each other.
+    pub fn with_undurable_max(mut self, bytes: usize) -> Result<Self> {
+        let share = (self.file_bytes() / 16) as usize;
+        let most = share.min(self.arena_bytes / 2).min(UNDURABLE_BYTES_MAX);
+        self.undurable_bytes_max = bytes.min(most);
+        let payload = self.undurable_bytes_max.saturating_sub(PAGE_BYTES) / PAGE_BYTES * PAGE_BYTES;
+        self.batch_payload_max = self.batch_payload_max.min(payload);
+        self.reserve_segments = self.reserve_for_all();
+        self.validate()?;
+        Ok(self)
     }
 
     /// Checks that the parts fit each other.
@@ -177,6 +193,21 @@ mod tests {
             assert!(config.arena_bytes <= arena);
             assert!(config.segments >= config.reserve_segments + 2, "{config:?}");
         }
+    }
+
+    #[test]
+    fn the_undurable_bytes_are_as_asked_within_the_file_and_the_region() {
+        let config = LogConfig::for_wal(512 << 20, 64 << 20).unwrap();
+        for (asked, got) in [(1, 1), (4, 4), (14, 14), (64, 16)] {
+            let config = config.with_undurable_max(asked << 20).unwrap();
+            assert_eq!(config.undurable_bytes_max, got << 20);
+            assert!(config.batch_bytes_max() <= config.undurable_bytes_max);
+            assert!(config.segments >= config.reserve_segments + 2, "{config:?}");
+        }
+        assert!(
+            config.with_undurable_max(64 << 10).is_err(),
+            "less than a block and its header"
+        );
     }
 
     #[test]

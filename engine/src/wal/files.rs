@@ -96,8 +96,7 @@ impl WalFiles {
         let mut config = LogConfig::for_wal(file_bytes, wanted.arena_bytes)?;
         config.segments = self.state.segments;
         config.segment_bytes = bytes;
-        config.validate()?;
-        Ok(config)
+        config.with_undurable_max(wanted.undurable_bytes_max)
     }
 
     /// The file of a shard, opened with O_DIRECT where the file system has it.

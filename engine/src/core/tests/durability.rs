@@ -1,7 +1,7 @@
 //! FUA and FLUSH: what they wait for, and that they do.
 
 use super::rig::{BLOCK, Rig, is_barrier, is_write, lazy};
-use crate::core::{SyncMode, WritePolicy};
+use crate::core::{Io, SyncMode, WritePolicy};
 
 #[test]
 fn a_flush_waits_for_the_write_and_for_a_barrier_after_it() {
@@ -96,6 +96,77 @@ fn nothing_stays_undurable_for_longer_than_the_interval_under_a_steady_trickle()
         barriers += rig.end_some(is_barrier, None);
     }
     assert!(barriers >= 2, "{barriers} barriers in 250 ms");
+}
+
+/// Fills `blocks` of every shard of `shards`, in order of block numbers.
+fn fill(rig: &mut Rig, shards: u64, blocks: std::ops::Range<u64>) {
+    for local in blocks {
+        for shard in 0..shards {
+            rig.write(local * 16 + shard, 1);
+        }
+    }
+}
+
+/// A core that writes a batch when it has 32 KiB, and wants a barrier at 64 KiB a shard.
+fn eager(writes_in_flight_max: usize) -> Rig {
+    let policy = WritePolicy {
+        batch_bytes: 32 << 10,
+        undurable_bytes: 64 << 10,
+        writes_in_flight_max,
+        ..lazy()
+    };
+    let mut rig = Rig::with_policy(1, policy);
+    // The barrier that the rig's start has asked for.
+    rig.write(0, 1);
+    rig.flush_on(0);
+    rig.settle();
+    rig
+}
+
+#[test]
+fn shards_that_fill_alike_share_one_barrier_in_the_background() {
+    let mut rig = eager(32);
+    fill(&mut rig, 16, 0..14);
+    assert_eq!(rig.io.len(), 32, "two batches a shard");
+    for _ in 0..32 {
+        assert!(!rig.io.iter().any(|(_, io)| is_barrier(io)), "too early");
+        let oldest = rig.io.remove(0);
+        rig.end(oldest, None);
+        rig.turn();
+    }
+    assert_eq!(rig.end_some(is_barrier, None), 1, "for 64 KiB of each");
+    assert!(rig.io.is_empty());
+    let logs = || rig.cores[0].shards().iter().map(|shard| shard.log());
+    assert!(logs().all(|log| log.durable_through() == log.last()));
+}
+
+#[test]
+fn a_shard_that_fills_alone_gets_its_barrier_before_its_memory_is_full() {
+    let mut rig = eager(32);
+    fill(&mut rig, 1, 0..14);
+    assert_eq!(rig.end_some(is_write, None), 2);
+    assert!(rig.io.is_empty(), "64 KiB of one shard are little");
+    fill(&mut rig, 1, 14..21);
+    assert_eq!(rig.end_some(is_write, None), 1);
+    assert_eq!(rig.end_some(is_barrier, None), 1, "96 KiB are not");
+    assert_eq!(rig.cores[0].counters().parked, 0);
+}
+
+#[test]
+fn shards_take_turns_when_not_all_may_write() {
+    let mut rig = eager(2);
+    fill(&mut rig, 4, 0..14);
+    let mut order = Vec::new();
+    while let Some((_, Io::WalWrite { shard, .. })) = rig.io.first() {
+        order.push(shard.index());
+        let oldest = rig.io.remove(0);
+        rig.end(oldest, None);
+        rig.turn();
+    }
+    assert_eq!(order.len(), 8, "{order:?}");
+    let mut half = order[..4].to_vec();
+    half.sort_unstable();
+    assert_eq!(half, [0, 1, 2, 3], "{order:?}");
 }
 
 #[test]

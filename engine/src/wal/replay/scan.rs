@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::block::PAGE_BYTES;
 use crate::identity::{BatchNum, Incarnation};
 
-use super::super::config::LogIdentity;
+use super::super::config::{LogIdentity, UNDURABLE_BYTES_MAX};
 use super::super::format::{BatchHeader, HEAD_SLOTS, LogHead};
 use super::super::media::ReadMedia;
 use super::damage::{ProblemKind, Problems};
@@ -17,9 +17,9 @@ use super::damage::{ProblemKind, Problems};
 const PAGE: u64 = PAGE_BYTES as u64;
 const WINDOW_BYTES_MIN: usize = 16 << 10;
 const WINDOW_BYTES_MAX: usize = 1 << 20;
-/// Bytes of file behind the newest batch that are looked at page by page: several times what can
-/// be undurable at once.
-const TAIL_BYTES: u64 = 16 << 20;
+/// Bytes of file behind the newest batch that are looked at page by page: twice what can be
+/// undurable at once.
+const TAIL_BYTES: u64 = 2 * UNDURABLE_BYTES_MAX as u64;
 const TAIL_SEGMENTS_MIN: u64 = 3;
 
 /// A batch header found in the file, at its own place and of this WAL.

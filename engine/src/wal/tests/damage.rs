@@ -443,7 +443,7 @@ fn a_large_log_is_not_read_whole() {
         }
     }
     let config = crate::wal::LogConfig {
-        segments: 400,
+        segments: 800,
         ..small()
     };
     let media = Counting(blank_file(&config), std::cell::Cell::new(0));
