@@ -250,6 +250,8 @@ impl Assembly {
             wal_paths: self.paths.clone(),
             packing_bytes,
             on_full: config.wal.on_full,
+            compaction: config.compaction.clone(),
+            commit_interval_ms: config.commit.interval.as_millis() as u64,
             clock: Arc::clone(&self.clock),
             coordinator: Coordinator::new(policy, self.clock.now()),
             volumes,

@@ -53,6 +53,12 @@ pub struct Volume {
     pub mapped_blocks: AtomicU64,
     /// Chunk objects with live blocks.
     pub chunks: AtomicU64,
+    /// Bytes of these objects, and of what is live in them.
+    pub chunk_bytes: AtomicU64,
+    /// Bytes of live blocks.
+    pub live_bytes: AtomicU64,
+    /// Chunks whose live share is under the threshold of compaction.
+    pub sparse_chunks: AtomicU64,
     /// Heap bytes of the committed index.
     pub index_bytes: AtomicU64,
     /// Milliseconds of the daemon's clock at the last commit; 0: none yet.
@@ -81,6 +87,9 @@ impl Volume {
             generation: AtomicU64::new(local.generation.0),
             mapped_blocks: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
+            chunk_bytes: AtomicU64::new(0),
+            live_bytes: AtomicU64::new(0),
+            sparse_chunks: AtomicU64::new(0),
             index_bytes: AtomicU64::new(0),
             last_commit_ms: AtomicU64::new(0),
             lineage: if was_clean {

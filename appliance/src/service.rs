@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::bounded;
 use futures::executor::block_on;
 use taipan_engine::api::{
-    BackendState, BackendStatus, ConnectionInfo, ConnectionName, MemoryStatus, PaceStatus,
-    RANGES_MAX, RecoveryStatus, RunState, ShardStatus, SnapshotInfo, Status, TakeSnapshot,
-    UploadInfo, UploadStatus, VolumeChanges, VolumeInfo, VolumePatch, VolumeState, WalStatus,
-    WarmStatus, WarmVolume,
+    BackendState, BackendStatus, ChunkUsage, CompactionStatus, ConnectionInfo, ConnectionName,
+    MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus, RunState, ShardStatus, SnapshotInfo,
+    Status, TakeSnapshot, UploadInfo, UploadStatus, VolumeChanges, VolumeInfo, VolumePatch,
+    VolumeState, WalStatus, WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
@@ -351,6 +351,19 @@ impl Shared {
         self.parts.started.elapsed().as_millis() as u64
     }
 
+    fn compaction_status(&self) -> CompactionStatus {
+        let totals = self.parts.metrics.uploader().totals();
+        let config = &self.parts.config.compaction;
+        CompactionStatus {
+            threshold_percent: config.threshold_percent,
+            bytes_per_second: config.bytes_per_second,
+            committed: totals.compactions,
+            failures: totals.compaction_failures,
+            read_bytes: totals.compaction_read_bytes,
+            written_bytes: totals.compaction_written_bytes,
+        }
+    }
+
     fn info(&self, volume: &Volume, reports: &[CoreReport]) -> VolumeInfo {
         let (state, cause) = volume.state();
         let settings = volume.settings();
@@ -381,6 +394,11 @@ impl Shared {
             manifest: load(&volume.manifest),
             generation: load(&volume.generation),
             chunks: load(&volume.chunks),
+            usage: ChunkUsage {
+                chunk_bytes: load(&volume.chunk_bytes),
+                live_bytes: load(&volume.live_bytes),
+                sparse_chunks: load(&volume.sparse_chunks),
+            },
             index_bytes: load(&volume.index_bytes),
             last_commit_age_seconds: (committed_ms > 0)
                 .then(|| self.now_ms().saturating_sub(committed_ms) as f64 / 1000.0),
@@ -495,6 +513,7 @@ impl Appliance for Shared {
             },
             shards,
             backend: self.backend_status(),
+            compaction: self.compaction_status(),
             memory: MemoryStatus {
                 budget_bytes: parts.budget.total_bytes(),
                 parts: parts.budget.parts(),

@@ -3,6 +3,7 @@
 
 mod changes;
 mod chunks;
+mod compaction;
 mod control;
 mod effects;
 mod patience;
@@ -27,13 +28,13 @@ use glommio::sync::Semaphore;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use taipan_engine::arena::ArenaReader;
 use taipan_engine::backend::Backend;
-use taipan_engine::commit::{CommitStatus, Coordinator, Event, Load, VolumePace};
+use taipan_engine::commit::{CommitStatus, CompactionRead, Coordinator, Event, Load, VolumePace};
 use taipan_engine::core::{CoreLoad, CutScope, EpochClock, SealedCore};
-use taipan_engine::error::ErrorKind;
+use taipan_engine::error::{ErrorKind, Result as EngineResult};
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::registry::LocalHeads;
 
-use crate::config::OnFull;
+use crate::config::{Compaction, OnFull};
 use crate::directory::Directory;
 use crate::fetcher::ChunkTables;
 use crate::inbox::{CoreAddress, CoreMessage};
@@ -45,6 +46,7 @@ pub use volume::UploadVolume;
 
 use changes::{Change, Creations};
 use chunks::{BlockSource, CutPlaces};
+use compaction::Compactor;
 use control::Waiting;
 use effects::Means;
 
@@ -70,6 +72,7 @@ pub(crate) enum Message {
     Request(Request),
     View(ViewWish),
     Changed(Box<Change>),
+    Compact(VolumeId, EngineResult<Box<CompactionRead>>),
 }
 
 /// The sending side of the uploader's inbox.
@@ -167,6 +170,10 @@ pub struct UploaderParts {
     pub packing_bytes: u64,
     /// What becomes of writes when the log is full and the backend away.
     pub on_full: OnFull,
+    /// When chunks are rewritten.
+    pub compaction: Compaction,
+    /// Longest time that a write waits for a cut, in milliseconds.
+    pub commit_interval_ms: u64,
     /// The global epoch.
     pub clock: Arc<EpochClock>,
     /// Decides on cuts.
@@ -203,6 +210,7 @@ pub struct Uploader {
     metrics: Arc<Metrics>,
     state: Arc<UploaderState>,
     uploads: TaskQueueHandle,
+    compactor: Compactor,
     on_full: OnFull,
     /// The cores were told that a full log refuses writes.
     refusing: bool,
@@ -297,6 +305,9 @@ impl Uploader {
             Latency::Matters(Duration::from_millis(5)),
             "uploads",
         );
+        let rewrites =
+            executor.create_task_queue(Shares::Static(100), Latency::NotImportant, "compaction");
+        let compactor = Compactor::new(parts.compaction, parts.commit_interval_ms, rewrites);
         let means = Means {
             backend: parts.backend,
             heads: parts.heads,
@@ -332,6 +343,7 @@ impl Uploader {
             metrics: parts.metrics,
             state: parts.state,
             uploads,
+            compactor,
             on_full: parts.on_full,
             refusing: false,
             drains: Vec::new(),
@@ -364,6 +376,7 @@ impl Uploader {
                 self.serve_taken();
                 self.expire_views(now_ms);
                 self.take_cut(now_ms);
+                self.run_compaction(now_ms);
                 self.start_commits();
                 self.run_effects(now_ms);
                 self.sample(now_ms);
@@ -407,6 +420,7 @@ impl Uploader {
             Message::Request(request) => self.request(request),
             Message::View(wish) => self.open_view(wish),
             Message::Changed(change) => self.changed(*change),
+            Message::Compact(id, result) => self.compaction_read(id, result),
         }
     }
 

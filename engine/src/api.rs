@@ -242,6 +242,17 @@ pub enum Lineage {
     Broken,
 }
 
+/// What the chunks of a volume hold; as of the last look of compaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkUsage {
+    /// Bytes of all chunks of the head, those included that only snapshots need.
+    pub chunk_bytes: u64,
+    /// Bytes of blocks that are the newest version.
+    pub live_bytes: u64,
+    /// Chunks whose live share is under the threshold of compaction.
+    pub sparse_chunks: u64,
+}
+
 /// One volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeInfo {
@@ -273,6 +284,9 @@ pub struct VolumeInfo {
     pub generation: u64,
     /// Chunk objects that hold live blocks.
     pub chunks: u64,
+    /// Bytes of chunk objects, and how much of them is live.
+    #[serde(default)]
+    pub usage: ChunkUsage,
     /// Heap bytes of the extent index.
     pub index_bytes: u64,
     /// Seconds since the last commit; absent before the first one of this process.
@@ -387,6 +401,9 @@ pub struct Status {
     /// What the backend lacks of all volumes.
     #[serde(default)]
     pub upload: UploadStatus,
+    /// What compaction has done, and when it does something.
+    #[serde(default)]
+    pub compaction: CompactionStatus,
     /// Where memory may go.
     pub memory: MemoryStatus,
     /// What the last start recovered.
@@ -395,6 +412,23 @@ pub struct Status {
     pub volumes: Vec<VolumeInfo>,
     /// What an operator should look at, most urgent first; empty when all is well.
     pub problems: Vec<String>,
+}
+
+/// Compaction, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CompactionStatus {
+    /// Live share, in percent, under which a chunk is rewritten; 0: none is.
+    pub threshold_percent: u8,
+    /// Pace, in bytes read and written; 0: it is off.
+    pub bytes_per_second: u64,
+    /// Compactions committed.
+    pub committed: u64,
+    /// Compactions that could not read or store.
+    pub failures: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes of chunks written.
+    pub written_bytes: u64,
 }
 
 /// The write-ahead log as a whole.
@@ -710,6 +744,7 @@ mod tests {
             manifest: 5,
             generation: 6,
             chunks: 7,
+            usage: ChunkUsage::default(),
             index_bytes: 8,
             last_commit_age_seconds: None,
             quarantine: None,

@@ -2,12 +2,14 @@
 //! chunks, a manifest and new leaves ([`VolumeCommit`]). Both are sans-IO; see
 //! `docs/internals/commit.md`.
 
+mod compaction;
 mod coordinator;
 mod outcome;
 mod random;
 mod volume;
 
+pub use compaction::{CompactionJob, CompactionPolicy, CompactionRead, Source};
 pub use coordinator::{Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume, VolumePace};
 pub use outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
 pub use random::Random;
-pub use volume::{CommitConfig, VolumeCommit};
+pub use volume::{CommitConfig, Usage, VolumeCommit};

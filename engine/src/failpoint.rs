@@ -11,13 +11,16 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 19] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
     "wal.release",
     "chunk.put",
     "chunk.get",
+    "compact.read",
+    "compact.put",
+    "compact.manifest",
     "cache.read",
     "cache.write",
     "manifest.put",

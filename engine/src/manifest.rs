@@ -160,6 +160,14 @@ impl Manifest {
         (self.volume, self.generation, self.token) == (other.volume, other.generation, other.token)
     }
 
+    /// Whether it adds the object, a chunk or the root of its checkpoint.
+    pub fn adds(&self, object: &SealedRef) -> bool {
+        match object {
+            SealedRef::Chunk(key) => self.added.iter().any(|chunk| chunk.key == *key),
+            SealedRef::Index(key) => self.checkpoint.is_some_and(|root| root.key == *key),
+        }
+    }
+
     /// Checks that `self` may follow `predecessor`.
     pub fn check_follows(&self, predecessor: &Self) -> Result<()> {
         codec::check_follows(self, predecessor)

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId};
 use crate::chunk::{ChunkBuilder, ChunkRef, ChunkSpec, DataRun, ZERO_RUNS_MAX, ZeroRun};
 use crate::error::Result;
-use crate::identity::Epoch;
+use crate::identity::{BatchNum, Epoch};
 use crate::index::{AddedChunk, Overlay, VolumeBase};
 use crate::wal::place::Place;
 
@@ -34,6 +34,19 @@ pub struct PackPlan {
     chunk_slots: u32,
     blocks: Vec<PackBlock>,
     zeros: Vec<ZeroRun>,
+    /// The blocks' bytes, if they are copied from other chunks: a place is an index here.
+    copies: Option<Bytes>,
+}
+
+/// A block that is copied from another chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopiedBlock {
+    /// The block.
+    pub block: BlockNum,
+    /// CRC32C of the bytes.
+    pub crc: u32,
+    /// Which block of the bytes it is.
+    pub at: u32,
 }
 
 impl PackPlan {
@@ -79,7 +92,41 @@ impl PackPlan {
             chunk_slots,
             blocks,
             zeros,
+            copies: None,
         }
+    }
+
+    /// The plan for blocks of other chunks, ascending, whose bytes are in `copies`; it changes no
+    /// content.
+    pub fn copied(
+        epoch: Epoch,
+        block_size: BlockSize,
+        chunk_slots: u32,
+        blocks: &[CopiedBlock],
+        copies: Bytes,
+    ) -> Self {
+        assert!(blocks.is_sorted_by(|a, b| a.block < b.block));
+        let block = |copied: &CopiedBlock| PackBlock {
+            block: copied.block,
+            place: Place {
+                batch: BatchNum(u64::from(copied.at)),
+                page: 0,
+            },
+            crc: copied.crc,
+        };
+        Self {
+            epoch,
+            block_size,
+            chunk_slots,
+            blocks: blocks.iter().map(block).collect(),
+            zeros: Vec::new(),
+            copies: Some(copies),
+        }
+    }
+
+    /// Whether its blocks are copied from other chunks.
+    pub fn is_copied(&self) -> bool {
+        self.copies.is_some()
     }
 
     /// Drops zeros that cover nothing mapped (at the grain of a leaf), so that discarding a fresh
@@ -175,6 +222,11 @@ pub struct ChunkJob {
 }
 
 impl ChunkJob {
+    /// Whether it is copied from other chunks.
+    pub fn is_copied(&self) -> bool {
+        self.plan.is_copied()
+    }
+
     /// Blocks to be copied, in the order of the chunk's slots.
     pub fn blocks(&self) -> &[PackBlock] {
         self.plan.chunk_blocks(self.index)
@@ -187,9 +239,27 @@ impl ChunkJob {
         ChunkBuilder::new(&self.spec, &blocks, self.plan.chunk_zeros(self.index))
     }
 
+    /// Builds the object of a chunk that is copied from others; `None` for any other.
+    pub fn build_copied(&self) -> Option<Result<(Bytes, ChunkRef)>> {
+        let copies = self.plan.copies.as_ref()?;
+        let copy = |block: &PackBlock, slot: &mut [u8]| {
+            let from = block.place.batch.0 as usize * slot.len();
+            slot.copy_from_slice(&copies[from..from + slot.len()]);
+            Ok(())
+        };
+        Some(self.build_from(copy))
+    }
+
     /// Builds the object. `read` copies one block's bytes into its slot, and may be wrong: the
-    /// bytes are checked against the CRC of the WAL's record.
+    /// bytes are checked against the CRC of the WAL's record. Not asked for copied blocks.
     pub fn build(
+        &self,
+        read: impl FnMut(&PackBlock, &mut [u8]) -> Result<()>,
+    ) -> Result<(Bytes, ChunkRef)> {
+        self.build_copied().unwrap_or_else(|| self.build_from(read))
+    }
+
+    fn build_from(
         &self,
         mut read: impl FnMut(&PackBlock, &mut [u8]) -> Result<()>,
     ) -> Result<(Bytes, ChunkRef)> {

@@ -93,6 +93,7 @@ fn overview(status: &Status) -> String {
         .add("commits", commit_pace(status))
         .add("requests", requests(status))
         .add("upload", upload(status))
+        .add("compaction", compaction(status))
         .add("memory", memory(status))
         .add("recovery", recovery(status));
     fields.render()
@@ -157,6 +158,22 @@ fn upload(status: &Status) -> String {
         ));
     }
     text
+}
+
+fn compaction(status: &Status) -> String {
+    let compaction = &status.compaction;
+    if compaction.threshold_percent == 0 || compaction.bytes_per_second == 0 {
+        return "off".to_owned();
+    }
+    let sparse: u64 = status.volumes.iter().map(|v| v.usage.sparse_chunks).sum();
+    let (read, written) = (
+        human(compaction.read_bytes),
+        human(compaction.written_bytes),
+    );
+    format!(
+        "{read} read, {written} written in {} runs ({} failed); {sparse} chunks below {} % live",
+        compaction.committed, compaction.failures, compaction.threshold_percent
+    )
 }
 
 fn memory(status: &Status) -> String {

@@ -283,7 +283,7 @@ fn show(volume: &VolumeInfo) -> String {
         .add("in WAL only", human(volume.dirty_bytes))
         .add("at risk", at_risk(volume))
         .add("commit", commit_phase(volume))
-        .add("chunks", volume.chunks.to_string())
+        .add("chunks", chunks(volume))
         .add("index memory", human(volume.index_bytes))
         .add("manifest", volume.manifest.to_string())
         .add("epoch", volume.committed_epoch.to_string())
@@ -295,6 +295,14 @@ fn show(volume: &VolumeInfo) -> String {
                 .map(|s| format!("{} ago", human_seconds(s))),
         );
     fields.render()
+}
+
+/// `12, 48 MiB, 81.3 % live, 2 sparse`.
+fn chunks(volume: &VolumeInfo) -> String {
+    let usage = &volume.usage;
+    let live = percent(usage.live_bytes, usage.chunk_bytes);
+    let (bytes, sparse) = (human(usage.chunk_bytes), usage.sparse_chunks);
+    format!("{}, {bytes}, {live} live, {sparse} sparse", volume.chunks)
 }
 
 fn durability(settings: &VolumeSettings) -> &'static str {

@@ -127,6 +127,7 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
                 .unwrap_or(64 << 20),
         },
         access: super::access::read(doc),
+        compaction: super::compaction::read(doc),
         reads: super::reads::read(doc),
         limits: read_limits(doc),
         log: read_log(doc),

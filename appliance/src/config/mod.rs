@@ -2,6 +2,7 @@
 //! Every key and its default is listed in `docs/operations/config.md`.
 
 mod access;
+mod compaction;
 mod cpus;
 mod document;
 mod flags;
@@ -11,6 +12,7 @@ mod print;
 mod reads;
 mod settings;
 
+pub use compaction::Compaction;
 pub use flags::{Cli, Command, Flags};
 pub use load::{Machine, Problems, load};
 pub use reads::{CacheSize, Reads};

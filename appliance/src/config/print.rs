@@ -122,7 +122,8 @@ impl Config {
         let seconds = self.commit.interval.as_secs();
         writeln!(out, "interval_seconds = {seconds}")?;
         let bytes = size_text(self.commit.pending_bytes);
-        writeln!(out, "pending_size = {bytes}")
+        writeln!(out, "pending_size = {bytes}")?;
+        self.compaction.print(out)
     }
 }
 
@@ -166,6 +167,6 @@ fn path(path: &Path) -> String {
     text(&path.to_string_lossy())
 }
 
-fn size_text(bytes: u64) -> String {
+pub(super) fn size_text(bytes: u64) -> String {
     text(&size::exact(bytes))
 }

@@ -53,6 +53,8 @@ pub struct Config {
     pub cache: Cache,
     /// When cuts are committed to the backend.
     pub commit: Commit,
+    /// When chunks are rewritten.
+    pub compaction: super::Compaction,
     /// Caches of reads, and how long they wait.
     pub reads: super::reads::Reads,
     /// Bounds on what clients may use.

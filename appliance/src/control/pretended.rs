@@ -86,6 +86,7 @@ impl Appliance for Pretended {
             manifest: 1,
             generation: 1,
             chunks: 0,
+            usage: Default::default(),
             index_bytes: 0,
             last_commit_age_seconds: None,
             quarantine: None,

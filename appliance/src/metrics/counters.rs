@@ -157,6 +157,14 @@ counters! {
         packed_blocks,
         /// Blocks dropped because a newer version was in the same cut.
         superseded_blocks,
+        /// Compactions committed.
+        compactions,
+        /// Compactions that could not read or store, and are tried again.
+        compaction_failures,
+        /// Bytes that compactions read.
+        compaction_read_bytes,
+        /// Bytes of chunks that compactions wrote.
+        compaction_written_bytes,
         /// Nanoseconds from cut to commit, summed over commits.
         commit_nanos,
     }

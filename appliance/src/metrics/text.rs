@@ -104,7 +104,7 @@ fn is(true_or_not: bool) -> f64 {
 /// A gauge of a volume: name, help and value.
 type VolumeGauge = (&'static str, &'static str, fn(&VolumeInfo) -> f64);
 
-const VOLUME_GAUGES: [VolumeGauge; 18] = [
+const VOLUME_GAUGES: [VolumeGauge; 21] = [
     ("volume_size_bytes", "Size", |v| {
         v.settings.size_bytes as f64
     }),
@@ -138,6 +138,19 @@ const VOLUME_GAUGES: [VolumeGauge; 18] = [
         "volume_chunks",
         "Chunk objects that hold live blocks",
         |v| v.chunks as f64,
+    ),
+    ("volume_chunk_bytes", "Bytes of chunk objects", |v| {
+        v.usage.chunk_bytes as f64
+    }),
+    (
+        "volume_live_bytes",
+        "Bytes of chunk objects that are live",
+        |v| v.usage.live_bytes as f64,
+    ),
+    (
+        "volume_sparse_chunks",
+        "Chunk objects of which too little is live",
+        |v| v.usage.sparse_chunks as f64,
     ),
     ("volume_index_bytes", "Memory of the extent index", |v| {
         v.index_bytes as f64
@@ -526,6 +539,26 @@ fn encode_uploader(out: &mut Families<'_>, snapshot: &MetricsSnapshot) -> fmt::R
             "superseded_blocks",
             "Blocks with a newer version in their cut",
             { totals.superseded_blocks as f64 },
+        ),
+        (
+            "compactions",
+            "Compactions committed",
+            totals.compactions as f64,
+        ),
+        (
+            "compaction_failures",
+            "Compactions that could not read or store",
+            totals.compaction_failures as f64,
+        ),
+        (
+            "compaction_read_bytes",
+            "Bytes that compactions read",
+            totals.compaction_read_bytes as f64,
+        ),
+        (
+            "compaction_written_bytes",
+            "Bytes of chunks that compactions wrote",
+            totals.compaction_written_bytes as f64,
         ),
         ("commit_seconds", "Time from cut to commit, summed", {
             totals.commit_nanos as f64 / NANOS_PER_SECOND

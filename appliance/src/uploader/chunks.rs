@@ -64,6 +64,9 @@ impl BlockSource {
         job: &ChunkJob,
         places: &CutPlaces,
     ) -> Result<(Bytes, ChunkRef)> {
+        if let Some(built) = job.build_copied() {
+            return built;
+        }
         let mut builder = job.builder()?;
         let block_bytes = job.spec.block_size.bytes();
         let blocks = job.blocks();

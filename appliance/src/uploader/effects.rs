@@ -53,7 +53,10 @@ impl Means {
         let closed = |_| Error::new(ErrorKind::Transient, "packing has ended");
         let _room = self.packing.acquire_permit(needed).await.map_err(closed)?;
         let (body, reference) = self.blocks.build(job, places).await?;
-        pass("chunk.put")?;
+        pass(match job.is_copied() {
+            true => "compact.put",
+            false => "chunk.put",
+        })?;
         self.put(&reference.key.object(), body).await?;
         Ok(reference)
     }
@@ -63,9 +66,14 @@ impl Means {
         Event::IndexPut(self.put(&key, body).await.map(|_| ()))
     }
 
-    /// Tries to create a manifest.
-    pub(super) async fn put_manifest(self: Rc<Self>, key: ObjectKey, body: Bytes) -> Event {
-        let result = match pass("manifest.put") {
+    /// Tries to create a manifest, after that failpoint.
+    pub(super) async fn put_manifest(
+        self: Rc<Self>,
+        key: ObjectKey,
+        body: Bytes,
+        failpoint_name: &'static str,
+    ) -> Event {
+        let result = match pass(failpoint_name) {
             Ok(()) => self.put(&key, body).await,
             Err(error) => Err(error),
         };
@@ -141,6 +149,7 @@ impl Means {
     }
 }
 
-fn pass(failpoint_name: &'static str) -> Result<()> {
+/// Passes a failpoint.
+pub(super) fn pass(failpoint_name: &'static str) -> Result<()> {
     failpoint::hit(failpoint_name).map_err(|e| Error::io("a failpoint refused the operation", e))
 }

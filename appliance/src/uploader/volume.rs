@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use glommio::spawn_local_into;
 use taipan_engine::api::VolumeState;
 use taipan_engine::block::ShardId;
-use taipan_engine::commit::{Effect, Event, Publication, SealedVolume, VolumeCommit};
+use taipan_engine::commit::{Effect, Event, Publication, SealedVolume, Usage, VolumeCommit};
 use taipan_engine::core::Committed;
 use taipan_engine::error::ErrorKind;
 use taipan_engine::identity::{Epoch, VolumeId};
@@ -37,7 +37,7 @@ pub struct UploadVolume {
     pub(super) changing: bool,
     /// When a failure was logged last.
     logged_ms: Option<u64>,
-    cut_ms: u64,
+    pub(super) cut_ms: u64,
     packed_blocks: usize,
     /// Blocks of the cut with a newer version in it.
     superseded_blocks: usize,
@@ -105,6 +105,29 @@ impl UploadVolume {
         self.commit.start_with(plan, sealed.snapshots.clone());
     }
 
+    /// What is committed from here on are blocks of other chunks.
+    pub(super) fn rewrites(&mut self) {
+        (self.packed_blocks, self.superseded_blocks) = (0, 0);
+    }
+
+    /// Whether no commit is under way, nor its publication.
+    pub(super) fn is_published(&self) -> bool {
+        self.is_settled() && self.publishing.is_none()
+    }
+
+    /// Served under its old generation, because the backend could not be asked.
+    pub(super) fn is_unverified(&self) -> bool {
+        self.volume.state().0 == VolumeState::Unverified
+    }
+
+    pub(super) fn show_usage(&self, usage: &Usage) {
+        let volume = &self.volume;
+        let store = |value: &AtomicU64, now| value.store(now, Ordering::Relaxed);
+        store(&volume.chunk_bytes, usage.chunk_bytes);
+        store(&volume.live_bytes, usage.live_bytes);
+        store(&volume.sparse_chunks, usage.sparse_chunks);
+    }
+
     /// Tells every chunk's ordinal to the fetcher.
     pub fn fill_tables(&self, tables: &ChunkTables) {
         for (ordinal, entry) in self.commit.base().chunks() {
@@ -160,7 +183,13 @@ impl Uploader {
                 self.spawn(id, means.put_chunk(job, places));
             }
             Effect::PutIndex { key, body } => self.spawn(id, means.put_index(key.object(), body)),
-            Effect::PutManifest { key, body } => self.spawn(id, means.put_manifest(key, body)),
+            Effect::PutManifest { key, body } => {
+                let failpoint = match self.compactor.is_committing(id) {
+                    true => "compact.manifest",
+                    false => "manifest.put",
+                };
+                self.spawn(id, means.put_manifest(key, body, failpoint));
+            }
             Effect::GetManifest { key } => self.spawn(id, means.get_manifest(key)),
             Effect::SaveHead(update) => {
                 let volume = self
@@ -198,7 +227,8 @@ impl Uploader {
             // The uploader reads its inbox until it stops; after that nothing is committed.
             let _ = own.unbounded_send(Message::Event(id, event));
         };
-        spawn_local_into(task, self.uploads)
+        let queue = self.compactor.queue_of(id).unwrap_or(self.uploads);
+        spawn_local_into(task, queue)
             .expect("the task queue exists")
             .detach();
     }
@@ -234,6 +264,7 @@ impl Uploader {
             }
             _ => {}
         }
+        self.compaction_heard(id, now_ms);
     }
 
     /// Gives the committed leaves to the shards' cores.
@@ -244,6 +275,8 @@ impl Uploader {
             .expect("the publication is of this volume");
         volume.fill_tables(&self.tables);
         volume.publishing = Some((publication.epoch, self.cores.len()));
+        self.compaction_wrote(id, publication.chunk_bytes);
+        let volume = &self.volumes[&id];
         let cores = self.cores.len();
         let mut by_core: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
         for (shard, leaves) in ShardId::all().zip(publication.leaves) {
@@ -290,6 +323,10 @@ impl Uploader {
         volume.commit.handle(Event::Published, now_ms);
         volume.publish_figures(now_ms.max(1));
         volume.volume.verified();
+        if self.compaction_applied(id, now_ms) {
+            return;
+        }
+        let volume = &self.volumes[&id];
         let counters = self.metrics.uploader();
         counters.commits.add(1);
         let took_ms = now_ms.saturating_sub(volume.cut_ms);

@@ -25,6 +25,7 @@ mod full_disks_lose_nothing;
 mod garbage_does_not_disturb;
 mod injected_wal_errors;
 mod lost_responses_lose_nothing;
+mod overwrites_do_not_fill_the_bucket;
 mod promises_change_while_in_use;
 mod quiet_volumes_cost_nothing;
 mod rules_say_who_may_use_a_volume;

@@ -106,6 +106,8 @@ pub struct Coordinator {
     outstanding: BTreeMap<VolumeId, Outstanding>,
     /// Volumes of which nothing is committed any more.
     forgotten: BTreeSet<VolumeId>,
+    /// Volumes whose head a compaction is changing: their cuts are handed out after it.
+    occupied: BTreeSet<VolumeId>,
 }
 
 struct Sealing {
@@ -155,6 +157,7 @@ impl Coordinator {
             paces: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             forgotten: BTreeSet::new(),
+            occupied: BTreeSet::new(),
         }
     }
 
@@ -267,6 +270,27 @@ impl Coordinator {
         if let Some(pace) = self.paces.get_mut(&volume) {
             pace.held = false;
         }
+    }
+
+    /// Whether the volume is taken out of cuts by a [`hold`](Self::hold).
+    pub fn is_held(&self, volume: VolumeId) -> bool {
+        self.paces.get(&volume).is_some_and(|pace| pace.held)
+    }
+
+    /// Hands out no cut of the volume until [`vacate`](Self::vacate): a compaction commits. Cuts
+    /// are made meanwhile, so that snapshots are taken.
+    pub fn occupy(&mut self, volume: VolumeId) {
+        self.occupied.insert(volume);
+    }
+
+    /// Ends [`occupy`](Self::occupy).
+    pub fn vacate(&mut self, volume: VolumeId) {
+        self.occupied.remove(&volume);
+    }
+
+    /// Whether a cut of the volume is committed, or waits for that.
+    pub fn is_outstanding(&self, volume: VolumeId) -> bool {
+        self.outstanding.contains_key(&volume)
     }
 
     /// Nothing is sealed, outstanding or demanded: with no pending bytes all is in the bucket.
@@ -394,10 +418,10 @@ impl Coordinator {
             // Layers of a cut that is half sealed must not be packed: they are not a cut.
             return None;
         }
-        let paces = &self.paces;
+        let (paces, occupied) = (&self.paces, &self.occupied);
         let held = |volume: &VolumeId| paces.get(volume).is_some_and(|pace| pace.held);
         let startable = |volume: &VolumeId, o: &Outstanding| {
-            o.committing.is_none() && o.waits() && !held(volume)
+            o.committing.is_none() && o.waits() && !held(volume) && !occupied.contains(volume)
         };
         let (volume, outstanding) = self
             .outstanding
@@ -446,6 +470,7 @@ impl Coordinator {
     /// may still seal.
     pub fn forget_volume(&mut self, volume: VolumeId) {
         self.outstanding.remove(&volume);
+        self.occupied.remove(&volume);
         self.paces.remove(&volume);
         self.forgotten.insert(volume);
     }

@@ -1,6 +1,7 @@
 //! One volume's commits: chunks, index checkpoint, manifest, local head record, publication.
 
 mod checkpoint;
+mod compaction;
 mod garbage;
 mod retry;
 mod snapshots;
@@ -25,6 +26,8 @@ use crate::object::{ChunkKey, IndexKey};
 use crate::pack::{ChunkJob, PackPlan};
 use crate::snapshot::{SnapshotTable, SnapshotWish};
 
+pub use compaction::Usage;
+
 use checkpoint::Checkpoint;
 use garbage::{Condemnation, Garbage};
 use retry::Retry;
@@ -44,6 +47,8 @@ pub struct CommitConfig {
     pub checkpoint_chunks: u32,
     /// About how many bytes one index part takes.
     pub part_bytes: usize,
+    /// Blocks of a full chunk at most, whatever its volume says: tests make chunks small.
+    pub chunk_slots_max: u32,
 }
 
 impl Default for CommitConfig {
@@ -55,6 +60,7 @@ impl Default for CommitConfig {
             checkpoint_commits: 32,
             checkpoint_chunks: 1024,
             part_bytes: 8 << 20,
+            chunk_slots_max: u32::MAX,
         }
     }
 }
@@ -80,6 +86,8 @@ pub struct VolumeCommit {
     /// As of the last committed manifest.
     snapshots: SnapshotTable,
     phase: Phase,
+    /// The commit under way changes nothing, it tidies up.
+    is_sweeping: bool,
     retry: Retry,
     /// Deletes wait on their own: they must not hold up commits.
     delete_retry: Retry,
@@ -123,6 +131,8 @@ struct Chunks {
     stored: Vec<Option<ChunkRef>>,
     /// Snapshots of this cut.
     wishes: Vec<SnapshotWish>,
+    /// A chunk of a compaction could not be stored.
+    is_given_up: bool,
 }
 
 /// All chunks are stored and applied to the base.
@@ -156,6 +166,7 @@ impl VolumeCommit {
             garbage: Garbage::new(rebuilt.condemned, rebuilt.retained),
             snapshots: rebuilt.snapshots,
             phase: Phase::Idle,
+            is_sweeping: false,
             retry: Retry::default(),
             delete_retry: Retry::default(),
         };
@@ -207,7 +218,7 @@ impl VolumeCommit {
     pub fn plan(&self, sealed: &SealedVolume) -> PackPlan {
         let settings = &self.head.settings;
         let layers = sealed.layers.iter().map(|(shard, of)| (*shard, &**of));
-        let (size, slots) = (settings.block_size(), settings.chunk_slots());
+        let (size, slots) = (settings.block_size(), self.chunk_slots());
         PackPlan::new(sealed.epoch, size, slots, layers)
     }
 
@@ -244,6 +255,7 @@ impl VolumeCommit {
             in_flight: 0,
             stored: vec![None; chunks],
             wishes,
+            is_given_up: false,
         });
         self.retry = Retry::default();
         self.advance();
@@ -387,6 +399,11 @@ impl VolumeCommit {
         (self.sequence, self.random.next_u64())
     }
 
+    fn chunk_slots(&self) -> u32 {
+        let slots = self.head.settings.chunk_slots();
+        slots.min(self.config.chunk_slots_max)
+    }
+
     fn block_size(&self) -> BlockSize {
         self.head.settings.block_size()
     }
@@ -480,6 +497,10 @@ impl VolumeCommit {
     /// Moves on from phases that are complete.
     fn advance(&mut self) {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Chunks(chunks) if chunks.is_given_up => match chunks.in_flight {
+                0 => self.give_up(&chunks),
+                _ => self.phase = Phase::Chunks(chunks),
+            },
             Phase::Chunks(chunks) if chunks.is_complete() => self.stage(chunks),
             Phase::Index(staged, checkpoint, _) if checkpoint.is_complete() => {
                 self.seal(staged, Some(checkpoint));
@@ -555,6 +576,7 @@ impl VolumeCommit {
             self.base.checkpoint_committed();
             self.since_checkpoint = SinceCheckpoint::default();
         }
+        self.is_sweeping = false;
         self.garbage.committed(&manifest, garbage_chunks);
         self.note_snapshots(&manifest);
         let publication = Publication {
@@ -572,7 +594,7 @@ impl VolumeCommit {
 
 impl Chunks {
     fn next_job(&mut self, config: &CommitConfig) -> Option<ChunkJob> {
-        if self.in_flight >= config.chunks_in_flight.max(1) {
+        if self.is_given_up || self.in_flight >= config.chunks_in_flight.max(1) {
             return None;
         }
         let index = self.due.pop_front()?;
@@ -594,6 +616,11 @@ impl Chunks {
                     "another chunk was stored"
                 );
                 self.stored[index] = Some(reference);
+                Ok(())
+            }
+            // What it would have freed is worth less than a cut that waits behind it.
+            Err(_) if self.plan.is_copied() => {
+                self.is_given_up = true;
                 Ok(())
             }
             Err(error) => {

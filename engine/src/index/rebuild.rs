@@ -203,7 +203,7 @@ async fn replay(
 }
 
 /// Reads header and extent table of a chunk.
-async fn fetch_extents(backend: &dyn Backend, chunk: &ChunkRef) -> Result<AddedChunk> {
+pub(crate) async fn fetch_extents(backend: &dyn Backend, chunk: &ChunkRef) -> Result<AddedChunk> {
     let len = chunk.head_bytes as usize;
     if len > HEAD_BYTES_MAX {
         return Err(Error::corrupt(format!(

@@ -102,6 +102,11 @@ impl VolumeBase {
         &self.shards[shard.index()]
     }
 
+    /// The bases of all shards; cloning them shares the leaves.
+    pub fn shards(&self) -> &[ShardBase; SHARD_COUNT] {
+        &self.shards
+    }
+
     /// The chunk with this ordinal.
     pub fn chunk(&self, ordinal: ChunkOrdinal) -> Option<&ChunkEntry> {
         self.chunks.get(ordinal.0 as usize)?.as_ref()

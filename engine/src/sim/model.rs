@@ -52,6 +52,8 @@ pub struct Scenario {
     starts: [u32; 2],
     /// Cuts of each session of a writer, those of the script included.
     cuts: [u32; 2],
+    /// Compactions of each session of a writer.
+    compactions: [u32; 2],
     /// Answers lost and requests that hang.
     faults: u32,
     crashes: u32,
@@ -74,6 +76,8 @@ pub enum Step {
     Serve(usize, usize, Happens),
     /// A writer's cut begins.
     Cut(usize),
+    /// A compaction of a writer begins, if there is anything to be rewritten.
+    Compact(usize),
     /// It copies out what it must not merge.
     CopyOut(usize),
     /// Its process ends.
@@ -176,6 +180,9 @@ impl World {
             if writer.may_cut(self.scenario.cuts[index]) {
                 steps.push(Step::Cut(index));
             }
+            if writer.may_compact(self.scenario.compactions[index]) {
+                steps.push(Step::Compact(index));
+            }
             // A process that is not started again need not end: it may pause for ever.
             if writer.may_crash() && self.scenario.starts[index] > 0 {
                 let ends = [
@@ -201,6 +208,7 @@ impl World {
             }
             Step::Serve(writer, at, happens) => self.serve(writer, at, happens)?,
             Step::Cut(writer) => self.writers[writer].cut(&mut self.truth, &mut self.names),
+            Step::Compact(writer) => self.writers[writer].compact(&self.truth),
             Step::CopyOut(writer) => self.writers[writer].copy_out(),
             Step::Crash(writer, disk) => self.crash(writer, disk),
             Step::Land(at) => {
@@ -295,6 +303,7 @@ impl Scenario {
         let mut all = Self::takeovers(more);
         all.extend(Self::disks(more));
         all.extend(Self::old_lists(more));
+        all.extend(deep.then(|| Self::compactor(more)));
         all
     }
 
@@ -304,12 +313,29 @@ impl Scenario {
             script: steps.concat(),
             starts: [1, 1],
             cuts: [1, 0],
+            compactions: [0, 0],
             faults: 0,
             crashes: 0,
             disks_lost: 0,
             restores: 0,
             behind: 0,
             releases: false,
+        }
+    }
+
+    /// The second writer compacts what the first one left, and the first one comes back.
+    fn compactor(more: u32) -> Self {
+        let cut = [Step::Cut(0), Step::Finish(0)];
+        let other = [Step::Start(1), Step::Finish(1)];
+        let theirs = [Step::Cut(1), Step::Finish(1)];
+        let crash = [Step::Crash(0, After::Stays)];
+        let name = "a compactor is taken over while requests hang";
+        Self {
+            starts: [1, u32::from(more > 0)],
+            cuts: [more.min(1), 2 + more.min(1)],
+            compactions: [more.min(1), 1],
+            faults: 1,
+            ..Self::base(name, &[&SERVED, &cut, &crash, &other, &theirs])
         }
     }
 

@@ -19,6 +19,9 @@ impl World {
         job: &ChunkJob,
         places: &CutPlaces,
     ) -> Result<(Bytes, ChunkRef)> {
+        if let Some(built) = job.build_copied() {
+            return built;
+        }
         let mut bytes = vec![0; job.spec.block_size.bytes()];
         let mut builder = job.builder()?;
         for block in job.blocks() {

@@ -154,6 +154,7 @@ impl Plan {
             backoff_min_ms: 2,
             backoff_max_ms: 40,
             checkpoint_commits: dice.range(1..=6) as u32,
+            chunk_slots_max: u32::MAX,
             checkpoint_chunks: dice.range(2..=10) as u32,
             part_bytes: 4096,
         };

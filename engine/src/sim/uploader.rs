@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures::executor::block_on;
 
 use super::bucket::{Late, lost};
+use super::compaction::Compacting;
 use super::opening::Opened;
 use super::plan::{MS, Moment};
 use super::serve::Message;
@@ -85,6 +86,7 @@ pub(super) struct Uploader {
     pub(super) tables: BTreeMap<(VolumeId, ChunkOrdinal), ChunkRef>,
     pub(super) inbox: VecDeque<UpMessage>,
     pub(super) full: bool,
+    pub(super) compacting: Compacting,
 }
 
 impl Uploader {
@@ -106,6 +108,7 @@ impl Uploader {
             tables: BTreeMap::new(),
             inbox: VecDeque::new(),
             full: false,
+            compacting: Compacting::default(),
         };
         let ids: Vec<VolumeId> = this.volumes.keys().copied().collect();
         ids.into_iter().for_each(|id| this.fill_tables(id));
@@ -236,6 +239,7 @@ impl World {
         while let Some(sealed) = uploader.coordinator.next_volume() {
             uploader.start(&sealed);
         }
+        self.may_compact();
         self.run_effects();
         self.note_health();
         let uploader = &self.node_ref().uploader;
@@ -274,6 +278,10 @@ impl World {
                 volume.publishing = None;
                 volume.commit.handle(commit::Event::Published, now_ms);
                 let was_unverified = std::mem::take(&mut volume.unverified);
+                if self.compaction_applied(id) {
+                    return;
+                }
+                let uploader = &mut self.node.as_mut().expect("it runs").uploader;
                 uploader.coordinator.volume_done(id);
                 let covered = uploader.coordinator.covered(id);
                 if was_unverified {
@@ -291,6 +299,7 @@ impl World {
                 if status.failures > 0 {
                     self.coverage.hit("a commit was repeated after a failure");
                 }
+                self.compaction_heard(id);
             }
         }
     }

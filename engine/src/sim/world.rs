@@ -9,6 +9,7 @@ use futures::executor::block_on;
 use super::boot::Booted;
 use super::bucket::Late;
 use super::clients::{Clients, Request};
+use super::compaction::Compactions;
 use super::coverage::Coverage;
 use super::dice::Dice;
 use super::disk::WalFile;
@@ -172,6 +173,7 @@ pub(super) struct World {
     pub(super) risk: Risk,
     /// Shared by all appliances on the bucket.
     pub(super) snapshots: Rc<Snapshots>,
+    pub(super) compactions: Compactions,
     /// In a race: which appliance this is, and what it lost.
     pub(super) racing: Option<Racing>,
     // What outlives a life.
@@ -259,6 +261,7 @@ impl World {
             oracle: Oracle::new(lattices),
             risk: Risk::new(&plan.volumes),
             snapshots: Rc::new(Snapshots::new(seed)),
+            compactions: Compactions::new(seed),
             plan,
             faults: Faults::default(),
             now_us: 0,

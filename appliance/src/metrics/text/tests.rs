@@ -24,6 +24,7 @@ fn volume(name: &str) -> VolumeInfo {
         manifest: 6,
         generation: 7,
         chunks: 8,
+        usage: Default::default(),
         index_bytes: 9,
         last_commit_age_seconds: Some(1.5),
         quarantine: None,

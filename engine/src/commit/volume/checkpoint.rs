@@ -37,7 +37,8 @@ impl VolumeCommit {
     /// Whether the commit being staged makes a checkpoint, and whether a full one.
     pub(super) fn checkpoint_due(&self) -> Option<bool> {
         let since = &self.since_checkpoint;
-        let too_many = since.chunks >= self.config.checkpoint_chunks;
+        let too_many = since.chunks >= self.config.checkpoint_chunks || self.is_stale();
+        let too_many = too_many || (self.is_sweeping && self.unsettled_slots() > 0);
         if since.commits < self.config.checkpoint_commits && !too_many {
             return None;
         }

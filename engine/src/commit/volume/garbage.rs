@@ -1,7 +1,7 @@
 //! Objects that nothing names any more: condemned by a manifest, deleted one commit later, noted as
 //! dropped in the manifest after that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::commit::outcome::Effect;
 use crate::error::Result;
@@ -22,6 +22,8 @@ pub(super) struct Garbage {
     condemned: BTreeMap<SealedRef, Condemned>,
     /// Idle, but snapshots need them: the manifest that found them so.
     retained: BTreeMap<SealedRef, ManifestNum>,
+    /// Stored, or perhaps so, for a manifest that is not made: to be deleted.
+    strays: BTreeSet<SealedRef>,
     /// Deleted; the next manifest says so.
     dropped: Vec<SealedRef>,
     deleting: Option<Vec<SealedRef>>,
@@ -34,10 +36,12 @@ struct Condemned {
     by: ManifestNum,
     /// Ordinal to be recycled once no reader can hold it.
     ordinal: Option<ChunkOrdinal>,
+    /// Blocks that it holds; 0 if that is not known.
+    slots: u32,
 }
 
 /// The chunks that the manifest being staged condemns.
-pub(super) type Condemnation = Vec<(SealedRef, ChunkOrdinal)>;
+pub(super) type Condemnation = Vec<(SealedRef, ChunkOrdinal, u32)>;
 
 impl Garbage {
     /// What a rebuild found condemned, and index parts that only snapshots need.
@@ -45,10 +49,20 @@ impl Garbage {
         condemned: BTreeMap<SealedRef, ManifestNum>,
         retained: BTreeMap<SealedRef, ManifestNum>,
     ) -> Self {
-        let entry = |(object, by)| (object, Condemned { by, ordinal: None });
+        let entry = |(object, by)| {
+            (
+                object,
+                Condemned {
+                    by,
+                    ordinal: None,
+                    slots: 0,
+                },
+            )
+        };
         Self {
             condemned: condemned.into_iter().map(entry).collect(),
             retained,
+            strays: BTreeSet::new(),
             dropped: Vec::new(),
             deleting: None,
             resting: false,
@@ -65,11 +79,14 @@ impl Garbage {
     ) -> Condemnation {
         let condemned: Condemnation = base
             .condemnable()
-            .map(|(ordinal, entry)| (SealedRef::Chunk(entry.reference.key), ordinal))
-            .filter(|(object, _)| !self.retain(object, snapshots, manifest.number))
+            .map(|(ordinal, entry)| {
+                let chunk = &entry.reference;
+                (SealedRef::Chunk(chunk.key), ordinal, chunk.slots)
+            })
+            .filter(|(object, ..)| !self.retain(object, snapshots, manifest.number))
             .take(PER_MANIFEST)
             .collect();
-        for (object, ordinal) in &condemned {
+        for (object, ordinal, _) in &condemned {
             base.condemn(*ordinal);
             manifest.condemned.push(*object);
         }
@@ -128,14 +145,30 @@ impl Garbage {
         self.dropped.drain(..manifest.dropped.len());
         // Not twice in a row: a volume so busy that every commit is a checkpoint deletes, too.
         self.resting = manifest.checkpoint.is_some() && !self.resting;
-        let ordinals: BTreeMap<_, _> = chunks.into_iter().collect();
+        let chunks = chunks.into_iter();
+        let chunks: BTreeMap<_, _> = chunks
+            .map(|(object, at, slots)| (object, (at, slots)))
+            .collect();
         for object in &manifest.condemned {
             let condemned = Condemned {
                 by: manifest.number,
-                ordinal: ordinals.get(object).copied(),
+                ordinal: chunks.get(object).map(|chunk| chunk.0),
+                slots: chunks.get(object).map_or(0, |chunk| chunk.1),
             };
             self.condemned.insert(*object, condemned);
         }
+    }
+
+    /// Takes up objects that no manifest names or ever will.
+    pub(super) fn stray(&mut self, objects: impl Iterator<Item = SealedRef>) {
+        self.strays.extend(objects);
+    }
+
+    /// Blocks of the chunks whose deletion waits for a commit after `head`.
+    pub(super) fn waiting_slots(&self, head: ManifestNum) -> u64 {
+        let waiting = self.condemned.values();
+        let waiting = waiting.filter(|condemned| self.resting || condemned.by >= head);
+        waiting.map(|condemned| u64::from(condemned.slots)).sum()
     }
 
     /// Deletes what an earlier manifest than `head` condemned: readers that still held its places
@@ -145,7 +178,8 @@ impl Garbage {
             return None;
         }
         let ripe = self.condemned.iter().filter(|(_, c)| c.by < head);
-        let objects: Vec<_> = ripe.map(|(object, _)| *object).take(PER_DELETE).collect();
+        let ripe = ripe.map(|(object, _)| object).chain(&self.strays);
+        let objects: Vec<_> = ripe.copied().take(PER_DELETE).collect();
         if objects.is_empty() {
             return None;
         }
@@ -158,6 +192,9 @@ impl Garbage {
         let objects = self.deleting.take().expect("a delete was out");
         result?;
         for object in objects {
+            if self.strays.remove(&object) {
+                continue;
+            }
             let condemned = self.condemned.remove(&object);
             if let Some(ordinal) = condemned.and_then(|condemned| condemned.ordinal) {
                 base.recycle(ordinal);

@@ -1,5 +1,6 @@
 //! Commits against a backend in memory: every failure, and a crash after every effect.
 
+mod compaction;
 mod crashes;
 mod damage;
 mod rig;

@@ -36,6 +36,17 @@ fn a_delete_before_its_commit_is_found() {
 }
 
 #[test]
+fn a_late_delete_of_a_paused_compactor_is_harmless_and_a_wrong_one_is_found() {
+    let compactor = Scenario::compactor(0);
+    let found = explore(&compactor, None, STATES_MAX);
+    assert_eq!(found.broken, None);
+    assert!(found.states > 5, "{found:?}");
+    let early = explore(&compactor, Some(Mutation::DeleteBeforeCommit), STATES_MAX);
+    let (broken, _) = early.broken.expect("a source is deleted too early");
+    assert_eq!(broken.rule, "only what is condemned is deleted");
+}
+
+#[test]
 fn a_merge_of_a_lost_lineage_is_found() {
     let rule = found_by(Mutation::ReplayQuarantined);
     assert_eq!(rule, Some("a log merges only what continues the image"));

@@ -174,7 +174,10 @@ impl Truth {
             }
             Ask::Delete(key) => {
                 self.deletes += 1;
-                let allowed = sealed(key).is_some_and(|o| self.objects().may_delete(&o));
+                // A compaction that was given up takes back what no manifest ever named.
+                let own = |o: &SealedRef| !self.chain.iter().any(|m| m.adds(o));
+                let allowed = |o| self.objects().may_delete(&o) || own(&o);
+                let allowed = sealed(key).is_some_and(allowed);
                 if !allowed {
                     let what = format!("{key} is deleted and not condemned");
                     return Err(broken("only what is condemned is deleted", what));
@@ -199,7 +202,8 @@ impl Truth {
             return Err(linear(format!("manifest {} is replaced", manifest.number)));
         }
         let image = match manifest.kind {
-            ManifestKind::Commit => {
+            // Else it is a compaction, which changes nothing.
+            ManifestKind::Commit if manifest.epoch > self.head().epoch => {
                 let cut = (manifest.token.0, manifest.epoch);
                 let image = self.cuts.get(&cut);
                 let what = || format!("epoch {} is no cut of its writer", manifest.epoch);

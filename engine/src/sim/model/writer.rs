@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
 
 use super::desk::{Answer, Ask, Desk};
@@ -15,7 +16,9 @@ use super::{Broken, Happens, Mutation};
 use crate::backend::Put;
 use crate::block::{BlockNum, BlockSize, ShardId};
 use crate::chunk::ChunkRef;
-use crate::commit::{CommitConfig, Effect, Event, Publication, Random, VolumeCommit};
+use crate::commit::{
+    CommitConfig, CompactionPolicy, Effect, Event, Publication, Random, VolumeCommit,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{BatchNum, Epoch, Lsn, ManifestNum, WriterToken};
 use crate::index::rebuild::{Rebuilt, rebuild};
@@ -75,6 +78,7 @@ pub(super) struct Session {
     pub(super) out: Vec<Out>,
     trail: u64,
     pub(super) cuts: u32,
+    compactions: u32,
 }
 
 /// An effect under way.
@@ -94,6 +98,13 @@ enum Kind {
 
 /// Names of writes: writer and count, by value.
 pub(super) type Names = Vec<(usize, u64)>;
+
+/// Whatever is not wholly live is rewritten.
+const POLICY: CompactionPolicy = CompactionPolicy {
+    threshold_percent: 100,
+    freed_percent: 0,
+    chunks_max: 1,
+};
 
 fn config() -> CommitConfig {
     CommitConfig {
@@ -289,6 +300,7 @@ impl Writer {
             out: Vec::new(),
             trail,
             cuts: 0,
+            compactions: 0,
         };
         session.write(self.index, &mut self.disk, names);
         self.process = Process::Serving(Box::new(session));
@@ -352,6 +364,32 @@ impl Writer {
         }
     }
 
+    /// Whether a compaction may begin.
+    pub(super) fn may_compact(&self, compactions_max: u32) -> bool {
+        match &self.process {
+            Process::Serving(session) => {
+                let free = session.commit.is_idle() && session.to_copy.is_empty();
+                let left = session.compactions < compactions_max;
+                free && left && session.commit.choose_compaction(&POLICY).is_some()
+            }
+            _ => false,
+        }
+    }
+
+    /// Reads sources and begins to commit them; if another writer has let them be deleted, nothing.
+    pub(super) fn compact(&mut self, truth: &Truth) {
+        let Process::Serving(session) = &mut self.process else {
+            unreachable!("only an open volume is compacted");
+        };
+        session.compactions += 1;
+        session.trail = hash_of(&(session.trail, "compact"));
+        let job = session.commit.choose_compaction(&POLICY);
+        let job = job.expect("it was asked before");
+        if let Ok(read) = block_on(job.read(&truth.bucket)) {
+            let _begun = session.commit.start_compaction(read);
+        }
+    }
+
     pub(super) fn may_start(&self) -> bool {
         matches!(self.process, Process::Down)
     }
@@ -412,7 +450,7 @@ impl Writer {
             Process::Serving(session) => hash_of(&(
                 3,
                 session.trail,
-                session.cuts,
+                (session.cuts, session.compactions),
                 session.epoch,
                 session.to_copy.len(),
                 session.pending.len(),

@@ -70,6 +70,7 @@ pub(super) fn eager() -> CommitConfig {
         checkpoint_commits: 2,
         checkpoint_chunks: 6,
         part_bytes: 400,
+        chunk_slots_max: CHUNK_SLOTS,
         ..CommitConfig::default()
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn take(world: &mut World, rig: &mut Rig, text: &str) -> Snapshot {
     taken.expect("it is committed").clone()
 }
 
-fn delete(world: &World, rig: &mut Rig, snapshot: &Snapshot) {
+pub(super) fn delete(world: &World, rig: &mut Rig, snapshot: &Snapshot) {
     let head = rig.commit.head().clone();
     let next = block_on(delete_snapshot(&world.backend, &head, snapshot)).unwrap();
     // A repeat after a lost response has no other effect.
@@ -49,7 +49,7 @@ fn delete(world: &World, rig: &mut Rig, snapshot: &Snapshot) {
 }
 
 /// Reads every snapshot that the chain names from the bucket alone.
-fn verify_all(world: &World, rig: &Rig) {
+pub(super) fn verify_all(world: &World, rig: &Rig) {
     for snapshot in rig.commit.snapshots().iter() {
         let read = block_on(read_snapshot(&world.backend, VOLUME, snapshot));
         let (manifest, rebuilt) = read.unwrap();
@@ -62,7 +62,7 @@ fn verify_all(world: &World, rig: &Rig) {
     }
 }
 
-fn objects(backend: &MemBackend, folder: &str) -> usize {
+pub(super) fn objects(backend: &MemBackend, folder: &str) -> usize {
     let prefix = format!("v1/{VOLUME}/{folder}/");
     block_on(backend.list(&prefix, None, 100_000))
         .unwrap()
