@@ -100,11 +100,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         started,
     };
     let running = assembly.start(parts, volumes, recovered, left)?;
-    let clean = running
-        .directory()
-        .all()
-        .iter()
-        .all(|v| v.lineage == Lineage::Intact);
+    let clean = is_intact(running.directory());
     tracing::info!(
         seconds = started.elapsed().as_secs_f64(),
         batches = figures.batches,
@@ -121,6 +117,12 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         clean,
     });
     Ok(running)
+}
+
+/// Whether no answered write of any volume may be missing.
+fn is_intact(directory: &Directory) -> bool {
+    let volumes = directory.all();
+    volumes.iter().all(|v| v.lineage == Lineage::Intact)
 }
 
 /// Keeps local copies of metadata of backends on other machines.
