@@ -685,6 +685,32 @@ impl Appliance for Shared {
         VolumeChanges::between(&from, &to, RANGES_MAX)
     }
 
+    fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo> {
+        let (of, snapshot) = (name.clone(), snapshot.clone());
+        self.ask(|reply| Request::RollBack {
+            name: of,
+            snapshot,
+            reply,
+        })?;
+        self.show(name)
+    }
+
+    fn clone_snapshot(
+        &self,
+        name: &VolumeName,
+        snapshot: &SnapshotName,
+        clone: VolumeName,
+    ) -> Result<VolumeInfo> {
+        let (of, snapshot, created) = (name.clone(), snapshot.clone(), clone.clone());
+        self.ask(|reply| Request::Clone {
+            of,
+            snapshot,
+            name: clone,
+            reply,
+        })?;
+        self.show(&created)
+    }
+
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
         // What is missing is known before anybody waits.
         self.show(name)?;
@@ -758,22 +784,4 @@ fn no_volume(name: &VolumeName) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use taipan_engine::api::Lineage;
-
-    #[test]
-    fn lineage_is_part_of_what_an_operator_sees() {
-        let local = registry::LocalHead::named(
-            VolumeId(1),
-            VolumeName::parse("v").unwrap(),
-            VolumeSettings::with_size(4096),
-        );
-        let slot = taipan_engine::shard::VolumeSlot(0);
-        assert_eq!(Volume::serving(slot, &local, true).lineage, Lineage::Intact);
-        assert_eq!(
-            Volume::serving(slot, &local, false).lineage,
-            Lineage::Broken
-        );
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ mod compaction;
 mod control;
 mod effects;
 mod patience;
+mod rollback;
 mod snapshots;
 mod takeover;
 mod views;

@@ -25,8 +25,8 @@ pub use connections::{
 };
 pub use pace::PaceStatus;
 pub use snapshots::{
-    SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, snapshot_path,
-    snapshots_path,
+    CloneSnapshot, RollBack, SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot,
+    clones_path, rollback_path, snapshot_path, snapshots_path,
 };
 pub use warm::{WarmState, WarmStatus, WarmVolume, warm_path};
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 26] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -27,6 +27,13 @@ pub const NAMES: [&str; 19] = [
     "configure.put",
     "delete.put",
     "snapshot.delete",
+    "clone.pin",
+    "clone.index",
+    "clone.manifest",
+    "clone.name",
+    "clone.release",
+    "rollback.index",
+    "rollback.put",
     "object.delete",
     "head.save",
     "region.append",

@@ -11,7 +11,7 @@ use crate::chunk::ChunkRef;
 use crate::error::Result;
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::object::{IndexKey, ObjectKey, SealedRef};
-use crate::snapshot::SnapshotChange;
+use crate::snapshot::{SnapshotChange, SnapshotId};
 use crate::volume::{VolumeName, VolumeSettings};
 
 pub use codec::{fuzz_manifest, stored_crc};
@@ -41,6 +41,8 @@ pub enum ManifestKind {
     Configured,
     /// The volume is deleted; nothing follows.
     Tombstone,
+    /// Its checkpoint is the image of an earlier snapshot.
+    RolledBack,
 }
 
 /// An index checkpoint: the base index after this manifest.
@@ -57,6 +59,24 @@ pub struct CheckpointRef {
 impl CheckpointRef {
     /// Bytes of a reference in a manifest.
     pub const ENCODED_BYTES: usize = IndexKey::ENCODED_BYTES + 16;
+}
+
+/// What a volume began as: the image of another one's snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    /// The volume that was cloned.
+    pub volume: VolumeId,
+    /// Its snapshot, pinned for as long as this volume may name objects of the other.
+    pub snapshot: SnapshotId,
+    /// The manifest that took the snapshot.
+    pub manifest: ManifestNum,
+    /// The snapshot's cut.
+    pub epoch: Epoch,
+}
+
+impl Origin {
+    /// Bytes of an origin in a manifest.
+    pub const ENCODED_BYTES: usize = 32;
 }
 
 /// One manifest.
@@ -91,6 +111,9 @@ pub struct Manifest {
     /// What it does to the volume's snapshots, in this order. Absent from JSON if nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<SnapshotChange>,
+    /// Only in the first manifest of a clone, whose checkpoint is the image that it begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 impl Manifest {
@@ -116,6 +139,7 @@ impl Manifest {
             dropped: Vec::new(),
             checkpoint: None,
             snapshots: Vec::new(),
+            origin: None,
         }
     }
 
@@ -132,6 +156,7 @@ impl Manifest {
             dropped: Vec::new(),
             checkpoint: None,
             snapshots: Vec::new(),
+            origin: None,
             ..*self
         }
     }

@@ -81,8 +81,13 @@ impl ObjectKey {
 
     /// Entry `number` of the log of a snapshot's pins: `v1/<volume>/snapshots/<snapshot>/<number>`.
     pub fn pin_entry(volume: VolumeId, snapshot: SnapshotId, number: u64) -> Self {
-        let prefix = format!("{LAYOUT_PREFIX}{volume}/snapshots");
-        Self::built(format!("{prefix}/{snapshot}/{number:016x}"))
+        let prefix = Self::pin_prefix(volume, snapshot);
+        Self::built(format!("{prefix}{number:016x}"))
+    }
+
+    /// Prefix of the log of a snapshot's pins.
+    pub fn pin_prefix(volume: VolumeId, snapshot: SnapshotId) -> String {
+        format!("{LAYOUT_PREFIX}{volume}/snapshots/{snapshot}/")
     }
 
     /// A key that this module built and that is valid by construction.

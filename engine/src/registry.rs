@@ -4,6 +4,7 @@
 //! response was lost is recognised by its volume id or writer token. Rules and record formats:
 //! `docs/internals/manifest.md`.
 
+mod clones;
 mod history;
 mod images;
 mod local;
@@ -12,7 +13,9 @@ mod open;
 mod pins;
 pub mod quarantine;
 mod replayed;
+mod rollback;
 mod snapshots;
+mod stored_index;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +25,7 @@ use crate::identity::{VolumeId, WriterToken};
 use crate::manifest::{Manifest, ManifestKind};
 use crate::volume::{VolumeName, VolumeSettings};
 
+pub use clones::{CloneLayout, CloneName, clones_of, create_clone, release_dead_pins};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
 };
@@ -31,8 +35,9 @@ pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{
     OpenedVolume, Opening, begin_serving, first_epoch, open_for_writing, open_own, open_unverified,
 };
-pub use pins::{PinChange, PinEntry, PinLog, close_pins, read_pins};
+pub use pins::{PinChange, PinEntry, PinLog, close_pins, pin, read_pins, release_pin};
 pub use replayed::replayed_overlay;
+pub use rollback::{prepare_rollback, put_rollback};
 pub use snapshots::{delete_snapshot, find_snapshot, read_blocks, read_snapshot};
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
@@ -70,7 +75,14 @@ pub async fn create_volume(
     settings.validate()?;
     let first = Manifest::first(seed.id, name.clone(), settings.clone(), seed.token);
     let entry = match free_entry(backend, name, seed.id).await? {
-        Free::Bound => return read_manifest(backend, seed.id, first.number).await,
+        Free::Bound => {
+            let stored = read_manifest(backend, seed.id, first.number).await?;
+            return match stored.origin {
+                None => Ok(stored),
+                // The same creator began it as a clone.
+                Some(_) => Err(name_taken(name)),
+            };
+        }
         Free::At(number) => number,
     };
     match append(backend, &first).await? {
@@ -125,13 +137,14 @@ pub async fn grow(backend: &dyn Backend, head: &Manifest, size_bytes: u64) -> Re
     configure(backend, head, &settings).await
 }
 
-/// Deletes a volume as its writer: tombstone first, then the name is free. To be repeated after an
-/// error, also with the tombstone as `head`. Returns the tombstone.
+/// Deletes a volume as its writer: tombstone first, then what it pinned and its name are free. To
+/// be repeated after an error, also with the tombstone as `head`. Returns the tombstone.
 pub async fn delete_volume(backend: &dyn Backend, head: &Manifest) -> Result<Manifest> {
     let tombstone = match head.kind {
         ManifestKind::Tombstone => head.clone(),
         _ => append_own(backend, &head.successor(ManifestKind::Tombstone)).await?,
     };
+    clones::release_origin(backend, &tombstone).await?;
     release_name(backend, &tombstone.name, tombstone.volume).await?;
     Ok(tombstone)
 }
@@ -183,11 +196,11 @@ async fn free_entry(backend: &dyn Backend, name: &VolumeName, volume: VolumeId) 
     if holder == volume {
         return Ok(Free::Bound);
     }
-    match read_head(backend, holder, None).await {
-        Ok(head) if head.kind == ManifestKind::Tombstone => {}
-        Ok(_) => return Err(name_taken(name)),
-        Err(e) => return Err(e),
+    let head = read_head(backend, holder, None).await?;
+    if head.kind != ManifestKind::Tombstone {
+        return Err(name_taken(name));
     }
+    clones::release_origin(backend, &head).await?;
     let released = names::bind(backend, name, entry.number + 1, None).await?;
     match released.volume {
         None => Ok(Free::At(released.number + 1)),

@@ -84,6 +84,29 @@ pub(crate) enum Command {
     /// List NBD connections, and close one.
     #[command(subcommand)]
     Connection(ConnectionCommand),
+    /// Create a volume as a clone of a snapshot: with its content and settings, at once, sharing
+    /// what is stored. Both sides go their own ways from there.
+    Clone {
+        /// The snapshot.
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: QualifiedName,
+        /// Name of the new volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+    },
+    /// Take a volume back to a snapshot: what was written since is gone, unless a later snapshot
+    /// has it. Refused while clients are connected. Snapshots and clones stay.
+    Rollback {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        volume: VolumeName,
+        /// Name of the snapshot.
+        #[arg(value_parser = snapshot_name)]
+        snapshot: SnapshotName,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Copy a file or device (or standard input, `-`) into a volume.
     Import(Import),
     /// Copy a volume into a file or device (or to standard output, `-`).

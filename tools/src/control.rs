@@ -11,11 +11,11 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
-    CONNECTIONS_PATH, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH, ErrorBody,
-    ResizeVolume, STATUS_PATH, SnapshotInfo, SnapshotList, Status, TakeSnapshot, VOLUMES_PATH,
-    VolumeChanges, VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume, changes_path,
-    commit_path, connection_path, resize_path, snapshot_path, snapshots_path, takeover_path,
-    volume_path, warm_path,
+    CONNECTIONS_PATH, CloneSnapshot, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH,
+    ErrorBody, ResizeVolume, RollBack, STATUS_PATH, SnapshotInfo, SnapshotList, Status,
+    TakeSnapshot, VOLUMES_PATH, VolumeChanges, VolumeInfo, VolumeList, VolumePatch, WarmStatus,
+    WarmVolume, changes_path, clones_path, commit_path, connection_path, resize_path,
+    rollback_path, snapshot_path, snapshots_path, takeover_path, volume_path, warm_path,
 };
 use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
@@ -154,6 +154,29 @@ impl Control {
     pub(crate) fn delete_snapshot(&self, of: &VolumeName, name: &SnapshotName) -> Outcome<()> {
         let what = format!("delete snapshot \"{of}@{name}\"");
         self.delete_at(&what, &snapshot_path(of, name))
+    }
+
+    /// Takes a volume back to a snapshot.
+    pub(crate) fn roll_back(&self, of: &VolumeName, to: &SnapshotName) -> Outcome<VolumeInfo> {
+        let what = format!("roll volume \"{of}\" back to \"{to}\"");
+        let snapshot = to.clone();
+        self.call(
+            &what,
+            Method::POST,
+            &rollback_path(of),
+            Some(&RollBack { snapshot }),
+        )
+    }
+
+    /// Creates a volume as a clone of a snapshot.
+    pub(crate) fn clone_snapshot(
+        &self,
+        (of, snapshot): (&VolumeName, &SnapshotName),
+        name: &VolumeName,
+    ) -> Outcome<VolumeInfo> {
+        let what = format!("clone snapshot \"{of}@{snapshot}\"");
+        let body = CloneSnapshot { name: name.clone() };
+        self.call(&what, Method::POST, &clones_path(of, snapshot), Some(&body))
     }
 
     fn delete_at(&self, what: &str, path: &str) -> Outcome<()> {

@@ -62,6 +62,12 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Volume(command) => volume::run(target, command),
         Command::Snapshot(command) => snapshot::run(target, command),
         Command::Connection(command) => connection::run(target, command),
+        Command::Clone { snapshot, name } => snapshot::clone(target, snapshot, name),
+        Command::Rollback {
+            volume,
+            snapshot,
+            yes,
+        } => snapshot::roll_back(target, volume, snapshot, *yes),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
         Command::Diff(args) => diff::run(target, args),

@@ -1,7 +1,9 @@
 //! `taipan snapshot …`: create, list, show, delete.
 
 use clap::Subcommand;
-use taipan_engine::api::{SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot};
+use taipan_engine::api::{
+    SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, VolumeInfo,
+};
 use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 
@@ -9,7 +11,7 @@ use crate::cli::{Target, snapshot_name, volume_name};
 use crate::control::Control;
 use crate::failure::Outcome;
 use crate::table::{Align, Fields, Table};
-use crate::volume::word;
+use crate::volume::{confirm, word};
 
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]
@@ -76,6 +78,32 @@ pub(crate) fn run(target: &Target, command: &SnapshotCommand) -> Outcome<()> {
             form.print(&answer, |_| format!("snapshot \"{of}\" is deleted\n"))
         }
     }
+}
+
+/// Creates a volume as a clone of a snapshot.
+pub(crate) fn clone(target: &Target, of: &QualifiedName, name: &VolumeName) -> Outcome<()> {
+    let control = Control::new(target.control_socket())?;
+    let created = control.clone_snapshot((&of.volume, &of.snapshot), name)?;
+    let text = |info: &VolumeInfo| format!("volume \"{}\" is a clone of \"{of}\"\n", info.name);
+    target.form().print(&created, text)
+}
+
+/// Takes a volume back to a snapshot.
+pub(crate) fn roll_back(
+    target: &Target,
+    volume: &VolumeName,
+    snapshot: &SnapshotName,
+    yes: bool,
+) -> Outcome<()> {
+    let control = Control::new(target.control_socket())?;
+    if !yes {
+        let question =
+            format!("Give up what was written to \"{volume}\" since \"{snapshot}\"? [y/N] ");
+        confirm(&question, "nothing was rolled back")?;
+    }
+    let info = control.roll_back(volume, snapshot)?;
+    let text = |info: &VolumeInfo| format!("volume \"{}\" is as at \"{snapshot}\"\n", info.name);
+    target.form().print(&info, text)
 }
 
 fn taken(info: &SnapshotInfo) -> String {

@@ -99,15 +99,21 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
     Ok(patch)
 }
 
-/// Asks the person at the terminal. Scripts, whose input is no terminal, are taken at their word.
 fn confirm_deletion(control: &Control, name: &VolumeName) -> Outcome<()> {
     if !io::stdin().is_terminal() {
         return Ok(());
     }
-    let volume = control.volume(name)?;
-    let size = human(volume.settings.size_bytes);
-    let mut err = io::stderr().lock();
+    let size = human(control.volume(name)?.settings.size_bytes);
     let question = format!("Delete volume \"{name}\" ({size}) and all its data for good? [y/N] ");
+    confirm(&question, "nothing was deleted")
+}
+
+/// Asks the person at the terminal. Scripts, whose input is no terminal, are taken at their word.
+pub(crate) fn confirm(question: &str, refused: &str) -> Outcome<()> {
+    if !io::stdin().is_terminal() {
+        return Ok(());
+    }
+    let mut err = io::stderr().lock();
     let asked = err
         .write_all(question.as_bytes())
         .and_then(|()| err.flush());
@@ -117,7 +123,7 @@ fn confirm_deletion(control: &Control, name: &VolumeName) -> Outcome<()> {
         .map_err(|e| Failure::io("cannot ask at the terminal (--yes does not ask)", &e))?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was deleted")),
+        _ => Err(Failure::new(Exit::Failed, refused)),
     }
 }
 

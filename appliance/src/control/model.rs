@@ -65,6 +65,19 @@ pub trait Appliance: Send + Sync {
         to: Option<&SnapshotName>,
     ) -> Result<VolumeChanges>;
 
+    /// Takes a volume back to a snapshot, durably before it returns; `Busy` while clients are
+    /// connected.
+    fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo>;
+
+    /// Creates a volume as a clone of a snapshot, durably before it returns. `AlreadyExists` if the
+    /// name is taken, `Busy` while the snapshot is not committed.
+    fn clone_snapshot(
+        &self,
+        name: &VolumeName,
+        snapshot: &SnapshotName,
+        clone: VolumeName,
+    ) -> Result<VolumeInfo>;
+
     /// Packs and commits everything of the volume answered before the call, then returns.
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;
 

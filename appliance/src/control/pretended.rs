@@ -197,6 +197,25 @@ impl Appliance for Pretended {
         })
     }
 
+    fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo> {
+        let all = self.list_snapshots(name)?;
+        let found = all.iter().any(|info| info.name == *snapshot);
+        found.then_some(()).ok_or_else(|| not_found(name))?;
+        self.show(name)
+    }
+
+    fn clone_snapshot(
+        &self,
+        name: &VolumeName,
+        snapshot: &SnapshotName,
+        clone: VolumeName,
+    ) -> Result<VolumeInfo> {
+        let all = self.list_snapshots(name)?;
+        let found = all.iter().any(|info| info.name == *snapshot);
+        found.then_some(()).ok_or_else(|| not_found(name))?;
+        self.create(clone, self.show(name)?.settings)
+    }
+
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.show(name)
     }

@@ -64,6 +64,14 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             &format!("{VOLUMES_PATH}/{{name}}/changes/{{from}}/{{to}}"),
             get(snapshots::changes_to),
         )
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/rollback"),
+            post(snapshots::roll_back),
+        )
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/snapshots/{{snapshot}}/clones"),
+            post(snapshots::clone),
+        )
         .route(DRAIN_PATH, post(drain))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

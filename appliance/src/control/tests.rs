@@ -348,6 +348,16 @@ fn snapshots_are_taken_listed_shown_and_deleted() {
         daemon.call("GET", &format!("{path}/x"), &Value::Null).0,
         404
     );
+    let (clones, clone) = (format!("{one}/clones"), json!({ "name": "c" }));
+    let (code, cloned) = daemon.call("POST", &clones, &clone);
+    assert_eq!((code, &cloned["name"]), (201, &json!("c")), "{cloned}");
+    assert_eq!(daemon.call("POST", &clones, &clone).0, 409);
+    assert_eq!(daemon.call("POST", &clones, &json!({})).0, 400);
+    let back = "/v1/volumes/t%2Fv/rollback";
+    let to = |name: &str| json!({ "snapshot": name });
+    assert_eq!(daemon.call("POST", back, &to("one two")).0, 200);
+    assert_eq!(daemon.call("POST", back, &to("none")).0, 404);
+    assert_eq!(daemon.call("POST", back, &json!({})).0, 400);
     assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 204);
     assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 404);
 }

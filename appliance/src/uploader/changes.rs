@@ -15,8 +15,9 @@ use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::{Overlay, VolumeBase};
 use taipan_engine::manifest::Manifest;
-use taipan_engine::registry::{self, LocalHead, VolumeSeed};
+use taipan_engine::registry::{self, CloneLayout, LocalHead, VolumeSeed};
 use taipan_engine::shard::VolumeSlot;
+use taipan_engine::snapshot::Snapshot;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 use super::effects::Means;
@@ -39,8 +40,16 @@ const CREATION_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Creation {
     pub(super) seed: VolumeSeed,
     pub(super) name: VolumeName,
-    pub(super) settings: VolumeSettings,
+    pub(super) image: Image,
     pub(super) stamped_through: Epoch,
+}
+
+/// What a volume to be created begins as.
+pub(super) enum Image {
+    /// Zeros, with these settings.
+    Zeros(VolumeSettings),
+    /// A snapshot of that volume, with its settings.
+    Snapshot(VolumeId, Box<Snapshot>),
 }
 
 /// Creations under way, and those whose outcome is not known.
@@ -70,6 +79,11 @@ pub(crate) enum Change {
     TakenOver {
         name: VolumeName,
         stamped_through: Epoch,
+        result: Result<Regained>,
+        answer: Answer,
+    },
+    RolledBack {
+        id: VolumeId,
         result: Result<Regained>,
         answer: Answer,
     },
@@ -110,10 +124,18 @@ pub(super) async fn create(means: Rc<Means>, creation: Creation, answer: Answer)
             let Creation {
                 seed,
                 name,
-                settings,
+                image,
                 stamped_through,
             } = &creation;
-            registry::create_volume(backend, *seed, name, settings).await?;
+            match image {
+                Image::Zeros(settings) => {
+                    registry::create_volume(backend, *seed, name, settings).await?;
+                }
+                Image::Snapshot(parent, snapshot) => {
+                    let (of, layout) = ((*parent, &**snapshot), CloneLayout::default());
+                    registry::create_clone(backend, *seed, name, of, layout).await?;
+                }
+            }
             open_volume(backend, &means.heads, seed.id, *stamped_through).await
         };
         match within(ATTEMPT, "create a volume", attempt).await {
@@ -195,9 +217,9 @@ pub(super) async fn delete(means: Rc<Means>, head: Manifest, mut answer: Answer)
 impl Uploader {
     /// A volume was created, or is opened anew with what `tail` holds of it: the cores serve it
     /// from now on.
-    pub(super) fn serve_opened(&mut self, creation: &Creation, opened: Opened, mut tail: Tail) {
+    pub(super) fn serve_opened(&mut self, opened: Opened, mut tail: Tail) {
         let slot = self.directory.free_slot();
-        let id = creation.seed.id;
+        let (id, settings) = (opened.local.id, opened.local.settings.clone());
         let opened_generation = opened.local.generation;
         let mut volume = Volume::serving(slot, &opened.local, opened.was_clean);
         if !opened.was_clean {
@@ -209,7 +231,7 @@ impl Uploader {
             &AddedToCores {
                 slot,
                 id,
-                settings: &creation.settings,
+                settings: &settings,
                 read_only,
                 committed: opened.local.released_through(),
                 base: opened.commit.base(),
@@ -218,11 +240,10 @@ impl Uploader {
         );
         let upload = UploadVolume::new(opened.commit, opened.local, Arc::clone(&volume));
         upload.fill_tables(&self.tables);
-        let pace = VolumePace::of(&creation.settings);
-        self.coordinator.set_pace(id, pace);
+        self.coordinator.set_pace(id, VolumePace::of(&settings));
         self.volumes.insert(id, upload);
-        self.directory.insert(volume);
-        let (name, bytes) = (&creation.name, creation.settings.size_bytes);
+        self.directory.insert(Arc::clone(&volume));
+        let (name, bytes) = (&volume.name, settings.size_bytes);
         let generation = opened_generation.0;
         tracing::info!(volume = %name, %id, bytes, generation, "volume opened for writing");
     }

@@ -13,7 +13,7 @@ use taipan_engine::registry::VolumeSeed;
 use taipan_engine::snapshot::{SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
-use super::changes::{self, Change, Creation, Creations};
+use super::changes::{self, Change, Creation, Creations, Image};
 use super::patience::Answer;
 use super::{Drain, Message, Uploader};
 use crate::directory::Volume;
@@ -89,6 +89,26 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
+    /// Create a volume as a clone of a snapshot, and serve it.
+    Clone {
+        /// The volume of the snapshot.
+        of: VolumeName,
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// Name of the new volume.
+        name: VolumeName,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
+    /// Take a volume back to a snapshot.
+    RollBack {
+        /// The volume.
+        name: VolumeName,
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
     /// Tell the snapshots of a volume.
     ListSnapshots {
         /// Its name.
@@ -135,7 +155,16 @@ impl Uploader {
                 name,
                 settings,
                 reply,
-            } => self.create(name, settings, reply),
+            } => self.create(name, Image::Zeros(settings), reply),
+            Request::Clone {
+                of,
+                snapshot,
+                name,
+                reply,
+            } => match self.image_of(&of, &snapshot) {
+                Ok(image) => self.create(name, image, reply),
+                Err(error) => _ = reply.send(Err(error)),
+            },
             Request::Takeover { name, reply } => self.begin_takeover(name, reply),
             Request::Reopen {
                 name,
@@ -151,18 +180,7 @@ impl Uploader {
                     reply,
                 });
             }
-            Request::Commit { name, reply } => match self.find(&name) {
-                Ok((_, id)) => {
-                    let through = self.clock.now();
-                    self.coordinator.want(id, through);
-                    self.drains.push(Drain {
-                        volume: Some(id),
-                        through: Some(through),
-                        reply,
-                    });
-                }
-                Err(error) => _ = reply.send(Err(error.to_string())),
-            },
+            Request::Commit { name, reply } => self.commit(&name, reply),
             Request::Stop { .. } => self.stopping = Some(request),
             Request::TakeSnapshot {
                 name,
@@ -181,10 +199,30 @@ impl Uploader {
                 ref name,
                 ref snapshot,
                 ..
+            }
+            | Request::RollBack {
+                ref name,
+                ref snapshot,
+                ..
             } => match self.find_snapshot(name, snapshot) {
                 Ok(id) => self.begin_when_settled(id, request),
                 Err(error) => answer(request, error),
             },
+        }
+    }
+
+    fn commit(&mut self, name: &VolumeName, reply: Sender<std::result::Result<(), String>>) {
+        match self.find(name) {
+            Ok((_, id)) => {
+                let through = self.clock.now();
+                self.coordinator.want(id, through);
+                self.drains.push(Drain {
+                    volume: Some(id),
+                    through: Some(through),
+                    reply,
+                });
+            }
+            Err(error) => _ = reply.send(Err(error.to_string())),
         }
     }
 
@@ -256,9 +294,13 @@ impl Uploader {
             Request::DeleteSnapshot {
                 snapshot, reply, ..
             } => self.begin_snapshot_deletion(id, &snapshot, reply),
+            Request::RollBack {
+                snapshot, reply, ..
+            } => self.begin_rollback(id, &snapshot, reply),
             Request::TakeSnapshot { .. }
             | Request::ListSnapshots { .. }
             | Request::Create { .. }
+            | Request::Clone { .. }
             | Request::Takeover { .. }
             | Request::Reopen { .. }
             | Request::Drain { .. }
@@ -268,30 +310,38 @@ impl Uploader {
     }
 
     fn begin_deletion(&mut self, id: VolumeId, reply: Sender<Result<()>>) {
-        if let Err(error) = self.refuse_snapshots_left(id) {
+        if self.has_snapshots(id) {
+            self.refuse_deletion(id, reply);
+            return;
+        }
+        if let Err(error) = self.close_to_clients(id) {
             let _ = reply.send(Err(error));
             return;
         }
         let upload = self.volumes.get_mut(&id).expect("it was looked at");
-        let volume = &upload.volume;
-        volume.closing.store(true, Ordering::SeqCst);
-        let clients = volume.connections.load(Ordering::SeqCst);
-        if clients > 0 {
-            volume.closing.store(false, Ordering::SeqCst);
-            let text = format!(
-                "volume {:?} has {clients} connected clients; disconnect them first",
-                volume.name.as_str()
-            );
-            let _ = reply.send(Err(Error::new(ErrorKind::Busy, text)));
-            return;
-        }
         upload.changing = true;
         let answer = Answer::new(reply, "the deletion is pending, it is tried again");
         let (head, means) = (upload.head().clone(), std::rc::Rc::clone(&self.means));
         self.spawn_change(changes::delete(means, head, answer));
     }
 
-    fn create(&mut self, name: VolumeName, settings: VolumeSettings, reply: Sender<Result<()>>) {
+    /// Lets no client come any more; `Busy` if there are some.
+    pub(super) fn close_to_clients(&self, id: VolumeId) -> Result<()> {
+        let volume = &self.volumes[&id].volume;
+        volume.closing.store(true, Ordering::SeqCst);
+        let clients = volume.connections.load(Ordering::SeqCst);
+        if clients == 0 {
+            return Ok(());
+        }
+        volume.closing.store(false, Ordering::SeqCst);
+        let text = format!(
+            "volume {:?} has {clients} connected clients; disconnect them first",
+            volume.name.as_str()
+        );
+        Err(Error::new(ErrorKind::Busy, text))
+    }
+
+    fn create(&mut self, name: VolumeName, image: Image, reply: Sender<Result<()>>) {
         let text = format!("a volume {:?} exists already", name.as_str());
         if self.directory.get(&name).is_some() {
             let _ = reply.send(Err(Error::new(ErrorKind::AlreadyExists, text)));
@@ -308,7 +358,7 @@ impl Uploader {
         let creation = Creation {
             seed,
             name,
-            settings,
+            image,
             stamped_through: self.clock.now(),
         };
         let answer = Answer::new(reply, "the creation is pending");
@@ -358,9 +408,7 @@ impl Uploader {
                 mut answer,
             } => {
                 self.creations.end(&creation.name, &result);
-                let serve = |opened: Box<_>| {
-                    self.serve_opened(&creation, *opened, Tail::default());
-                };
+                let serve = |opened: Box<_>| self.serve_opened(*opened, Tail::default());
                 let result = result.map(serve);
                 answer.give(result);
             }
@@ -392,6 +440,7 @@ impl Uploader {
                 Ok(regained) => self.taken_over(name, stamped_through, regained, answer),
                 Err(error) => answer.give(Err(error)),
             },
+            Change::RolledBack { id, result, answer } => self.rolled_back(id, result, answer),
             Change::Deleted {
                 id,
                 result,
@@ -411,7 +460,7 @@ impl Uploader {
         }
     }
 
-    fn end_change(&mut self, id: VolumeId, result: &Result<()>) {
+    pub(super) fn end_change(&mut self, id: VolumeId, result: &Result<()>) {
         if let Some(upload) = self.volumes.get_mut(&id) {
             upload.changing = false;
         }
@@ -506,7 +555,8 @@ fn not_settled() -> Error {
 fn answer(request: Request, error: Error) {
     if let Request::Configure { reply, .. }
     | Request::Delete { reply, .. }
-    | Request::DeleteSnapshot { reply, .. } = request
+    | Request::DeleteSnapshot { reply, .. }
+    | Request::RollBack { reply, .. } = request
     {
         let _ = reply.send(Err(error));
     }

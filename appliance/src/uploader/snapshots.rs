@@ -1,6 +1,7 @@
 //! Snapshots of open volumes: taking one, telling which there are, deleting one.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use taipan_engine::api::{SnapshotInfo, SnapshotWait};
@@ -13,12 +14,14 @@ use taipan_engine::snapshot::{Snapshot, SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::VolumeName;
 
 use super::Uploader;
-use super::changes::{Change, Configured};
+use super::changes::{Change, Configured, Image};
 use super::effects::Means;
-use super::patience::{Answer, until_known};
+use super::patience::{Answer, until_known, within};
 
 /// Names that a refusal spells out.
 const NAMES_TOLD: usize = 5;
+/// How long a refusal waits for the names of clones.
+const ASKING: Duration = Duration::from_secs(10);
 
 /// Somebody waits for a snapshot.
 pub(super) struct SnapshotWaiter {
@@ -197,19 +200,66 @@ impl Uploader {
         changed.noted
     }
 
-    /// Refuses to delete a volume with snapshots.
-    pub(super) fn refuse_snapshots_left(&self, id: VolumeId) -> Result<()> {
-        let committed = self.volumes[&id].commit.snapshots().iter().map(|s| &s.name);
-        let pending = self
-            .coordinator
-            .pending_snapshots(id)
-            .map(|(wish, _)| &wish.name);
-        let names: Vec<&str> = committed.chain(pending).map(SnapshotName::as_str).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let (count, told) = (names.len(), &names[..names.len().min(NAMES_TOLD)]);
-        let text = format!("the volume has {count} snapshots: {told:?}; delete them first");
-        Err(Error::new(ErrorKind::Busy, text))
+    /// The image of a committed snapshot, for a clone.
+    pub(super) fn image_of(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<Image> {
+        let (_, id) = self.find(name)?;
+        let snapshot = self.committed(id, snapshot)?;
+        Ok(Image::Snapshot(id, Box::new(snapshot.clone())))
+    }
+
+    /// Whether the volume has snapshots, committed or not.
+    pub(super) fn has_snapshots(&self, id: VolumeId) -> bool {
+        let mut pending = self.coordinator.pending_snapshots(id);
+        !self.volumes[&id].commit.snapshots().is_empty() || pending.next().is_some()
+    }
+
+    /// Tells why a volume with snapshots cannot be deleted, and which clones they have.
+    pub(super) fn refuse_deletion(&self, id: VolumeId, reply: Sender<Result<()>>) {
+        let committed: Vec<_> = self.volumes[&id]
+            .commit
+            .snapshots()
+            .iter()
+            .cloned()
+            .collect();
+        let pending = self.coordinator.pending_snapshots(id);
+        let pending = pending.map(|(wish, _)| wish.name.to_string());
+        let names = committed.iter().map(|s| s.name.to_string());
+        let snapshots: Vec<String> = names.chain(pending).collect();
+        let means = Rc::clone(&self.means);
+        let task = async move {
+            let clones = clone_names(&means, id, &committed);
+            let clones = within(ASKING, "ask for clones", clones).await;
+            let why = refusal(&snapshots, clones.as_deref().ok());
+            let _ = reply.send(Err(Error::new(ErrorKind::Busy, why)));
+        };
+        glommio::spawn_local_into(task, self.uploads)
+            .expect("the task queue exists")
+            .detach();
+    }
+}
+
+/// Names of the clones of these snapshots.
+async fn clone_names(means: &Means, id: VolumeId, of: &[Snapshot]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for snapshot in of {
+        let clones = registry::clones_of(&*means.backend, id, snapshot.id).await?;
+        names.extend(clones.into_iter().map(|clone| clone.name.to_string()));
+    }
+    Ok(names)
+}
+
+/// `clones`: none if the backend did not tell.
+fn refusal(snapshots: &[String], clones: Option<&[String]>) -> String {
+    let told = |names: &[String]| {
+        let told = &names[..names.len().min(NAMES_TOLD)];
+        format!("{}: {told:?}", names.len())
+    };
+    let snapshots = told(snapshots);
+    match clones {
+        Some(clones) if !clones.is_empty() => format!(
+            "the volume has clones, {}, and snapshots, {snapshots}; delete the clones first",
+            told(clones)
+        ),
+        _ => format!("the volume has snapshots, {snapshots}; delete them first"),
     }
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use taipan_engine::api::VolumeState;
 use taipan_engine::error::{Error, ErrorKind, Result};
-use taipan_engine::identity::{Epoch, VolumeId, WriterToken};
-use taipan_engine::registry::{self, VolumeSeed};
+use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::registry;
 use taipan_engine::volume::VolumeName;
 
-use super::changes::{Change, Creation};
+use super::changes::Change;
 use super::effects::Means;
 use super::patience::{Answer, until_known, within};
 use super::{UploadVolume, Uploader};
@@ -31,6 +31,12 @@ const REOPENING: Duration = Duration::from_secs(60);
 pub(crate) struct Regained {
     opened: Box<Opened>,
     tail: Tail,
+}
+
+impl Regained {
+    pub(super) fn new(opened: Box<Opened>, tail: Tail) -> Self {
+        Self { opened, tail }
+    }
 }
 
 /// A volume that was taken over and waits for the clock.
@@ -63,10 +69,7 @@ pub(super) async fn take_over(
     let result = opened.await.map(|mut opened| {
         // What is served is the image; our own earlier tail, if any, is in quarantine.
         opened.was_clean = true;
-        Regained {
-            opened: Box::new(opened),
-            tail: Tail::default(),
-        }
+        Regained::new(Box::new(opened), Tail::default())
     });
     Change::TakenOver {
         name,
@@ -116,7 +119,7 @@ async fn with_tail(opened: Box<Opened>, tail: TailSource) -> Result<Regained> {
     let local = opened.local.clone();
     let read = glommio::executor().spawn_blocking(move || tail(&local));
     let tail = read.await?;
-    Ok(Regained { opened, tail })
+    Ok(Regained::new(opened, tail))
 }
 
 impl Uploader {
@@ -192,6 +195,13 @@ impl Uploader {
         answer: Answer,
     ) {
         let opened = &regained.opened;
+        // What a cut under way seals of before must not be committed on top of the image: the cores
+        // let go of the volume while the coordinator has forgotten it, and it is served after the
+        // next cut, which is not made before all of this one is sealed.
+        if let Some(former) = self.directory.get(&name) {
+            self.remove_from_cores(former.slot, false);
+        }
+        let stamped_through = stamped_through.max(self.clock.now());
         // What was copied out earlier may be gone from the WAL; replay still goes by its stamps.
         let judged = opened.local.judged_through();
         let above = stamped_through.max(opened.commit.head().epoch).max(judged);
@@ -216,16 +226,7 @@ impl Uploader {
             let id = opened.local.id;
             self.leave_former(&taken.name, id);
             self.coordinator.readmit_volume(id);
-            let creation = Creation {
-                seed: VolumeSeed {
-                    id,
-                    token: WriterToken(0),
-                },
-                name: taken.name,
-                settings: opened.local.settings.clone(),
-                stamped_through: taken.above,
-            };
-            self.serve_opened(&creation, *opened, tail);
+            self.serve_opened(*opened, tail);
             taken.answer.give(Ok(()));
         }
     }
@@ -239,6 +240,10 @@ impl Uploader {
         };
         if former.is_some() || !volume.is_served() {
             self.remove_from_cores(volume.slot, false);
+        }
+        if former.is_some() {
+            // Served until now: what waited to be committed is not waited for any more.
+            self.clock.exposures().forget(id);
         }
         self.tables.forget(id);
         self.directory.remove(name);

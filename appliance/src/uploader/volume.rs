@@ -68,7 +68,8 @@ impl UploadVolume {
     }
 
     pub(super) fn next_wake_ms(&self) -> Option<u64> {
-        self.commit.next_wake_ms()
+        let waits = !self.changing;
+        waits.then(|| self.commit.next_wake_ms()).flatten()
     }
 
     pub(super) fn last_failure(&self) -> Option<(ErrorKind, String)> {
@@ -161,7 +162,10 @@ impl UploadVolume {
 impl Uploader {
     /// Starts every effect that any commit has ready.
     pub(super) fn run_effects(&mut self, now_ms: u64) {
-        let ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
+        // While an operator's task changes the head, deletes wait, too: the volume may be opened
+        // anew, and must hear of nothing that it did before.
+        let unchanging = self.volumes.iter().filter(|(_, volume)| !volume.changing);
+        let ids: Vec<VolumeId> = unchanging.map(|(id, _)| *id).collect();
         for id in ids {
             while let Some(effect) = self
                 .volumes

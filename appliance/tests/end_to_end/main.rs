@@ -4,6 +4,7 @@
 mod harness;
 
 mod a_client_that_stays_alive;
+mod a_clone_goes_its_own_way;
 mod a_crash_at_any_step_loses_nothing;
 mod a_discard_of_everything_costs_nothing;
 mod a_flush_covers_other_connections;
@@ -12,6 +13,7 @@ mod a_kicked_client_keeps_what_was_answered;
 mod a_lost_cache_is_decided_by_the_operator;
 mod a_parked_write_never_lands_late;
 mod a_power_cut_without_s3_loses_nothing;
+mod a_rollback_restores_what_was;
 mod a_second_daemon_fences_the_first;
 mod a_snapshot_is_a_cut_that_stays;
 mod a_virtual_machine_survives_restarts;

@@ -16,6 +16,32 @@ pub fn snapshot_path(volume: &VolumeName, snapshot: &SnapshotName) -> String {
     format!("{}/{}", snapshots_path(volume), snapshot.encoded())
 }
 
+/// Path under which clones of a snapshot are made.
+pub fn clones_path(volume: &VolumeName, snapshot: &SnapshotName) -> String {
+    format!("{}/clones", snapshot_path(volume, snapshot))
+}
+
+/// Body of `POST /v1/volumes/{name}/snapshots/{snapshot}/clones`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneSnapshot {
+    /// Name of the new volume.
+    pub name: VolumeName,
+}
+
+/// Path of the rollback action of one volume.
+pub fn rollback_path(volume: &VolumeName) -> String {
+    format!("{}/rollback", volume_path(volume))
+}
+
+/// Body of `POST /v1/volumes/{name}/rollback`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollBack {
+    /// The snapshot whose content the volume takes.
+    pub snapshot: SnapshotName,
+}
+
 /// What the answer to a taken snapshot waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

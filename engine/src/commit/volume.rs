@@ -577,7 +577,8 @@ impl VolumeCommit {
             self.since_checkpoint = SinceCheckpoint::default();
         }
         self.is_sweeping = false;
-        self.garbage.committed(&manifest, garbage_chunks);
+        self.garbage
+            .committed(&manifest, garbage_chunks, &mut self.base);
         self.note_snapshots(&manifest);
         let publication = Publication {
             volume: manifest.volume,

@@ -4,14 +4,14 @@ use bytes::Bytes;
 
 use super::{
     CheckpointRef, HEADER_BYTES, LIST_MAX, MAGIC, MANIFEST_BYTES_MAX, Manifest, ManifestKind,
-    VERSION,
+    Origin, VERSION,
 };
 use crate::chunk::ChunkRef;
 use crate::error::{Error, Result};
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::object::fields::{Fields, FieldsOut};
 use crate::object::{ChunkKey, IndexKey, SealedRef};
-use crate::snapshot::{SNAPSHOTS_MAX, SnapshotChange};
+use crate::snapshot::{SNAPSHOTS_MAX, SnapshotChange, SnapshotId};
 use crate::volume::{VolumeName, VolumeSettings};
 
 const CRC_BYTES: usize = 4;
@@ -24,6 +24,7 @@ impl ManifestKind {
             Self::Commit => 3,
             Self::Configured => 4,
             Self::Tombstone => 5,
+            Self::RolledBack => 6,
         }
     }
 
@@ -34,6 +35,7 @@ impl ManifestKind {
             Self::Commit,
             Self::Configured,
             Self::Tombstone,
+            Self::RolledBack,
         ]
         .into_iter()
         .find(|kind| kind.code() == code)
@@ -57,6 +59,7 @@ impl Manifest {
             + (self.condemned.len() + self.dropped.len()) * SealedRef::ENCODED_BYTES
             + self.checkpoint.map_or(0, |_| CheckpointRef::ENCODED_BYTES)
             + snapshots_bytes(&self.snapshots)
+            + self.origin.map_or(0, |_| Origin::ENCODED_BYTES)
             + CRC_BYTES;
         assert!(total <= MANIFEST_BYTES_MAX);
         let mut out = Vec::with_capacity(total);
@@ -78,7 +81,7 @@ impl Manifest {
         out.put_u32(self.dropped.len() as u32);
         out.put_u32(u32::from(self.checkpoint.is_some()));
         out.put_u32(self.snapshots.len() as u32);
-        out.put_u32(0);
+        out.put_u32(u32::from(self.origin.is_some()));
         assert_eq!(out.len(), HEADER_BYTES);
         out.put(name);
         out.put(&settings);
@@ -96,6 +99,9 @@ impl Manifest {
         }
         for change in &self.snapshots {
             change.encode_into(&mut out);
+        }
+        if let Some(origin) = &self.origin {
+            encode_origin(origin, &mut out);
         }
         let crc = crc32c::crc32c(&out);
         out.put_u32(crc);
@@ -133,9 +139,9 @@ impl Manifest {
         }
         let volume = VolumeId(fields.u64()?);
         let counts = [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?];
-        let (snapshots, reserved) = (fields.u32()?, fields.u32()?);
+        let (snapshots, origins) = (fields.u32()?, fields.u32()?);
         let too_many = counts.iter().any(|&n| n as usize > LIST_MAX);
-        if reserved != 0 || counts[3] > 1 || too_many || snapshots as usize > SNAPSHOTS_MAX {
+        if origins > 1 || counts[3] > 1 || too_many || snapshots as usize > SNAPSHOTS_MAX {
             return Err(Error::corrupt("the manifest's counts are out of bounds"));
         }
         let manifest = Self {
@@ -157,8 +163,13 @@ impl Manifest {
                 SnapshotChange::ENCODED_BYTES_MIN,
                 SnapshotChange::decode,
             )?,
+            origin: decode_origin(origins == 1, &mut fields)?,
         };
         check_snapshots(&manifest)?;
+        check_origin(&manifest)?;
+        if manifest.kind == ManifestKind::RolledBack && manifest.checkpoint.is_none() {
+            return Err(Error::corrupt("a rollback without its image"));
+        }
         if fields.remaining() != 0 {
             return Err(Error::corrupt("bytes are left behind the manifest's lists"));
         }
@@ -219,6 +230,42 @@ fn decode_checkpoint(present: bool, fields: &mut Fields<'_>) -> Result<Option<Ch
     match fields.u32()? {
         0 => Ok(Some(checkpoint)),
         _ => Err(Error::corrupt("a reserved field of the manifest is set")),
+    }
+}
+
+fn encode_origin(origin: &Origin, out: &mut Vec<u8>) {
+    out.put_u64(origin.volume.0);
+    out.put_u64(origin.snapshot.0);
+    out.put_u64(origin.manifest.0);
+    out.put_u64(origin.epoch.0);
+}
+
+fn decode_origin(present: bool, fields: &mut Fields<'_>) -> Result<Option<Origin>> {
+    if !present {
+        return Ok(None);
+    }
+    Ok(Some(Origin {
+        volume: VolumeId(fields.u64()?),
+        snapshot: SnapshotId(fields.u64()?),
+        manifest: ManifestNum(fields.u64()?),
+        epoch: Epoch(fields.u64()?),
+    }))
+}
+
+/// Only the first manifest of a clone has an origin, and begins with the image of another volume.
+fn check_origin(manifest: &Manifest) -> Result<()> {
+    let Some(origin) = &manifest.origin else {
+        return Ok(());
+    };
+    let fits = (manifest.kind, manifest.number) == (ManifestKind::Created, ManifestNum(1))
+        && manifest.checkpoint.is_some()
+        && origin.volume != manifest.volume
+        && origin.manifest.0 > 0;
+    match fits {
+        true => Ok(()),
+        false => Err(Error::corrupt(
+            "the manifest has an origin that it cannot have",
+        )),
     }
 }
 

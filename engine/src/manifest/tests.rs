@@ -56,6 +56,7 @@ fn sample() -> Manifest {
             crc32c: 0x0BAD_CAFE,
         }),
         snapshots: Vec::new(),
+        origin: None,
     }
 }
 
@@ -164,6 +165,47 @@ fn snapshots_are_an_own_section_that_other_manifests_do_not_have() {
             ..sample()
         };
         assert!(Manifest::decode(&manifest.encode()).is_err());
+    }
+}
+
+#[test]
+fn a_clone_says_where_it_comes_from_in_its_first_manifest_alone() {
+    let origin = Origin {
+        volume: VolumeId(0xAA),
+        snapshot: SnapshotId(0xBB),
+        manifest: ManifestNum(0xCC),
+        epoch: Epoch(0xDD),
+    };
+    let plain = Manifest {
+        number: ManifestNum(1),
+        kind: ManifestKind::Created,
+        ..sample()
+    };
+    let clone = Manifest {
+        origin: Some(origin),
+        ..plain.clone()
+    };
+    let (before, bytes) = (plain.encode(), clone.encode());
+    assert_eq!(bytes.len(), before.len() + 32);
+    assert_eq!(bytes[88..96], [0, 0, 0, 0, 1, 0, 0, 0]);
+    let fields = &bytes[before.len() - 4..][..32];
+    for (field, value) in fields.chunks_exact(8).zip([0xAA, 0xBB, 0xCC, 0xDD]) {
+        assert_eq!(field, [value, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    assert_eq!(Manifest::decode(&bytes).unwrap(), clone);
+    assert!(clone.successor(ManifestKind::Commit).origin.is_none());
+    let own = Origin {
+        volume: VOLUME,
+        ..origin
+    };
+    let mut wrong = [clone.clone(), clone.clone(), clone.clone(), clone];
+    wrong[0].kind = ManifestKind::Commit;
+    wrong[1].number = ManifestNum(2);
+    wrong[2].checkpoint = None;
+    wrong[3].origin = Some(own);
+    for manifest in wrong {
+        let error = Manifest::decode(&manifest.encode()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
     }
 }
 
@@ -335,6 +377,7 @@ fn kinds() -> impl Strategy<Value = ManifestKind> {
         ManifestKind::Commit,
         ManifestKind::Configured,
         ManifestKind::Tombstone,
+        ManifestKind::RolledBack,
     ])
 }
 
@@ -347,6 +390,7 @@ proptest! {
         counts in prop::array::uniform3(0u64..6),
         checkpointed in any::<bool>(),
     ) {
+        let checkpointed = checkpointed || kind == ManifestKind::RolledBack;
         let manifest = Manifest {
             number: ManifestNum(numbers[0]),
             kind,

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Backend, Put};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
-use crate::object::ObjectKey;
+use crate::object::{ObjectKey, number_of};
 use crate::snapshot::SnapshotId;
 
 const SCHEMA: u32 = 1;
+const PAGE: usize = 1000;
 const PARALLEL_GETS: usize = 16;
 /// Lost races after which an append gives up for now.
 const RACES_MAX: usize = 64;
@@ -124,6 +125,54 @@ pub async fn read_pins(
     }
 }
 
+/// Enters that `clone` needs the snapshot from now on. `Busy` once the log is closed. To be
+/// repeated after an error: a second entry of the same clone says nothing more.
+pub async fn pin(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+    clone: VolumeId,
+) -> Result<()> {
+    // A log may be long, and only its last entry can close it.
+    let (mut entries, mut last) = tail(backend, volume, snapshot).await?;
+    for _ in 0..RACES_MAX {
+        if last == Some(PinChange::Closed) {
+            let text = "the snapshot is being deleted, no clone can be made of it";
+            return Err(Error::new(ErrorKind::Busy, text).with_volume(volume));
+        }
+        entries += 1;
+        let entry = PinEntry::new(entries, volume, snapshot, PinChange::Pinned(clone));
+        if put(backend, entry).await? == Put::Created {
+            return Ok(());
+        }
+        last = Some(get(backend, volume, snapshot, entries).await?.change);
+    }
+    Err(too_many_races(volume))
+}
+
+/// Enters that `clone` does not need the snapshot any more, if the log says that it does. To be
+/// repeated after an error.
+pub async fn release_pin(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+    clone: VolumeId,
+) -> Result<()> {
+    for _ in 0..RACES_MAX {
+        let log = read_pins(backend, volume, snapshot).await?;
+        if !log.pinned.contains(&clone) {
+            return Ok(());
+        }
+        let change = PinChange::Released(clone);
+        let entry = PinEntry::new(log.entries + 1, volume, snapshot, change);
+        // If it exists it is another clone's, or our own after a lost response.
+        if put(backend, entry).await? == Put::Created {
+            return Ok(());
+        }
+    }
+    Err(too_many_races(volume))
+}
+
 /// Closes the log, so that the snapshot can be deleted. `Busy` while clones pin it. To be repeated
 /// after an error.
 pub async fn close_pins(
@@ -141,16 +190,50 @@ pub async fn close_pins(
             let text = format!("clone {clone} and {others} others need the snapshot");
             return Err(Error::new(ErrorKind::Busy, text).with_volume(volume));
         }
-        let number = log.entries + 1;
-        let entry = PinEntry::new(number, volume, snapshot, PinChange::Closed);
-        let key = ObjectKey::pin_entry(volume, snapshot, number);
+        let entry = PinEntry::new(log.entries + 1, volume, snapshot, PinChange::Closed);
         // If it exists it is a pin that came first, or our own after a lost response.
-        if backend.put_if_absent(&key, entry.encode()).await? == Put::Created {
+        if put(backend, entry).await? == Put::Created {
             return Ok(());
         }
     }
+    Err(too_many_races(volume))
+}
+
+fn too_many_races(volume: VolumeId) -> Error {
     let text = format!("the snapshot was pinned {RACES_MAX} times meanwhile; try again");
-    Err(Error::new(ErrorKind::Transient, text).with_volume(volume))
+    Error::new(ErrorKind::Transient, text).with_volume(volume)
+}
+
+async fn put(backend: &dyn Backend, entry: PinEntry) -> Result<Put> {
+    let key = ObjectKey::pin_entry(entry.volume, entry.snapshot, entry.number);
+    backend.put_if_absent(&key, entry.encode()).await
+}
+
+/// How many entries there are at least, and what the last of them says. A list that is behind shows
+/// fewer; whoever appends learns of the others.
+async fn tail(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+) -> Result<(u64, Option<PinChange>)> {
+    let prefix = ObjectKey::pin_prefix(volume, snapshot);
+    let (mut number, mut after): (u64, Option<String>) = (0, None);
+    loop {
+        let page = backend.list(&prefix, after.as_deref(), PAGE).await?;
+        let numbers = page.iter().filter_map(|object| number_of(&object.key));
+        number = numbers.fold(number, u64::max);
+        if page.len() < PAGE {
+            break;
+        }
+        after = page.last().map(|object| object.key.clone());
+    }
+    match number {
+        0 => Ok((0, None)),
+        _ => Ok((
+            number,
+            Some(get(backend, volume, snapshot, number).await?.change),
+        )),
+    }
 }
 
 async fn get(
@@ -180,11 +263,13 @@ mod tests {
     const VOLUME: VolumeId = VolumeId(0xAB);
     const SNAPSHOT: SnapshotId = SnapshotId(0xCD);
 
-    fn put(backend: &MemBackend, number: u64, change: PinChange) {
-        let key = ObjectKey::pin_entry(VOLUME, SNAPSHOT, number);
+    fn enter(backend: &MemBackend, number: u64, change: PinChange) {
         let entry = PinEntry::new(number, VOLUME, SNAPSHOT, change);
-        let put = block_on(backend.put_if_absent(&key, entry.encode()));
-        assert_eq!(put.unwrap(), Put::Created);
+        assert_eq!(block_on(put(backend, entry)).unwrap(), Put::Created);
+    }
+
+    fn pin_by(backend: &MemBackend, clone: u64) -> Result<()> {
+        block_on(pin(backend, VOLUME, SNAPSHOT, VolumeId(clone)))
     }
 
     #[test]
@@ -208,10 +293,12 @@ mod tests {
     fn a_snapshot_is_closed_once_no_clone_needs_it() {
         let backend = MemBackend::new();
         let clone = VolumeId(7);
-        put(&backend, 1, PinChange::Pinned(clone));
+        pin_by(&backend, clone.0).unwrap();
+        pin_by(&backend, clone.0).unwrap();
         let error = block_on(close_pins(&backend, VOLUME, SNAPSHOT)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
-        put(&backend, 2, PinChange::Released(clone));
+        block_on(release_pin(&backend, VOLUME, SNAPSHOT, clone)).unwrap();
+        block_on(release_pin(&backend, VOLUME, SNAPSHOT, clone)).unwrap();
         let lost = Fault::FailAfter(ErrorKind::Transient);
         backend.script(FaultRule::once(Operation::PutIfAbsent, "snapshots/", lost));
         assert!(block_on(close_pins(&backend, VOLUME, SNAPSHOT)).is_err());
@@ -219,7 +306,8 @@ mod tests {
         let log = block_on(read_pins(&backend, VOLUME, SNAPSHOT)).unwrap();
         assert!(log.is_closed && log.pinned.is_empty());
         block_on(close_pins(&backend, VOLUME, SNAPSHOT)).unwrap();
-        put(&backend, 4, PinChange::Pinned(clone));
+        assert_eq!(pin_by(&backend, 8).unwrap_err().kind(), ErrorKind::Busy);
+        enter(&backend, 5, PinChange::Pinned(clone));
         let error = block_on(read_pins(&backend, VOLUME, SNAPSHOT)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
     }

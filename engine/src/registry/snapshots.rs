@@ -2,17 +2,20 @@
 
 use super::history::read_history_at;
 use super::images::{named, read_named};
-use super::{append_own, pins};
+use super::{append_own, pins, release_dead_pins};
 use crate::backend::Backend;
 use crate::block::{BlockNum, BlockSize};
 use crate::chunk::{slot_stride, verify_slot};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::index::rebuild::{Rebuilt, rebuild};
 use crate::index::{ChunkLoc, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind};
 use crate::snapshot::{Snapshot, SnapshotChange, SnapshotName};
 use crate::volume::VolumeName;
+
+/// Names that a refusal spells out.
+const NAMES_TOLD: usize = 5;
 
 /// The manifest and the index of a snapshot: all that is needed to read it. `Corrupt` if the bucket
 /// holds another manifest there.
@@ -88,12 +91,23 @@ pub async fn read_blocks(
 
 /// Deletes a snapshot as the volume's writer: first no clone can pin it any more, then a manifest
 /// says that it is gone. To be repeated after an error with the same arguments; no commit of the
-/// volume may run meanwhile. `Busy` while clones pin it. Returns the new head.
+/// volume may run meanwhile. `Busy` with their names while clones pin it. Returns the new head.
 pub async fn delete_snapshot(
     backend: &dyn Backend,
     head: &Manifest,
     snapshot: &Snapshot,
 ) -> Result<Manifest> {
+    let clones = release_dead_pins(backend, head.volume, snapshot.id).await?;
+    if !clones.is_empty() {
+        let told: Vec<_> = clones
+            .iter()
+            .take(NAMES_TOLD)
+            .map(|c| c.name.as_str())
+            .collect();
+        let (count, name) = (clones.len(), snapshot.name.as_str());
+        let text = format!("snapshot {name:?} has {count} clones: {told:?}; delete them first");
+        return Err(Error::new(ErrorKind::Busy, text).with_volume(head.volume));
+    }
     pins::close_pins(backend, head.volume, snapshot.id).await?;
     let mut next = head.successor(ManifestKind::Configured);
     next.snapshots = vec![SnapshotChange::Deleted(snapshot.clone())];

@@ -7,6 +7,7 @@
 mod boot;
 mod bucket;
 mod clients;
+mod clones;
 mod compaction;
 mod coverage;
 mod data_dir;

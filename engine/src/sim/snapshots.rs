@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::executor::block_on;
 
 use super::bucket::Late;
+use super::clones::Clones;
 use super::dice::Dice;
 use super::image::read_all;
 use super::world::World;
@@ -26,6 +27,7 @@ const HELD_MAX: usize = 5;
 pub(super) struct Snapshots {
     is_on: bool,
     book: RefCell<Book>,
+    clones: RefCell<Clones>,
 }
 
 struct Book {
@@ -65,6 +67,7 @@ impl Snapshots {
         Self {
             is_on: seed % SEEDS_WITH == SEEDS_WITH - 1,
             book: RefCell::new(book),
+            clones: RefCell::new(Clones::new(seed)),
         }
     }
 
@@ -99,7 +102,30 @@ impl World {
             let id = self.snapshots.pick(&self.ids);
             self.may_delete(id);
         }
+        if self.snapshots.chance(30) && self.now_us < self.life_ends_us {
+            let id = self.snapshots.pick(&self.ids);
+            self.clone_one_of(id);
+        }
         self.note_sealed();
+    }
+
+    /// Something is done to clones, of a snapshot of the volume if any.
+    fn clone_one_of(&mut self, id: VolumeId) {
+        let Some(volume) = self.node_ref().uploader.volumes.get(&id) else {
+            return;
+        };
+        let all: Vec<_> = volume.commit.snapshots().iter().cloned().collect();
+        if all.is_empty() {
+            return;
+        }
+        let snapshots = std::rc::Rc::clone(&self.snapshots);
+        let snapshot = snapshots.pick(&all.iter().collect::<Vec<_>>());
+        let book = snapshots.book.borrow();
+        let Some(known) = book.known.get(&snapshot.id) else {
+            return;
+        };
+        let mut clones = snapshots.clones.borrow_mut();
+        self.may_clone(&mut clones, (known.volume, snapshot), &known.image);
     }
 
     fn ask_snapshot(&mut self, id: VolumeId) {
@@ -185,8 +211,27 @@ impl World {
             Some(copies) => block_on(delete_snapshot(copies, &head, &snapshot)),
             None => block_on(delete_snapshot(&self.objects, &head, &snapshot)),
         };
-        // Of another writer's volume it fails; the next commit is fenced.
-        let Ok(next) = deleted else { return };
+        let is_needed = self.snapshots.clones.borrow().need(snapshot.id);
+        let next = match deleted {
+            Ok(_) if is_needed => {
+                let what = format!("snapshot {} was deleted, a clone needs it", snapshot.id);
+                return self.violate(what);
+            }
+            Ok(next) => next,
+            Err(_) => {
+                if is_needed {
+                    self.snapshots
+                        .book
+                        .borrow_mut()
+                        .deleted
+                        .remove(&snapshot.id);
+                    self.coverage
+                        .hit("a snapshot was kept because it has a clone");
+                }
+                // Of another writer's volume it fails; the next commit is fenced.
+                return;
+            }
+        };
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         let volume = uploader.volumes.get_mut(&id).expect("an open volume");
         volume.local.advance(&next);
@@ -218,6 +263,7 @@ impl World {
         if !self.snapshots.is_on {
             return Ok(());
         }
+        self.check_clones(&self.snapshots.clones.borrow(), volume)?;
         let found = self.read_snapshots(volume);
         let found = found.map_err(|error| format!("a snapshot cannot be read: {error}"))?;
         let (appliance, life) = (self.appliance(), self.life);

@@ -5,7 +5,7 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use taipan_engine::api::{ErrorCode, SnapshotList, TakeSnapshot};
+use taipan_engine::api::{CloneSnapshot, ErrorCode, RollBack, SnapshotList, TakeSnapshot};
 use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
 
@@ -64,6 +64,23 @@ pub(super) async fn changes_to(daemon: Daemon, names: ThreeNames) -> Result<Resp
     Ok(found(
         call(daemon, move |a| a.changes(&volume, &from, Some(&to))).await??,
     ))
+}
+
+pub(super) async fn clone(daemon: Daemon, names: Names, body: Body) -> Result<Response, Failure> {
+    let (volume, snapshot) = parse_names(names)?;
+    let CloneSnapshot { name } = parse_body(body)?;
+    let (of, named) = (volume.clone(), snapshot.clone());
+    let info = call(daemon, move |a| a.clone_snapshot(&of, &named, name)).await??;
+    tracing::info!(%volume, %snapshot, clone = %info.name, "snapshot cloned");
+    Ok((StatusCode::CREATED, Json(info)).into_response())
+}
+
+pub(super) async fn roll_back(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failure> {
+    let volume = parse_name(name)?;
+    let RollBack { snapshot } = parse_body(body)?;
+    let info = call(daemon, move |a| a.roll_back(&volume, &snapshot)).await??;
+    tracing::warn!(volume = %info.name, generation = info.generation, "volume rolled back");
+    Ok(found(info))
 }
 
 pub(super) async fn delete(daemon: Daemon, names: Names) -> Result<StatusCode, Failure> {

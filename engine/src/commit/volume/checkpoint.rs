@@ -64,10 +64,11 @@ impl VolumeCommit {
             true => (Vec::new(), self.parts.clone()),
             false => (self.parts.clone(), Vec::new()),
         };
-        let number = staged.manifest.number;
+        let (number, volume) = (staged.manifest.number, self.volume());
         replaced.retain(|part| {
-            let part = SealedRef::Index(part.key);
-            !self.garbage.retain(&part, &self.snapshots, number)
+            let object = SealedRef::Index(part.key);
+            // A clone's parent keeps its own parts, by the snapshot that the clone pins.
+            part.key.volume == volume && !self.garbage.retain(&object, &self.snapshots, number)
         });
         let mut condemned: Vec<_> = self.garbage.pending_after(&staged.manifest).collect();
         condemned.extend(replaced.iter().map(|part| SealedRef::Index(part.key)));

@@ -26,6 +26,8 @@ pub(super) struct Garbage {
     strays: BTreeSet<SealedRef>,
     /// Deleted; the next manifest says so.
     dropped: Vec<SealedRef>,
+    /// Of other volumes' chunks that are not named any more: recycled by the commit after.
+    forgotten: Vec<ChunkOrdinal>,
     deleting: Option<Vec<SealedRef>>,
     /// The last commit stored index parts: its request more is enough, deletes have time.
     resting: bool,
@@ -40,8 +42,14 @@ struct Condemned {
     slots: u32,
 }
 
-/// The chunks that the manifest being staged condemns.
-pub(super) type Condemnation = Vec<(SealedRef, ChunkOrdinal, u32)>;
+/// The chunks that the manifest being staged does not name any more.
+#[derive(Default)]
+pub(super) struct Condemnation {
+    /// Condemned by it.
+    own: Vec<(SealedRef, ChunkOrdinal, u32)>,
+    /// Of other volumes, which alone may condemn them.
+    foreign: Vec<ChunkOrdinal>,
+}
 
 impl Garbage {
     /// What a rebuild found condemned, and index parts that only snapshots need.
@@ -64,31 +72,39 @@ impl Garbage {
             retained,
             strays: BTreeSet::new(),
             dropped: Vec::new(),
+            forgotten: Vec::new(),
             deleting: None,
             resting: false,
         }
     }
 
     /// Condemns chunks without live blocks, and index parts without a checkpoint, that no snapshot
-    /// needs in the draft `manifest`, and notes what was deleted.
+    /// needs in the draft `manifest`, and notes what was deleted. Chunks of other volumes are only
+    /// forgotten: a clone's parent keeps them, by the snapshot that the clone pins.
     pub(super) fn condemn(
         &mut self,
         base: &mut VolumeBase,
         snapshots: &SnapshotTable,
         manifest: &mut Manifest,
     ) -> Condemnation {
-        let condemned: Condemnation = base
-            .condemnable()
-            .map(|(ordinal, entry)| {
-                let chunk = &entry.reference;
-                (SealedRef::Chunk(chunk.key), ordinal, chunk.slots)
-            })
+        let idle = base.condemnable();
+        let idle = idle.map(|(ordinal, entry)| (entry.reference, ordinal));
+        let (own, foreign): (Vec<_>, Vec<_>) =
+            idle.partition(|(chunk, _)| chunk.key.volume == manifest.volume);
+        let own = own
+            .into_iter()
+            .map(|(chunk, ordinal)| (SealedRef::Chunk(chunk.key), ordinal, chunk.slots))
             .filter(|(object, ..)| !self.retain(object, snapshots, manifest.number))
             .take(PER_MANIFEST)
             .collect();
-        for (object, ordinal, _) in &condemned {
+        let foreign = foreign.into_iter().map(|(_, ordinal)| ordinal).collect();
+        let condemned = Condemnation { own, foreign };
+        for (object, ordinal, _) in &condemned.own {
             base.condemn(*ordinal);
             manifest.condemned.push(*object);
+        }
+        for ordinal in &condemned.foreign {
+            base.condemn(*ordinal);
         }
         let free = |(object, since): &(&SealedRef, &ManifestNum)| {
             matches!(object, SealedRef::Index(_)) && !snapshots.needs(object, **since)
@@ -140,12 +156,21 @@ impl Garbage {
     }
 
     /// The manifest is committed.
-    pub(super) fn committed(&mut self, manifest: &Manifest, chunks: Condemnation) {
+    pub(super) fn committed(
+        &mut self,
+        manifest: &Manifest,
+        chunks: Condemnation,
+        base: &mut VolumeBase,
+    ) {
+        let forgotten = std::mem::replace(&mut self.forgotten, chunks.foreign);
+        forgotten
+            .into_iter()
+            .for_each(|ordinal| base.recycle(ordinal));
         // Deletes that ended since the draft were appended behind those that it notes.
         self.dropped.drain(..manifest.dropped.len());
         // Not twice in a row: a volume so busy that every commit is a checkpoint deletes, too.
         self.resting = manifest.checkpoint.is_some() && !self.resting;
-        let chunks = chunks.into_iter();
+        let chunks = chunks.own.into_iter();
         let chunks: BTreeMap<_, _> = chunks
             .map(|(object, at, slots)| (object, (at, slots)))
             .collect();

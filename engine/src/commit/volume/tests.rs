@@ -1,9 +1,11 @@
 //! Commits against a backend in memory: every failure, and a crash after every effect.
 
+mod clones;
 mod compaction;
 mod crashes;
 mod damage;
 mod rig;
+mod rollbacks;
 mod snapshots;
 mod verify;
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::backend::{BoxFuture, Listed, Probe, Put};
+use crate::snapshot::SnapshotId;
 
 /// Everything is as it is, but lists show the past.
 struct Behind {
@@ -113,5 +114,31 @@ fn an_opening_that_is_shown_an_old_head_serves_the_newest_or_nothing() {
             let still = block_on(read_head(&backend, VolumeId(1), None)).unwrap();
             assert_eq!(still, head, "nothing was written over it");
         }
+    }
+}
+
+/// A list that is behind hides entries of a log of pins; whoever appends finds them.
+#[test]
+fn a_pin_loses_against_a_deletion_that_its_list_did_not_show() {
+    let backend = MemBackend::new();
+    let snapshot = SnapshotId(7);
+    let pin = |backend: &dyn Backend, clone: u64| {
+        block_on(pin(backend, VolumeId(1), snapshot, VolumeId(clone)))
+    };
+    let blind = Behind::blind(&backend);
+    for clone in 1..=20 {
+        pin(&blind, clone).unwrap();
+    }
+    let log = block_on(read_pins(&backend, VolumeId(1), snapshot)).unwrap();
+    assert_eq!(log.pinned.len(), 20);
+    let shown = Behind::freeze(&backend);
+    for clone in 1..=20 {
+        let released = release_pin(&backend, VolumeId(1), snapshot, VolumeId(clone));
+        block_on(released).unwrap();
+    }
+    block_on(close_pins(&backend, VolumeId(1), snapshot)).unwrap();
+    for behind in [&blind, &shown] {
+        let error = pin(behind, 21).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
     }
 }

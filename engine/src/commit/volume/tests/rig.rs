@@ -40,6 +40,7 @@ pub(super) type Model = BTreeMap<u64, u64>;
 /// Everything that outlives a crash of the writer: the bucket, the local head record, and (in place
 /// of the WAL) what was written.
 pub(super) struct World {
+    pub(super) volume: VolumeId,
     pub(super) backend: MemBackend,
     pub(super) head_record: Option<HeadUpdate>,
     pub(super) model: Model,
@@ -83,22 +84,46 @@ impl World {
         let settings = VolumeSettings::with_size(1 << 30);
         let first = Manifest::first(VOLUME, name, settings, WriterToken(1));
         block_on(backend.put_if_absent(&first.object(), first.encode())).unwrap();
+        Self::beginning_with(VOLUME, backend, Model::new())
+    }
+
+    fn beginning_with(volume: VolumeId, backend: MemBackend, model: Model) -> Self {
         Self {
+            volume,
             backend,
             head_record: None,
-            model: Model::new(),
-            cuts: BTreeMap::from([(Epoch(0), Model::new())]),
+            cuts: BTreeMap::from([(Epoch(0), model.clone())]),
+            model,
             epoch: Epoch(1),
             layers: Vec::new(),
-            next_lsn: 1,
+            // No two volumes write the same.
+            next_lsn: 1 + volume.0 * 1_000_000,
             opens: 0,
         }
+    }
+
+    /// A volume of the same bucket that began as the cut of that epoch.
+    pub(super) fn cloned(&self, volume: VolumeId, epoch: Epoch) -> Self {
+        Self::beginning_with(volume, self.backend.clone(), self.cuts[&epoch].clone())
+    }
+
+    /// An epoch above every stamp, as a rollback has.
+    pub(super) fn beyond(&self) -> Epoch {
+        Epoch(self.epoch.0 + 5)
+    }
+
+    /// The volume is what it was in the cut `to`; nothing that was written since is to be seen.
+    pub(super) fn rolled_back(&mut self, to: Epoch, at: Epoch) {
+        self.model = self.cuts[&to].clone();
+        self.cuts.insert(at, self.model.clone());
+        self.epoch = at.next();
+        self.layers.clear();
     }
 
     /// Opens under the next generation and rebuilds from the bucket.
     pub(super) fn open(&mut self, config: CommitConfig) -> Rig {
         self.opens += 1;
-        let mut history = block_on(read_history(&self.backend, VOLUME, None)).unwrap();
+        let mut history = block_on(read_history(&self.backend, self.volume, None)).unwrap();
         let opened = history.head().opened_by(WriterToken(self.opens + 100));
         block_on(
             self.backend
@@ -114,7 +139,7 @@ impl World {
                 history.head().clone(),
                 rebuilt,
                 config,
-                Random::new([self.opens, 2, 3, 4]),
+                Random::new([self.opens, self.volume.0, 3, 4]),
             ),
             now_ms: 0,
             trace: Vec::new(),
@@ -176,7 +201,7 @@ impl World {
 
     /// The epoch of the bucket's image, after checking that the image is that cut to the byte.
     pub(super) fn verify(&self) -> Epoch {
-        let history = block_on(read_history(&self.backend, VOLUME, None)).unwrap();
+        let history = block_on(read_history(&self.backend, self.volume, None)).unwrap();
         let image = block_on(rebuild(&self.backend, &history.manifests)).unwrap();
         self.verify_image(&image.base, history.head().epoch)
     }
@@ -339,7 +364,7 @@ impl Rig {
         }
         assert_eq!(
             (update.volume, update.head),
-            (VOLUME, self.commit.head().number)
+            (world.volume, self.commit.head().number)
         );
         world.head_record = Some(update);
         Ok(())

@@ -14,7 +14,7 @@ use crate::manifest::{Manifest, ManifestKind};
 use crate::registry::{delete_snapshot, read_blocks, read_snapshot};
 use crate::snapshot::{Snapshot, SnapshotChange, SnapshotId, SnapshotName, SnapshotWish};
 
-fn name(text: &str) -> SnapshotName {
+pub(super) fn name(text: &str) -> SnapshotName {
     SnapshotName::parse(text).unwrap()
 }
 
@@ -51,7 +51,7 @@ pub(super) fn delete(world: &World, rig: &mut Rig, snapshot: &Snapshot) {
 /// Reads every snapshot that the chain names from the bucket alone.
 pub(super) fn verify_all(world: &World, rig: &Rig) {
     for snapshot in rig.commit.snapshots().iter() {
-        let read = block_on(read_snapshot(&world.backend, VOLUME, snapshot));
+        let read = block_on(read_snapshot(&world.backend, world.volume, snapshot));
         let (manifest, rebuilt) = read.unwrap();
         assert_eq!(manifest.epoch, snapshot.epoch);
         world.verify_image(&rebuilt.base, snapshot.epoch);
@@ -70,7 +70,7 @@ pub(super) fn objects(backend: &MemBackend, folder: &str) -> usize {
 }
 
 /// Overwrites everything a few times, so that checkpoints and deletes happen.
-fn churn(world: &mut World, rig: &mut Rig, rounds: u64) {
+pub(super) fn churn(world: &mut World, rig: &mut Rig, rounds: u64) {
     for _ in 0..rounds {
         world.write(0..64);
         rig.commit_and_verify(world);
@@ -78,7 +78,7 @@ fn churn(world: &mut World, rig: &mut Rig, rounds: u64) {
 }
 
 /// A config under which full checkpoints replace all parts every few commits.
-fn fine() -> CommitConfig {
+pub(super) fn fine() -> CommitConfig {
     CommitConfig {
         checkpoint_commits: 1,
         part_bytes: 40,

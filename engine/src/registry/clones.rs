@@ -1,0 +1,248 @@
+//! Clones: volumes that begin as the image of another one's snapshot and share its chunks.
+//!
+//! Durable steps: the pin of the snapshot, index parts, the first manifest, the name. A pin whose
+//! clone never came to be is released by whoever wants the snapshot deleted, after the clone was
+//! made impossible. Rules: `docs/internals/snapshots.md`.
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::history::{Appended, append, read_head, read_manifest};
+use super::stored_index::{IndexDraft, pass};
+use super::{
+    Free, VolumeSeed, append_own, free_entry, name_taken, names, pins, read_snapshot, resolve_name,
+};
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Generation, ManifestNum, VolumeId};
+use crate::index::part::RootPart;
+use crate::manifest::{Manifest, ManifestKind, Origin};
+use crate::snapshot::{Snapshot, SnapshotId};
+use crate::volume::{VolumeName, VolumeSettings};
+
+/// Looks at a clone after which it is left as it is: others change it all the time.
+const LOOKS_MAX: usize = 8;
+/// Clones looked at at a time.
+const PARALLEL_LOOKS: usize = 16;
+/// The first manifest of every volume.
+const FIRST: ManifestNum = ManifestNum(1);
+
+/// How the index that a clone begins with is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct CloneLayout {
+    /// About how many bytes one index part takes.
+    pub part_bytes: usize,
+    /// An index above so many bytes is shared with the parent's as far as its last checkpoint
+    /// goes, so that a clone costs what changed since. A smaller one is the clone's own.
+    pub share_above_bytes: u64,
+}
+
+impl Default for CloneLayout {
+    fn default() -> Self {
+        Self {
+            part_bytes: 8 << 20,
+            share_above_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A clone that pins a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneName {
+    /// Its volume.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+}
+
+/// Creates the volume `name` as a clone of a snapshot of `parent`: with its settings and its image,
+/// whose chunks stay the parent's. It exists once the name does. To be repeated with the same seed
+/// after an error. `AlreadyExists` if the name is another volume's, `Busy` if the snapshot is being
+/// deleted.
+pub async fn create_clone(
+    backend: &dyn Backend,
+    seed: VolumeSeed,
+    name: &VolumeName,
+    (parent, snapshot): (VolumeId, &Snapshot),
+    layout: CloneLayout,
+) -> Result<Manifest> {
+    let entry = match free_entry(backend, name, seed.id).await? {
+        Free::Bound => {
+            let first = read_manifest(backend, seed.id, FIRST).await?;
+            let is_it = |o: Origin| (o.volume, o.snapshot) == (parent, snapshot.id);
+            return match first.origin.is_some_and(is_it) {
+                true => Ok(first),
+                false => Err(name_taken(name)),
+            };
+        }
+        Free::At(number) => number,
+    };
+    pass("clone.pin")?;
+    pins::pin(backend, parent, snapshot.id, seed.id).await?;
+    let first = first_manifest(backend, seed, name, (parent, snapshot), layout).await?;
+    pass("clone.manifest")?;
+    match append(backend, &first).await? {
+        Appended::Ours(stored) if *stored == first => {}
+        Appended::Foreign(other) if other.kind == ManifestKind::Tombstone => {
+            let text = "the snapshot was to be deleted meanwhile, the clone was given up";
+            return Err(Error::new(ErrorKind::Busy, text).with_volume(parent));
+        }
+        _ => {
+            let text = format!("volume id {} is in use; try again with another", seed.id);
+            return Err(Error::new(ErrorKind::AlreadyExists, text));
+        }
+    }
+    pass("clone.name")?;
+    match names::bind(backend, name, entry, Some(seed.id)).await? {
+        bound if bound.volume == Some(seed.id) => Ok(first),
+        _ => {
+            release_if_dead(backend, (parent, snapshot.id), seed.id).await?;
+            Err(name_taken(name))
+        }
+    }
+}
+
+/// The manifest of a clone, with its index stored. The same arguments give the same bytes.
+async fn first_manifest(
+    backend: &dyn Backend,
+    seed: VolumeSeed,
+    name: &VolumeName,
+    (parent, snapshot): (VolumeId, &Snapshot),
+    layout: CloneLayout,
+) -> Result<Manifest> {
+    let (taking, mut rebuilt) = read_snapshot(backend, parent, snapshot).await?;
+    rebuilt.base.forget_idle();
+    let kept = match rebuilt.base.full_bytes() > layout.share_above_bytes {
+        true => rebuilt.parts,
+        false => Vec::new(),
+    };
+    let draft = IndexDraft {
+        volume: seed.id,
+        generation: Generation(0),
+        after: 0,
+        seed: [seed.id.0, seed.token.0],
+        manifest: FIRST,
+        root: RootPart {
+            parts: kept,
+            ..RootPart::default()
+        },
+        part_bytes: layout.part_bytes,
+    };
+    let root = draft.store(backend, &rebuilt.base, "clone.index").await?;
+    Ok(Manifest {
+        checkpoint: Some(root),
+        origin: Some(Origin {
+            volume: parent,
+            snapshot: snapshot.id,
+            manifest: snapshot.manifest,
+            epoch: snapshot.epoch,
+        }),
+        ..Manifest::first(seed.id, name.clone(), taking.settings, seed.token)
+    })
+}
+
+/// The clones that pin a snapshot. Those that never came to be, and those that were deleted, are
+/// released first: the former are made impossible by a tombstone, so that no creation that was
+/// paused can go on.
+pub async fn release_dead_pins(
+    backend: &dyn Backend,
+    parent: VolumeId,
+    snapshot: SnapshotId,
+) -> Result<Vec<CloneName>> {
+    let log = pins::read_pins(backend, parent, snapshot).await?;
+    let looks = log.pinned.into_iter();
+    let looks = looks.map(|id| release_if_dead(backend, (parent, snapshot), id));
+    let looks = stream::iter(looks).buffered(PARALLEL_LOOKS);
+    looks
+        .try_filter_map(|clone| async move { Ok(clone) })
+        .try_collect()
+        .await
+}
+
+/// Releases the pin of a clone unless it exists; then it is told.
+async fn release_if_dead(
+    backend: &dyn Backend,
+    (parent, snapshot): (VolumeId, SnapshotId),
+    id: VolumeId,
+) -> Result<Option<CloneName>> {
+    if let Some(name) = living_name(backend, id).await? {
+        return Ok(Some(CloneName { id, name }));
+    }
+    pass("clone.release")?;
+    pins::release_pin(backend, parent, snapshot, id).await?;
+    Ok(None)
+}
+
+/// The clones that pin a snapshot and have a first manifest. Changes nothing.
+pub async fn clones_of(
+    backend: &dyn Backend,
+    parent: VolumeId,
+    snapshot: SnapshotId,
+) -> Result<Vec<CloneName>> {
+    let log = pins::read_pins(backend, parent, snapshot).await?;
+    let looks = log.pinned.into_iter().map(|id| async move {
+        match read_manifest(backend, id, FIRST).await {
+            Ok(Manifest { name, .. }) => Ok(Some(CloneName { id, name })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    let looks = stream::iter(looks).buffered(PARALLEL_LOOKS);
+    looks
+        .try_filter_map(|clone| async move { Ok(clone) })
+        .try_collect()
+        .await
+}
+
+/// Releases the pin that a deleted volume has of its origin, if it has one.
+pub(super) async fn release_origin(backend: &dyn Backend, deleted: &Manifest) -> Result<()> {
+    assert!(deleted.kind == ManifestKind::Tombstone);
+    if deleted.number == FIRST {
+        return Ok(());
+    }
+    let first = read_manifest(backend, deleted.volume, FIRST).await?;
+    let Some(origin) = first.origin else {
+        return Ok(());
+    };
+    pass("clone.release")?;
+    pins::release_pin(backend, origin.volume, origin.snapshot, deleted.volume).await
+}
+
+/// The name of a clone; `None` if it is deleted, or never was and from now on cannot be.
+async fn living_name(backend: &dyn Backend, clone: VolumeId) -> Result<Option<VolumeName>> {
+    for _ in 0..LOOKS_MAX {
+        match read_head(backend, clone, None).await {
+            Ok(head) if head.kind == ManifestKind::Tombstone => return Ok(None),
+            Ok(head) => {
+                let is_named = resolve_name(backend, &head.name).await? == Some(clone);
+                if is_named || head.generation > Generation(0) {
+                    return Ok(Some(head.name));
+                }
+                // Without a name nobody has opened it; whoever creates it meets the tombstone.
+                let tombstone = head.successor(ManifestKind::Tombstone);
+                match append_own(backend, &tombstone).await {
+                    Err(e) if e.kind() != ErrorKind::Fenced => return Err(e),
+                    _ => {}
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Somebody's if it exists: then it is looked at again.
+                let tombstone = stillborn(clone)?;
+                append(backend, &tombstone).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let text = format!("clone {clone} changes all the time; try again");
+    Err(Error::new(ErrorKind::Transient, text))
+}
+
+/// The first and last manifest of a volume that is not to be.
+fn stillborn(id: VolumeId) -> Result<Manifest> {
+    let name = VolumeName::parse("unfinished-clone").expect("a good name");
+    let settings = VolumeSettings::with_size(1 << 20);
+    let token = VolumeSeed::random()?.token;
+    Ok(Manifest {
+        kind: ManifestKind::Tombstone,
+        ..Manifest::first(id, name, settings, token)
+    })
+}

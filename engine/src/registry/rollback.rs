@@ -1,0 +1,151 @@
+//! Rollback: a new manifest with the image of an earlier snapshot, as a checkpoint of its own.
+//!
+//! Nothing of the volume is written meanwhile. The manifest's epoch is above every stamp given to
+//! it, so that no record of before is ever replayed over it. Rules: `docs/internals/snapshots.md`.
+
+use hashbrown::HashMap;
+
+use super::history::read_history;
+use super::stored_index::{IndexDraft, pass};
+use super::{append_own, fenced_by, read_snapshot};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::identity::Epoch;
+use crate::index::VolumeBase;
+use crate::index::part::RootPart;
+use crate::index::rebuild::{Rebuilt, rebuild};
+use crate::manifest::{Manifest, ManifestKind};
+use crate::object::{IndexKey, SealedRef};
+use crate::snapshot::{Snapshot, last_sequence};
+
+/// About how many bytes one index part takes.
+const PART_BYTES: usize = 8 << 20;
+
+/// Makes the manifest that takes the volume of `head` back to a snapshot, and stores its index:
+/// nothing is changed until it is [put](put_rollback). `epoch`: above every stamp given to the
+/// volume's records. `seed` names the index parts, and is used once. `Fenced` if `head` is not the
+/// newest manifest.
+pub async fn prepare_rollback(
+    backend: &dyn Backend,
+    head: &Manifest,
+    snapshot: &Snapshot,
+    epoch: Epoch,
+    seed: u64,
+) -> Result<Manifest> {
+    let history = read_history(backend, head.volume, Some(head.number)).await?;
+    if history.head() != head {
+        return Err(fenced_by(history.head()));
+    }
+    let present = rebuild(backend, &history.manifests).await?;
+    let known = present.snapshots.by_id(snapshot.id);
+    if known != Some(snapshot) {
+        let text = format!("the volume has no snapshot {:?}", snapshot.name.as_str());
+        return Err(Error::invalid(text).with_volume(head.volume));
+    }
+    let (_, past) = read_snapshot(backend, head.volume, snapshot).await?;
+    let mut next = head.successor(ManifestKind::RolledBack);
+    next.epoch = epoch;
+    let base = merged(head, past.base, &present)?;
+    let (condemned, retained) = parts_left(&present, &next);
+    next.condemned = condemned;
+    let pending = present.condemned.keys().copied();
+    let root = RootPart {
+        parts: Vec::new(),
+        condemned: pending.chain(next.condemned.iter().copied()).collect(),
+        retained,
+        snapshots: present.snapshots.iter().cloned().collect(),
+    };
+    let draft = IndexDraft {
+        volume: head.volume,
+        generation: head.generation,
+        after: sequence_used(head, &present),
+        seed: [seed, head.token.0],
+        manifest: next.number,
+        root,
+        part_bytes: PART_BYTES,
+    };
+    next.checkpoint = Some(draft.store(backend, &base, "rollback.index").await?);
+    Ok(next)
+}
+
+/// Puts the manifest of a rollback as the volume's writer: from here on the volume is what the
+/// snapshot was. To be repeated after an error. Returns the new head.
+pub async fn put_rollback(backend: &dyn Backend, next: &Manifest) -> Result<Manifest> {
+    pass("rollback.put")?;
+    append_own(backend, next).await
+}
+
+/// The image of the past, with all chunks that the volume has now: those that it does not name are
+/// idle, and freed or kept for snapshots as any other.
+fn merged(head: &Manifest, mut past: VolumeBase, present: &Rebuilt) -> Result<VolumeBase> {
+    past.forget_idle();
+    let named = past.chunks().map(|(_, entry)| entry.reference);
+    let named: HashMap<_, _> = named.map(|chunk| (chunk.key, chunk)).collect();
+    let own = present.base.chunks().map(|(_, entry)| entry.reference);
+    let own = own.filter(|chunk| chunk.key.volume == head.volume);
+    let own: HashMap<_, _> = own.map(|chunk| (chunk.key, chunk)).collect();
+    for (key, chunk) in &named {
+        // Of a parent's chunks the pin says that they are there.
+        if key.volume == head.volume && own.get(key) != Some(chunk) {
+            let text = format!("the snapshot names chunk {key}, which the volume gave up");
+            return Err(Error::corrupt(text).with_volume(head.volume));
+        }
+    }
+    let mut idle: Vec<_> = own
+        .into_values()
+        .filter(|chunk| !named.contains_key(&chunk.key))
+        .collect();
+    // The same in every attempt.
+    idle.sort_unstable_by_key(|chunk| chunk.key);
+    for chunk in idle {
+        past.add_chunk(chunk);
+    }
+    Ok(past)
+}
+
+/// The index parts that the new checkpoint replaces: those that nobody needs, which it condemns,
+/// and those that snapshots need, with the manifest that replaced each.
+fn parts_left(
+    present: &Rebuilt,
+    next: &Manifest,
+) -> (
+    Vec<SealedRef>,
+    Vec<(IndexKey, crate::identity::ManifestNum)>,
+) {
+    let mut condemned = Vec::new();
+    let mut retained: Vec<_> = present
+        .retained
+        .iter()
+        .filter_map(|(object, since)| match object {
+            SealedRef::Index(key) => Some((*key, *since)),
+            SealedRef::Chunk(_) => None,
+        })
+        .collect();
+    let own = present.parts.iter().map(|part| part.key);
+    for key in own.filter(|key| key.volume == next.volume) {
+        let object = SealedRef::Index(key);
+        match present.snapshots.needs(&object, next.number) {
+            true => retained.push((key, next.number)),
+            false => condemned.push(object),
+        }
+    }
+    (condemned, retained)
+}
+
+/// The greatest sequence that the writer's generation is known to have used.
+fn sequence_used(head: &Manifest, present: &Rebuilt) -> u64 {
+    let chunks = present.base.chunks().map(|(_, entry)| entry.reference.key);
+    let parts = present.parts.iter().map(|part| SealedRef::Index(part.key));
+    let others = present.condemned.keys().chain(present.retained.keys());
+    let all = chunks
+        .map(SealedRef::Chunk)
+        .chain(parts)
+        .chain(others.copied());
+    let generation = head.generation;
+    let taken = present
+        .snapshots
+        .iter()
+        .filter(|s| s.generation == generation);
+    let taken = taken.map(|s| s.sequence).max().unwrap_or(0);
+    last_sequence(all, generation).max(taken)
+}

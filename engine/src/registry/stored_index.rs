@@ -1,0 +1,66 @@
+//! Index parts and a root, stored for a manifest that is no commit: of a clone, of a rollback.
+
+use crate::backend::Backend;
+use crate::commit::Random;
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::identity::{Generation, ManifestNum, VolumeId};
+use crate::index::VolumeBase;
+use crate::index::part::{RootPart, part_ref};
+use crate::manifest::CheckpointRef;
+use crate::object::IndexKey;
+
+/// How an index is stored. The same layout and base give the same objects.
+pub(super) struct IndexDraft {
+    /// The volume whose parts they are.
+    pub(super) volume: VolumeId,
+    /// Generation of their names.
+    pub(super) generation: Generation,
+    /// Their names ascend from behind this sequence.
+    pub(super) after: u64,
+    /// Seed of their names, which nothing else has.
+    pub(super) seed: [u64; 2],
+    /// The manifest whose index it is.
+    pub(super) manifest: ManifestNum,
+    /// What the root says; its `parts` are those that stay in force, under the new ones.
+    pub(super) root: RootPart,
+    /// About how many bytes one part takes.
+    pub(super) part_bytes: usize,
+}
+
+impl IndexDraft {
+    /// Stores what the parts in force do not hold, and the root over all.
+    pub(super) async fn store(
+        mut self,
+        backend: &dyn Backend,
+        base: &VolumeBase,
+        failpoint_name: &'static str,
+    ) -> Result<CheckpointRef> {
+        let is_full = self.root.parts.is_empty();
+        let items = base.checkpoint_plan(is_full, self.part_bytes);
+        let mut random = Random::new([self.seed[0], self.seed[1], 0, 0]);
+        let mut last = None;
+        for (items, left) in items.iter().zip((0..items.len()).rev()) {
+            self.after += 1;
+            let key = IndexKey {
+                volume: self.volume,
+                generation: self.generation,
+                sequence: self.after,
+                random: random.next_u64(),
+            };
+            self.root.parts.extend(last);
+            let root = (left == 0).then(|| std::mem::take(&mut self.root));
+            let part = base.checkpoint_part(key, self.manifest, items, root);
+            let body = part.encode();
+            pass(failpoint_name)?;
+            backend.put_if_absent(&key.object(), body.clone()).await?;
+            last = Some(part_ref(key, &body));
+        }
+        Ok(last.expect("a checkpoint has a part"))
+    }
+}
+
+/// Passes a failpoint of a step of the registry.
+pub(super) fn pass(failpoint_name: &'static str) -> Result<()> {
+    failpoint::hit(failpoint_name).map_err(|e| Error::io("a failpoint refused the operation", e))
+}
