@@ -33,6 +33,14 @@ impl Form {
             }
         }
     }
+
+    /// The same on standard error, in one line: standard output is the data itself.
+    pub(crate) fn note<T: Serialize>(self, value: &T, human: impl FnOnce(&T) -> String) {
+        match self {
+            Self::Human => note(human(value).trim_end()),
+            Self::Json => note(&serde_json::json!(value).to_string()),
+        }
+    }
 }
 
 /// Writes `text` to standard output. A reader that went away (`| head`) is no failure.

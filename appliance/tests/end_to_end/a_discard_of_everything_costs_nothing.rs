@@ -11,16 +11,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// More than this may not be added by all requests together.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
 
-/// Memory of the daemon beside the batches, which outlive it and are bounded by configuration.
-fn resident_bytes(daemon: &Daemon) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("its status");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.and_then(|kib| kib.parse::<u64>().ok())
-        .expect("kibibytes")
-        << 10
-}
-
 /// Runs commands of qemu-io on the volume.
 fn qemu_io(daemon: &Daemon, commands: &[&str]) {
     let program = Program::new("qemu-io", LIMIT).args("-f raw");
@@ -62,7 +52,7 @@ fn a_discard_of_everything_costs_nothing() {
     scatter(&daemon);
     qemu_io(&daemon, &["write -z -n -u 0 1T"]);
     daemon.taipan().arg("drain").succeed();
-    let (before, stored_before) = (resident_bytes(&daemon), stored_bytes(&rig));
+    let (before, stored_before) = (daemon.resident_bytes(), stored_bytes(&rig));
     for _ in 0..4 {
         scatter(&daemon);
         // In one request where QEMU speaks of 64-bit lengths; while it runs, cuts are made.
@@ -70,7 +60,7 @@ fn a_discard_of_everything_costs_nothing() {
         qemu_io(&daemon, &zeroes);
         daemon.taipan().arg("drain").succeed();
     }
-    let growth = resident_bytes(&daemon).saturating_sub(before);
+    let growth = daemon.resident_bytes().saturating_sub(before);
     assert!(growth < GROWTH_BYTES_MAX, "{growth} bytes more");
     let stored = stored_bytes(&rig).saturating_sub(stored_before);
     // What was scattered four times is 16 MiB.

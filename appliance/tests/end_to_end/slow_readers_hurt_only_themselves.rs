@@ -1,7 +1,6 @@
 //! Many connections, most of which send reads and take no replies, or stop in the midst of a
 //! request: the others all go on, memory stays bounded, and a stop does not wait for the slow ones.
 
-use std::fs;
 use std::time::Duration;
 
 use taipan_nbd::protocol::command;
@@ -21,16 +20,6 @@ const DEPTH: u64 = 16;
 const READ_BYTES: u32 = 16 << 10;
 /// Bytes of the volume that hold data.
 const DATA: u64 = 32 * MIB;
-
-/// Memory of the daemon beside the batches, which outlive it and are bounded by configuration.
-fn resident_bytes(daemon: &Daemon) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("its status");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.and_then(|kib| kib.parse::<u64>().ok())
-        .expect("kibibytes")
-        << 10
-}
 
 /// Reads of one client, so many at a time, each checked against what is at its place.
 fn read_all(client: &mut NbdClient, seed: u64, content: &[Vec<u8>]) {
@@ -101,7 +90,7 @@ fn others_go_on_and_memory_is_bounded() {
         assert_eq!(writer.write(place as u64 * MIB, data).unwrap(), None);
     }
     let mut busy: Vec<_> = (0..BUSY).map(|_| daemon.client("vol0")).collect();
-    let before = resident_bytes(&daemon);
+    let before = daemon.resident_bytes();
 
     let slow: Vec<_> = (0..connections / 2).map(|_| slow(&daemon)).collect();
     let dripping: Vec<_> = (0..connections / 10).map(|_| dripping(&daemon)).collect();
@@ -120,7 +109,7 @@ fn others_go_on_and_memory_is_bounded() {
     assert_eq!(writer.write(0, &whole).unwrap(), None);
     assert_eq!(writer.flush().unwrap(), None);
 
-    let grown = resident_bytes(&daemon).saturating_sub(before);
+    let grown = daemon.resident_bytes().saturating_sub(before);
     let bound = TOTAL_BYTES + 16 * MIB + (slow.len() + dripping.len()) as u64 * CONNECTION_BYTES;
     println!("{} MiB more resident, at most {}", grown / MIB, bound / MIB);
     assert!(grown < bound, "{grown} bytes, at most {bound}");

@@ -62,6 +62,17 @@ pub struct FaultRule {
 }
 
 impl FaultRule {
+    /// Hits one operation, whichever it is, after `skip` others.
+    pub fn nth(skip: u32, fault: Fault) -> Self {
+        Self {
+            operation: None,
+            key_contains: String::new(),
+            skip,
+            times: 1,
+            fault,
+        }
+    }
+
     /// Hits the next `operation` on a key that contains `key_contains`, once.
     pub fn once(operation: Operation, key_contains: &str, fault: Fault) -> Self {
         Self {

@@ -245,8 +245,13 @@ impl VolumeCommit {
             "a cut is newer than the one before"
         );
         plan.drop_idle_zeros(&self.base);
+        assert!(plan.chunks() <= LIST_MAX, "{} chunks", plan.chunks());
+        self.begin_chunks(plan, wishes);
+    }
+
+    /// Begins to store the chunks of a cut or of a compaction.
+    fn begin_chunks(&mut self, plan: PackPlan, wishes: Vec<SnapshotWish>) {
         let chunks = plan.chunks();
-        assert!(chunks <= LIST_MAX, "a cut of {chunks} chunks");
         let specs = (0..chunks).map(|_| self.chunk_spec(plan.epoch())).collect();
         self.phase = Phase::Chunks(Chunks {
             plan: Arc::new(plan),

@@ -38,16 +38,6 @@ fn listed(backend: &MemBackend) -> Vec<(String, u64)> {
     volumes.map(|v| (v.name.to_string(), v.id.0)).collect()
 }
 
-fn fail_nth(backend: &MemBackend, n: u32, fault: Fault) {
-    backend.script(FaultRule {
-        operation: None,
-        key_contains: String::new(),
-        skip: n,
-        times: 1,
-        fault,
-    });
-}
-
 const FAULTS: [Fault; 2] = [
     Fault::FailBefore(ErrorKind::Transient),
     Fault::FailAfter(ErrorKind::Transient),
@@ -126,7 +116,7 @@ fn a_creation_that_fails_anywhere_can_be_repeated() {
     for fault in FAULTS {
         for n in 0..12 {
             let backend = MemBackend::new();
-            fail_nth(&backend, n, fault);
+            backend.script(FaultRule::nth(n, fault));
             let first = create(&backend, 1, "vol0");
             backend.clear_script();
             // Whatever it left, a listing works and shows the volume wholly or not at all.
@@ -148,7 +138,7 @@ fn an_abandoned_creation_does_not_hold_the_name_without_a_volume() {
     for fault in FAULTS {
         for n in 0..12 {
             let backend = MemBackend::new();
-            fail_nth(&backend, n, fault);
+            backend.script(FaultRule::nth(n, fault));
             let first = create(&backend, 1, "vol0");
             backend.clear_script();
             // The process died; another creation has another seed.
@@ -234,7 +224,7 @@ fn growth_that_fails_anywhere_can_be_repeated() {
             let machine = Machine::new();
             create(&backend, 1, "vol0").unwrap();
             let head = machine.open(&backend, 1, 0).unwrap().history.head().clone();
-            fail_nth(&backend, n, fault);
+            backend.script(FaultRule::nth(n, fault));
             let first = block_on(grow(&backend, &head, 2 << 30));
             backend.clear_script();
             let grown = match first {
@@ -260,7 +250,7 @@ fn deletion_that_fails_anywhere_is_finished_by_repeating_or_by_the_next_creation
                 let machine = Machine::new();
                 create(&backend, 1, "vol0").unwrap();
                 let head = machine.open(&backend, 1, 0).unwrap().history.head().clone();
-                fail_nth(&backend, n, fault);
+                backend.script(FaultRule::nth(n, fault));
                 let first = block_on(delete_volume(&backend, &head));
                 backend.clear_script();
                 let now = block_on(read_head(&backend, VolumeId(1), None)).unwrap();
@@ -289,7 +279,7 @@ fn an_opening_that_fails_anywhere_keeps_the_own_wal() {
             let head = machine.open(&backend, 1, 0).unwrap().history.head().clone();
             ours(machine.commit(&backend, &head, 40));
             // Restart: the record says epoch 0, the head 40, the WAL goes up to 50.
-            fail_nth(&backend, n, fault);
+            backend.script(FaultRule::nth(n, fault));
             let first = machine.open(&backend, 1, 50);
             backend.clear_script();
             let opened = match first {

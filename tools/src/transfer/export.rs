@@ -7,7 +7,6 @@ use indicatif::ProgressBar;
 
 use crate::cli::{Export, Source, Target};
 use crate::failure::Outcome;
-use crate::output::{Form, note};
 use crate::transfer::session::Session;
 use crate::transfer::sink::Sink;
 use crate::transfer::{PIECE_BYTES, Report, progress};
@@ -68,10 +67,7 @@ pub(super) fn complete(
     if !to_stream {
         return target.form().print(&report, human);
     }
-    match target.form() {
-        Form::Human => note(human(&report).trim_end()),
-        Form::Json => note(&serde_json::json!(report).to_string()),
-    }
+    target.form().note(&report, human);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crate::backend;
 use crate::cli::{Export, Source, Target};
 use crate::control::Control;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::output::{Form, human_seconds, note};
+use crate::output::human_seconds;
 use crate::transfer::progress;
 use crate::transfer::session::{Piece, Session};
 use crate::transfer::sink::Sink;
@@ -86,10 +86,7 @@ pub(super) fn export(target: &Target, args: &Export, since: &SnapshotName) -> Ou
     if !to_stream {
         return target.form().print(&report, human);
     }
-    match target.form() {
-        Form::Human => note(human(&report).trim_end()),
-        Form::Json => note(&serde_json::json!(report).to_string()),
-    }
+    target.form().note(&report, human);
     Ok(())
 }
 

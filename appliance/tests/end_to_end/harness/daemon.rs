@@ -298,6 +298,16 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Its memory beside the batches, which outlive it and are bounded by configuration.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("its status");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        let kib = kib.and_then(|kib| kib.parse::<u64>().ok());
+        kib.expect("kibibytes") << 10
+    }
+
     /// What it printed and logged.
     pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()

@@ -1,8 +1,6 @@
 //! Which chunks of a volume are worth rewriting, and the commit of what was read of them.
 
-use std::sync::Arc;
-
-use super::{Chunks, Phase, Retry, VolumeCommit};
+use super::{Chunks, VolumeCommit};
 use crate::commit::compaction::{CompactionJob, CompactionPolicy, CompactionRead, Source};
 use crate::index::{ChunkEntry, ChunkOrdinal};
 use crate::object::SealedRef;
@@ -157,19 +155,7 @@ impl VolumeCommit {
         let slots = self.chunk_slots();
         let (epoch, size) = (self.head.epoch, self.block_size());
         let plan = PackPlan::copied(epoch, size, slots, blocks, bytes);
-        let chunks = plan.chunks();
-        let specs = (0..chunks).map(|_| self.chunk_spec(epoch)).collect();
-        self.phase = Phase::Chunks(Chunks {
-            plan: Arc::new(plan),
-            specs,
-            due: (0..chunks).collect(),
-            in_flight: 0,
-            stored: vec![None; chunks],
-            wishes: Vec::new(),
-            is_given_up: false,
-        });
-        self.retry = Retry::default();
-        self.advance();
+        self.begin_chunks(plan, Vec::new());
     }
 
     /// Ends a compaction of which a chunk could not be stored. The names of those that are, or may

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::rig::{Rig, VOLUME, World};
 use super::rollbacks::roll_back;
 use super::snapshots::{churn, fine, name, objects, take, verify_all};
-use crate::backend::{Fault, FaultRule, MemBackend};
+use crate::backend::{Fault, FaultRule};
 use crate::error::{Error, ErrorKind};
 use crate::identity::{VolumeId, WriterToken};
 use crate::manifest::Manifest;
@@ -62,17 +62,6 @@ pub(super) fn clone_of(world: &World, snapshot: &Snapshot, id: u64) -> World {
 
 fn delete_of(world: &World, rig: &Rig, snapshot: &Snapshot) -> Result<Manifest, Error> {
     block_on(delete_snapshot(&world.backend, rig.commit.head(), snapshot))
-}
-
-/// Fails the operation after `n` others.
-pub(super) fn fail_nth(backend: &MemBackend, n: u32, fault: Fault) {
-    backend.script(FaultRule {
-        operation: None,
-        key_contains: String::new(),
-        skip: n,
-        times: 1,
-        fault,
-    });
 }
 
 #[test]
@@ -163,7 +152,7 @@ fn a_clone_can_be_repeated_and_given_up_at_every_step() {
             parent.write(0..40);
             churn(&mut parent, &mut rig, 4);
             let snapshot = take(&mut parent, &mut rig, "s");
-            fail_nth(&parent.backend, nth, fault);
+            parent.backend.script(FaultRule::nth(nth, fault));
             let failed = try_clone(&parent, &snapshot, 7, SHARING).is_err();
             parent.backend.clear_script();
             if !failed && nth > 20 {
@@ -302,11 +291,10 @@ impl Family {
         };
         if self.members.len() < 6 {
             self.born += 1;
-            fail_nth(
-                &world.backend,
-                which as u32 % 12,
-                Fault::FailAfter(ErrorKind::Io),
-            );
+            let fault = Fault::FailAfter(ErrorKind::Io);
+            world
+                .backend
+                .script(FaultRule::nth(which as u32 % 12, fault));
             let _ = try_clone(world, &snapshot, self.born, SHARING);
             world.backend.clear_script();
             let mut clone = clone_of(world, &snapshot, self.born);

@@ -3,10 +3,10 @@
 
 use futures::executor::block_on;
 
-use super::clones::{clone_of, fail_nth};
+use super::clones::clone_of;
 use super::rig::{Rig, World, take_over};
 use super::snapshots::{churn, fine, objects, take, verify_all};
-use crate::backend::Fault;
+use crate::backend::{Fault, FaultRule};
 use crate::error::{Error, ErrorKind};
 use crate::identity::Epoch;
 use crate::manifest::{Manifest, ManifestKind};
@@ -96,7 +96,7 @@ fn a_rollback_is_all_or_nothing() {
             churn(&mut world, &mut rig, 3);
             let snapshot = take(&mut world, &mut rig, "s");
             churn(&mut world, &mut rig, 3);
-            fail_nth(&world.backend, nth, fault);
+            world.backend.script(FaultRule::nth(nth, fault));
             let failed = try_roll_back(&world, &rig, &snapshot, 1).is_err();
             world.backend.clear_script();
             if !failed && nth > 30 {
