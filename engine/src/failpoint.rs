@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::error::{self, Error};
+
 /// The names in use, one for every durable step.
 pub const NAMES: [&str; 26] = [
     "wal.write",
@@ -119,6 +121,12 @@ pub fn hit(name: &'static str) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// As [`hit`], with the error of an operation.
+#[inline]
+pub fn pass(name: &'static str) -> error::Result<()> {
+    hit(name).map_err(|e| Error::io("a failpoint refused the operation", e))
 }
 
 #[cold]

@@ -31,6 +31,12 @@ pub(crate) struct Pretended {
 }
 
 impl Pretended {
+    fn find_snapshot(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        let all = self.list_snapshots(name)?;
+        let found = all.iter().any(|info| info.name == *snapshot);
+        found.then_some(()).ok_or_else(|| not_found(name))
+    }
+
     fn change(
         &self,
         name: &VolumeName,
@@ -198,9 +204,7 @@ impl Appliance for Pretended {
     }
 
     fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo> {
-        let all = self.list_snapshots(name)?;
-        let found = all.iter().any(|info| info.name == *snapshot);
-        found.then_some(()).ok_or_else(|| not_found(name))?;
+        self.find_snapshot(name, snapshot)?;
         self.show(name)
     }
 
@@ -210,9 +214,7 @@ impl Appliance for Pretended {
         snapshot: &SnapshotName,
         clone: VolumeName,
     ) -> Result<VolumeInfo> {
-        let all = self.list_snapshots(name)?;
-        let found = all.iter().any(|info| info.name == *snapshot);
-        found.then_some(()).ok_or_else(|| not_found(name))?;
+        self.find_snapshot(name, snapshot)?;
         self.create(clone, self.show(name)?.settings)
     }
 

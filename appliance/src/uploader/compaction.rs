@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 
 use glommio::{TaskQueueHandle, spawn_local_into};
 use taipan_engine::commit::{CompactionJob, CompactionPolicy, CompactionRead};
-use taipan_engine::error::{Error, Result};
+use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::failpoint::pass;
 use taipan_engine::identity::{ManifestNum, VolumeId};
 
-use super::effects::{Means, pass};
+use super::effects::Means;
 use super::patience::{deadline, within};
 use super::{Message, Uploader};
 use crate::config::Compaction;
@@ -118,12 +119,7 @@ impl Compactor {
 
 /// Reads the sources of a job within the packer's memory, of which it keeps `needed` bytes.
 async fn read(means: Rc<Means>, job: CompactionJob, needed: u64) -> Result<CompactionRead> {
-    let closed = |_| {
-        Error::new(
-            taipan_engine::error::ErrorKind::Transient,
-            "packing has ended",
-        )
-    };
+    let closed = |_| Error::new(ErrorKind::Transient, "packing has ended");
     means.packing.acquire(needed).await.map_err(closed)?;
     let read = async {
         pass("compact.read")?;

@@ -11,7 +11,7 @@ use taipan_engine::backend::{Backend, Put};
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::commit::Event;
 use taipan_engine::error::{Error, ErrorKind, Result};
-use taipan_engine::failpoint;
+use taipan_engine::failpoint::pass;
 use taipan_engine::object::{ObjectKey, SealedRef};
 use taipan_engine::pack::ChunkJob;
 use taipan_engine::registry::{LocalHead, LocalHeads};
@@ -147,9 +147,4 @@ impl Means {
         );
         result
     }
-}
-
-/// Passes a failpoint.
-pub(super) fn pass(failpoint_name: &'static str) -> Result<()> {
-    failpoint::hit(failpoint_name).map_err(|e| Error::io("a failpoint refused the operation", e))
 }

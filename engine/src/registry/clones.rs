@@ -7,12 +7,13 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::history::{Appended, append, read_head, read_manifest};
-use super::stored_index::{IndexDraft, pass};
+use super::stored_index::IndexDraft;
 use super::{
     Free, VolumeSeed, append_own, free_entry, name_taken, names, pins, read_snapshot, resolve_name,
 };
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::pass;
 use crate::identity::{Generation, ManifestNum, VolumeId};
 use crate::index::part::RootPart;
 use crate::manifest::{Manifest, ManifestKind, Origin};
@@ -151,11 +152,7 @@ pub async fn release_dead_pins(
     let log = pins::read_pins(backend, parent, snapshot).await?;
     let looks = log.pinned.into_iter();
     let looks = looks.map(|id| release_if_dead(backend, (parent, snapshot), id));
-    let looks = stream::iter(looks).buffered(PARALLEL_LOOKS);
-    looks
-        .try_filter_map(|clone| async move { Ok(clone) })
-        .try_collect()
-        .await
+    those_found(looks).await
 }
 
 /// Releases the pin of a clone unless it exists; then it is told.
@@ -172,6 +169,18 @@ async fn release_if_dead(
     Ok(None)
 }
 
+/// The clones that looking at each pin, several at once, finds.
+async fn those_found<F>(looks: impl Iterator<Item = F>) -> Result<Vec<CloneName>>
+where
+    F: Future<Output = Result<Option<CloneName>>>,
+{
+    let looks = stream::iter(looks).buffered(PARALLEL_LOOKS);
+    looks
+        .try_filter_map(|clone| async move { Ok(clone) })
+        .try_collect()
+        .await
+}
+
 /// The clones that pin a snapshot and have a first manifest. Changes nothing.
 pub async fn clones_of(
     backend: &dyn Backend,
@@ -186,11 +195,7 @@ pub async fn clones_of(
             Err(error) => Err(error),
         }
     });
-    let looks = stream::iter(looks).buffered(PARALLEL_LOOKS);
-    looks
-        .try_filter_map(|clone| async move { Ok(clone) })
-        .try_collect()
-        .await
+    those_found(looks).await
 }
 
 /// Releases the pin that a deleted volume has of its origin, if it has one.

@@ -6,10 +6,11 @@
 use hashbrown::HashMap;
 
 use super::history::read_history;
-use super::stored_index::{IndexDraft, pass};
+use super::stored_index::IndexDraft;
 use super::{append_own, fenced_by, read_snapshot};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::failpoint::pass;
 use crate::identity::Epoch;
 use crate::index::VolumeBase;
 use crate::index::part::RootPart;

@@ -2,8 +2,8 @@
 
 use crate::backend::Backend;
 use crate::commit::Random;
-use crate::error::{Error, Result};
-use crate::failpoint;
+use crate::error::Result;
+use crate::failpoint::pass;
 use crate::identity::{Generation, ManifestNum, VolumeId};
 use crate::index::VolumeBase;
 use crate::index::part::{RootPart, part_ref};
@@ -58,9 +58,4 @@ impl IndexDraft {
         }
         Ok(last.expect("a checkpoint has a part"))
     }
-}
-
-/// Passes a failpoint of a step of the registry.
-pub(super) fn pass(failpoint_name: &'static str) -> Result<()> {
-    failpoint::hit(failpoint_name).map_err(|e| Error::io("a failpoint refused the operation", e))
 }
