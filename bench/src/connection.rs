@@ -105,6 +105,7 @@ fn wishes(replies: Replies) -> (HeaderStyle, Wishes) {
         extended_headers: style == HeaderStyle::Extended,
         structured_replies: style == HeaderStyle::Structured,
         contexts: Vec::new(),
+        ..Wishes::default()
     };
     (style, wishes)
 }

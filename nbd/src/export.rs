@@ -196,6 +196,8 @@ pub enum LookupError {
     Policy(String),
     /// The server is shutting down.
     Shutdown,
+    /// Only under TLS; the text goes to the client.
+    TlsRequired(String),
     /// No export of that name.
     Unknown,
 }

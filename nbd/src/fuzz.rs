@@ -2,8 +2,10 @@
 //! promises of this crate as assertions. `tests/corpus.rs` replays the corpus through it.
 
 mod negotiated;
+mod tls;
 
 pub use negotiated::{Reached, fuzz_negotiated};
+pub use tls::fuzz_tls;
 
 use std::cell::Cell;
 

@@ -62,6 +62,7 @@ pub use reply::{SIMPLE_REPLY_BYTES, SimpleReply, simple_reply};
 pub use request::{BadMagic, REQUEST_BYTES, RequestHeader};
 pub use server::{
     Advance, Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
+    TlsPolicy,
 };
 pub use session::{CONTEXTS_MAX, ContextIds, HeaderStyle, MetaContext, Session};
 pub use validate::{Op, Refusal, validate};

@@ -3,11 +3,22 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use taipan_nbd::fuzz::fuzz_server;
+use taipan_nbd::fuzz::{fuzz_server, fuzz_tls};
 
 /// Every stream of the corpus with its name, in a fixed order.
 fn corpus() -> Vec<(String, Vec<u8>)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/server");
+    let streams = streams_of("server");
+    assert!(
+        streams.len() >= 40,
+        "only {} streams in the corpus",
+        streams.len()
+    );
+    streams
+}
+
+fn streams_of(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let directory = directory.join(target);
     let mut streams: Vec<_> = std::fs::read_dir(directory)
         .expect("the corpus")
         .map(|entry| {
@@ -17,12 +28,24 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
         })
         .collect();
     streams.sort();
-    assert!(
-        streams.len() >= 40,
-        "only {} streams in the corpus",
-        streams.len()
-    );
     streams
+}
+
+#[test]
+fn the_border_to_tls_holds_against_its_corpus_cut_anywhere_with_any_byte_changed() {
+    for (name, stream) in streams_of("tls") {
+        eprintln!("{name}");
+        for end in 0..=stream.len() {
+            fuzz_tls(&stream[..end]);
+        }
+        for at in 0..stream.len() {
+            for byte in [0, 1, 5, 7, 8, 11, 255, stream[at] ^ 1, stream[at] ^ 2] {
+                let mut changed = stream.clone();
+                changed[at] = byte;
+                fuzz_tls(&changed);
+            }
+        }
+    }
 }
 
 #[test]

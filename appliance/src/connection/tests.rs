@@ -276,6 +276,7 @@ fn wishes(extended: bool) -> Wishes {
         extended_headers: extended,
         structured_replies: true,
         contexts: CONTEXTS.map(str::to_owned).to_vec(),
+        ..Wishes::default()
     }
 }
 

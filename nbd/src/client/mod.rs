@@ -69,8 +69,13 @@ pub struct ClientHandshake {
 enum Stage {
     Greeting,
     ReplyHeader,
-    ReplyData { kind: u32, len: u32 },
+    ReplyData {
+        kind: u32,
+        len: u32,
+    },
     ExportNameReply,
+    /// Nothing, until TLS has started.
+    AwaitsTls,
     Ended,
 }
 
@@ -79,6 +84,9 @@ enum Stage {
 pub struct ClientAdvance {
     /// Bytes of the input that are done with: all of them unless the handshake has ended.
     pub consumed: usize,
+    /// [`Wishes::tls`]: what arrives from now on must be TLS. Call
+    /// [`ClientHandshake::tls_started`] once it is.
+    pub starts_tls: bool,
     /// Set when the handshake is over. Send the output all the same.
     pub end: Option<ClientEnd>,
 }
@@ -211,6 +219,12 @@ impl ClientHandshake {
         let mut end = None;
         while end.is_none() {
             match self.stage {
+                Stage::AwaitsTls if rest.is_empty() => break,
+                Stage::AwaitsTls => {
+                    return Err(ClientError::Malformed(
+                        "bytes in the clear where TLS begins",
+                    ));
+                }
                 Stage::Greeting => {
                     let Some(greeting) = framer.take(&mut rest, GREETING_BYTES) else {
                         break;
@@ -252,6 +266,7 @@ impl ClientHandshake {
         }
         Ok(ClientAdvance {
             consumed: input.len() - rest.len(),
+            starts_tls: self.stage == Stage::AwaitsTls,
             end,
         })
     }
@@ -273,7 +288,7 @@ impl ClientHandshake {
         let known = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
         out.extend_from_slice(&u32::from(offered & known).to_be_bytes());
         match &self.goal {
-            Goal::Go(name) if !fixed_newstyle => {
+            Goal::Go(name) if !fixed_newstyle && !self.wishes.tls => {
                 send_option(out, option::EXPORT_NAME, &[name.as_bytes()]);
                 return Ok(Stage::ExportNameReply);
             }

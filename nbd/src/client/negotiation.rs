@@ -1,6 +1,6 @@
 //! What a client wishes beyond the plain protocol, and the options that ask for it.
 
-use super::{ClientError, ClientHandshake, Goal, send_option};
+use super::{ClientError, ClientHandshake, Goal, Stage, send_option};
 use crate::codec::{Cursor, string};
 use crate::protocol::{option, option_reply};
 use crate::session::{CONTEXTS_MAX, HeaderStyle, MetaContext};
@@ -13,6 +13,9 @@ const CONTEXTS_KEPT_MAX: usize = 4096;
 /// What to ask the server for before the export. The default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
+    /// TLS, before anything else. Unlike the rest this is a condition: a server without it is an
+    /// error.
+    pub tls: bool,
     /// Headers of 32 bytes with 64-bit lengths.
     pub extended_headers: bool,
     /// Replies in chunks; asked for when there are no extended headers.
@@ -35,6 +38,24 @@ impl Wishes {
 impl ClientHandshake {
     /// Sends the first option of a fixed newstyle negotiation.
     pub(super) fn ask_first(&mut self, out: &mut Vec<u8>) {
+        if self.wishes.tls {
+            self.ask(option::STARTTLS, out);
+        } else {
+            self.ask_for_headers(out);
+        }
+    }
+
+    /// TLS has started: appends what is to be sent through it.
+    pub fn tls_started(&mut self, out: &mut Vec<u8>) -> Result<(), ClientError> {
+        if self.stage != Stage::AwaitsTls {
+            return Err(ClientError::Malformed("TLS that was not asked for"));
+        }
+        self.stage = Stage::ReplyHeader;
+        self.ask_for_headers(out);
+        Ok(())
+    }
+
+    fn ask_for_headers(&mut self, out: &mut Vec<u8>) {
         if self.wishes.extended_headers {
             self.ask(option::EXTENDED_HEADERS, out);
         } else {
@@ -89,6 +110,14 @@ impl ClientHandshake {
             return Err(ClientError::Malformed("acknowledgement with data"));
         }
         match self.asked {
+            option::STARTTLS if accepted => self.stage = Stage::AwaitsTls,
+            option::STARTTLS if over => {
+                let message = String::from_utf8_lossy(data).into_owned();
+                return Err(ClientError::Refused {
+                    code: kind,
+                    message,
+                });
+            }
             option::EXTENDED_HEADERS if accepted => {
                 self.headers = HeaderStyle::Extended;
                 self.ask_for_contexts(out);

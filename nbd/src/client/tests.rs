@@ -43,7 +43,7 @@ fn meet(goal: Goal, exports: &Exports, piece_bytes: usize) -> Meeting {
         if matches!(meeting.client, Ok(None)) {
             let piece = &to_client[..to_client.len().min(piece_bytes)];
             match client.advance(piece, &mut to_server) {
-                Ok(ClientAdvance { consumed, end }) => {
+                Ok(ClientAdvance { consumed, end, .. }) => {
                     assert!(end.is_some() || consumed == piece.len(), "bytes left over");
                     meeting.client = Ok(end);
                     to_client.drain(..consumed);
@@ -204,6 +204,7 @@ fn greeted(goal: Goal, flags: u16) -> (ClientHandshake, Vec<u8>) {
         advance,
         ClientAdvance {
             consumed: 18,
+            starts_tls: false,
             end: None
         }
     );
@@ -237,7 +238,14 @@ fn a_server_without_go_is_asked_by_export_name() {
     let advance = client.advance(&answer, &mut out).expect("the export");
     let export = ClientExport::new(9, TransmissionFlags::from_bits(5));
     let end = Some(ClientEnd::Transmission(export));
-    assert_eq!(advance, ClientAdvance { consumed: 10, end });
+    assert_eq!(
+        advance,
+        ClientAdvance {
+            consumed: 10,
+            starts_tls: false,
+            end
+        }
+    );
 }
 
 #[test]

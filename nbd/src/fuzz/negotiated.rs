@@ -275,6 +275,7 @@ fn client_handshake(data: &[u8]) {
         extended_headers: true,
         structured_replies: true,
         contexts: vec!["base:allocation".to_owned()],
+        ..Wishes::default()
     };
     for greeting in [&b"NBDMAGICIHAVEOPT\0\x03"[..], b""] {
         let goal = Goal::Go("v".to_owned());
@@ -329,7 +330,7 @@ fn replies(data: &[u8], style: HeaderStyle) {
 
 /// A directory with an export of each kind.
 #[derive(Debug)]
-struct Exports;
+pub(super) struct Exports;
 
 impl ExportDirectory for Exports {
     fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {

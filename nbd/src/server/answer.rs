@@ -38,6 +38,10 @@ impl ServerHandshake {
         exports: &dyn ExportDirectory,
     ) -> Option<HandshakeEnd> {
         match option {
+            _ if self.tls.forbids(option) => {
+                let text = "this server insists on TLS: send STARTTLS first";
+                refuse(out, option, option_reply::ERR_TLS_REQD, text);
+            }
             // ABORT is acknowledged whatever comes with it.
             option::ABORT => {
                 reply(out, option, option_reply::ACK, &[]);
@@ -99,7 +103,7 @@ impl ServerHandshake {
         self.listed_max = self.listed_max.max(listed);
         match result {
             Ok(()) => reply(out, option::LIST, option_reply::ACK, &[]),
-            Err(error) => refuse_lookup(out, option::LIST, &error),
+            Err(error) => self.refuse_lookup(out, option::LIST, &error),
         }
     }
 
@@ -122,7 +126,7 @@ impl ServerHandshake {
         let found = match exports.find(request.name) {
             Ok(found) => found,
             Err(error) => {
-                refuse_lookup(out, option, &error);
+                self.refuse_lookup(out, option, &error);
                 return None;
             }
         };
@@ -142,6 +146,20 @@ impl ServerHandshake {
                 session,
             })
         })
+    }
+
+    pub(super) fn refuse_lookup(&self, out: &mut Vec<u8>, option: u32, error: &LookupError) {
+        let (error, text) = match error {
+            LookupError::Policy(text) => (option_reply::ERR_POLICY, text.as_str()),
+            LookupError::Shutdown => (option_reply::ERR_SHUTDOWN, "the server is shutting down"),
+            // A client under TLS cannot be told to start it.
+            LookupError::TlsRequired(text) if self.tls.is_on() => {
+                (option_reply::ERR_POLICY, text.as_str())
+            }
+            LookupError::TlsRequired(text) => (option_reply::ERR_TLS_REQD, text.as_str()),
+            LookupError::Unknown => (option_reply::ERR_UNKNOWN, "no export of that name"),
+        };
+        refuse(out, option, error, text);
     }
 }
 
@@ -223,28 +241,6 @@ fn describe(
             info::BLOCK_SIZE,
             [&minimum, &preferred, &sizes.maximum_payload.to_be_bytes()],
         );
-    }
-}
-
-pub(super) fn refuse_lookup(out: &mut Vec<u8>, option: u32, error: &LookupError) {
-    match error {
-        LookupError::Policy(text) => refuse(out, option, option_reply::ERR_POLICY, text),
-        LookupError::Shutdown => {
-            refuse(
-                out,
-                option,
-                option_reply::ERR_SHUTDOWN,
-                "the server is shutting down",
-            );
-        }
-        LookupError::Unknown => {
-            refuse(
-                out,
-                option,
-                option_reply::ERR_UNKNOWN,
-                "no export of that name",
-            );
-        }
     }
 }
 

@@ -4,6 +4,7 @@ mod answer;
 mod features;
 mod limits;
 mod negotiation;
+mod tls;
 
 use std::fmt;
 use std::mem;
@@ -18,9 +19,11 @@ use crate::protocol::{
 use crate::session::Session;
 
 use negotiation::Negotiated;
+use tls::Tls;
 
 pub use features::Features;
 pub use limits::HandshakeLimits;
+pub use tls::TlsPolicy;
 
 /// One call of [`ServerHandshake::advance`] stops at the next option once it has put out this many
 /// bytes, so that a driver can send before it lets the client ask for more.
@@ -42,6 +45,7 @@ pub struct ServerHandshake {
     framer: Framer,
     client: ClientFlags,
     negotiated: Negotiated,
+    tls: Tls,
     /// Options seen, those being read included.
     options: u32,
     /// Most exports that one LIST has named.
@@ -91,6 +95,9 @@ pub struct Advance {
     /// called again, with whatever input there is or none, once [`ExportDirectory::awaits`] says
     /// that it is; until then no option is answered.
     pub awaits: Option<String>,
+    /// STARTTLS was acknowledged. Once the output was sent in the clear, what arrives is TLS; what
+    /// comes out of that belongs into the next call. All input was consumed.
+    pub starts_tls: bool,
     /// Set when the handshake is over. Unconsumed input is then of the transmission phase.
     pub end: Option<HandshakeEnd>,
 }
@@ -124,6 +131,9 @@ pub enum HandshakeError {
     AlreadyEnded,
     /// An option does not start with the magic.
     BadOptionMagic(u64),
+    /// So many bytes came behind STARTTLS before it was answered: no client of this protocol sends
+    /// them.
+    BytesBehindStartTls(usize),
     /// EXPORT_NAME for an export with block sizes that this client did not ask for.
     BlockSizeRequired(String),
     /// EXPORT_NAME after EXTENDED_HEADERS, which obliges the client to use GO.
@@ -141,6 +151,8 @@ pub enum HandshakeError {
         /// The claimed length of its data in bytes.
         len: u32,
     },
+    /// EXPORT_NAME without TLS, where that is required; it cannot be refused but by closing.
+    TlsRequired,
     /// The client negotiates without end.
     TooManyOptions(u32),
     /// Client flags that were not offered.
@@ -162,6 +174,7 @@ impl ServerHandshake {
             framer: Framer::default(),
             client: ClientFlags::default(),
             negotiated: Negotiated::default(),
+            tls: Tls::default(),
             options: 0,
             listed_max: 0,
             held: Vec::new(),
@@ -176,18 +189,6 @@ impl ServerHandshake {
         bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
         bytes[16..].copy_from_slice(&flags.to_be_bytes());
         bytes
-    }
-
-    /// Forgets everything that was negotiated and every byte that was received but not answered.
-    /// For the driver that starts TLS: what came in the clear counts for nothing behind it. The
-    /// caps on options stay, the handshake goes on with the next option.
-    pub fn forget_negotiation(&mut self) {
-        self.negotiated = Negotiated::default();
-        self.framer = Framer::default();
-        self.held = Vec::new();
-        if !matches!(self.stage, Stage::ClientFlags | Stage::Ended) {
-            self.stage = Stage::OptionHeader;
-        }
     }
 
     /// Takes in `input` and appends what is to be sent to `out`.
@@ -219,8 +220,8 @@ impl ServerHandshake {
     ) -> Result<Advance, HandshakeError> {
         let out_start = out.len();
         let mut rest = input;
-        let (mut end, mut awaits) = (None, None);
-        while end.is_none() && awaits.is_none() {
+        let (mut end, mut awaits, mut starts_tls) = (None, None, false);
+        while end.is_none() && awaits.is_none() && !starts_tls {
             match self.stage {
                 Stage::ClientFlags => {
                     let Some(flags) = framer.take(&mut rest, CLIENT_FLAGS_BYTES) else {
@@ -257,7 +258,11 @@ impl ServerHandshake {
                         break;
                     }
                     self.stage = Stage::OptionHeader;
-                    end = self.answer_unread(option, len, out, exports);
+                    if option == option::STARTTLS {
+                        starts_tls = self.start_tls(len, rest.len(), out)?;
+                    } else {
+                        end = self.answer_unread(option, len, out, exports);
+                    }
                 }
                 Stage::Ended => return Err(HandshakeError::AlreadyEnded),
             }
@@ -265,6 +270,7 @@ impl ServerHandshake {
         Ok(Advance {
             consumed: input.len() - rest.len(),
             awaits,
+            starts_tls,
             end,
         })
     }
@@ -314,7 +320,11 @@ impl ServerHandshake {
         if len > self.limits.discard_bytes_max {
             return Err(HandshakeError::OptionTooLong { option, len });
         }
+        if self.tls.forbids(option) && option == option::EXPORT_NAME {
+            return Err(HandshakeError::TlsRequired);
+        }
         let looked_at = match option {
+            _ if self.tls.forbids(option) => false,
             // Cannot be answered by an error, and is short.
             option::EXPORT_NAME => true,
             option::INFO | option::GO => len <= self.limits.option_bytes_max,
@@ -357,6 +367,10 @@ impl fmt::Display for HandshakeError {
                     "option starts with {magic:#018x}, not with IHAVEOPT: no NBD client"
                 )
             }
+            Self::BytesBehindStartTls(count) => write!(
+                f,
+                "{count} bytes in the clear behind STARTTLS, before it was answered"
+            ),
             Self::BlockSizeRequired(name) => write!(
                 f,
                 "EXPORT_NAME {name:?} cannot tell the block sizes that this export requires; \
@@ -385,6 +399,7 @@ impl fmt::Display for HandshakeError {
             Self::OptionTooLong { option, len } => {
                 write!(f, "option {option} claims {len} bytes of data")
             }
+            Self::TlsRequired => f.write_str("EXPORT_NAME without TLS, which is required"),
             Self::TooManyOptions(count) => write!(f, "option number {count} of one handshake"),
             Self::UnknownClientFlags(bits) => {
                 write!(f, "client flags {bits:#010x} were not all offered")

@@ -1,6 +1,6 @@
 //! The options that change the transmission phase: structured replies, extended headers, contexts.
 
-use super::answer::{refuse, refuse_lookup, reply};
+use super::answer::{refuse, reply};
 use super::{Features, ServerHandshake};
 use crate::codec::{Cursor, string};
 use crate::export::ExportDirectory;
@@ -143,7 +143,7 @@ impl ServerHandshake {
             }
         });
         if let Err(error) = found {
-            return refuse_lookup(out, option, &error);
+            return self.refuse_lookup(out, option, &error);
         }
         if select && names.len() > CONTEXTS_MAX {
             let text = format!("more than {CONTEXTS_MAX} contexts");
@@ -211,4 +211,4 @@ impl<'a> ContextRequest<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -562,19 +562,3 @@ fn an_option_that_names_an_awaited_export_waits_and_so_do_those_behind_it() {
     let answer = [option_reply::INFO, option_reply::ACK];
     assert_eq!(kinds, [answer, answer, answer].concat());
 }
-
-#[test]
-fn what_was_held_is_forgotten_with_the_rest() {
-    let exports = Awaiting {
-        known: std::cell::Cell::new(false),
-    };
-    let mut server = ServerHandshake::new(HandshakeLimits::DEFAULT);
-    let input = stream(FIXED, &[option(option::EXPORT_NAME, b"vol0")]);
-    let mut out = Vec::new();
-    let held = server.advance(&input, &mut out, &exports).unwrap();
-    assert_eq!(held.awaits.as_deref(), Some("vol0"));
-    server.forget_negotiation();
-    exports.known.set(true);
-    let next = server.advance(&[], &mut out, &exports).unwrap();
-    assert_eq!((next.end, out.len()), (None, 0));
-}

@@ -61,6 +61,7 @@ fn connect(style: HeaderStyle, seed: u64) -> (Client<InMemory>, Arc<Mutex<Volume
         extended_headers: style == HeaderStyle::Extended,
         structured_replies: style == HeaderStyle::Structured,
         contexts: CONTEXTS.map(str::to_owned).to_vec(),
+        ..Wishes::default()
     };
     let client = Client::connect(InMemory::new(driver, seed), "v", wishes);
     assert_eq!(client.export.headers, style);

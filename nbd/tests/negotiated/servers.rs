@@ -36,6 +36,7 @@ fn wishes(extended_headers: bool) -> Wishes {
         extended_headers,
         structured_replies: true,
         contexts: vec!["base:allocation".to_owned()],
+        ..Wishes::default()
     }
 }
 

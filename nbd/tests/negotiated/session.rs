@@ -40,7 +40,8 @@ impl<W: Wire> Client<W> {
             let bytes = wire.receive();
             let mut out = Vec::new();
             let advance = shake.advance(&bytes, &mut out);
-            let ClientAdvance { consumed, end } = advance.expect("a server that keeps the rules");
+            let ClientAdvance { consumed, end, .. } =
+                advance.expect("a server that keeps the rules");
             assert_eq!(consumed, bytes.len(), "the server spoke first");
             wire.send(&out);
             if let Some(end) = end {

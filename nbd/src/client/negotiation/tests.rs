@@ -36,6 +36,7 @@ fn wishes(extended: bool, structured: bool, contexts: &[&str]) -> Wishes {
         extended_headers: extended,
         structured_replies: structured,
         contexts: contexts.iter().map(|name| (*name).to_owned()).collect(),
+        ..Wishes::default()
     }
 }
 

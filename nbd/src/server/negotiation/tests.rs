@@ -6,7 +6,7 @@ use crate::export::{ExportInfo, LookupError, TransmissionFlags};
 use crate::protocol::{OPTION_MAGIC, OPTION_REPLY_MAGIC, context};
 
 /// Exports: `a` and `b` with contexts, `bare` without, `crowded` with too many, `secret`.
-struct Exports;
+pub(in crate::server) struct Exports;
 
 impl ExportDirectory for Exports {
     fn list(&self, _: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
@@ -17,6 +17,7 @@ impl ExportDirectory for Exports {
         match name {
             "a" | "b" | "bare" | "crowded" => Ok(ExportInfo::new(name, 1 << 30)),
             "secret" => Err(LookupError::Policy("not for you".to_owned())),
+            "sealed" => Err(LookupError::TlsRequired("show who you are".to_owned())),
             _ => Err(LookupError::Unknown),
         }
     }
@@ -61,7 +62,7 @@ fn context_data(export: &str, queries: &[&str]) -> Vec<u8> {
 }
 
 /// One step of a row: what the client does.
-fn step(stream: &mut Vec<u8>, text: &str) {
+pub(in crate::server) fn step(stream: &mut Vec<u8>, text: &str) {
     let words: Vec<&str> = text.split_whitespace().collect();
     let (set, list) = (option::SET_META_CONTEXT, option::LIST_META_CONTEXT);
     match words[..] {
@@ -70,6 +71,12 @@ fn step(stream: &mut Vec<u8>, text: &str) {
         ["SR", "long"] => send(stream, option::STRUCTURED_REPLY, &vec![0; 300_000]),
         ["EXT"] => send(stream, option::EXTENDED_HEADERS, b""),
         ["EXT", "data"] => send(stream, option::EXTENDED_HEADERS, b"x"),
+        ["TLS"] => send(stream, option::STARTTLS, b""),
+        ["TLS", "data"] => send(stream, option::STARTTLS, b"x"),
+        ["TLS", "long"] => send(stream, option::STARTTLS, &vec![0; 300_000]),
+        ["ABORT"] => send(stream, option::ABORT, b"bye"),
+        ["NAMES"] => send(stream, option::LIST, b""),
+        ["PEEK"] => send(stream, option::PEEK_EXPORT, b""),
         ["NAME", name] => send(stream, option::EXPORT_NAME, name.as_bytes()),
         [kind @ ("GO" | "INFO"), name] => {
             let mut data = (name.len() as u32).to_be_bytes().to_vec();
@@ -112,7 +119,7 @@ fn step(stream: &mut Vec<u8>, text: &str) {
 }
 
 /// The server's replies, as the tables write them.
-fn render(out: &[u8]) -> String {
+pub(in crate::server) fn render(out: &[u8]) -> String {
     let mut cursor = Cursor::new(out);
     let mut words = Vec::new();
     while !cursor.is_empty() {
@@ -131,6 +138,8 @@ fn render(out: &[u8]) -> String {
                 let id = data.u32().expect("an id");
                 format!("{id}={}", string(data.rest()).expect("a name"))
             }
+            option_reply::SERVER => "SERVER".to_owned(),
+            option_reply::ERR_TLS_REQD => "TLS_REQD".to_owned(),
             option_reply::ERR_UNSUP => "UNSUP".to_owned(),
             option_reply::ERR_POLICY => "POLICY".to_owned(),
             option_reply::ERR_INVALID => "INVALID".to_owned(),
@@ -144,7 +153,7 @@ fn render(out: &[u8]) -> String {
 }
 
 /// The end of a handshake, as the tables write it.
-fn render_end(end: Result<Option<HandshakeEnd>, HandshakeError>) -> String {
+pub(in crate::server) fn render_end(end: Result<Option<HandshakeEnd>, HandshakeError>) -> String {
     match end {
         Ok(None) => "on".to_owned(),
         Ok(Some(HandshakeEnd::Aborted)) => "aborted".to_owned(),
@@ -156,7 +165,9 @@ fn render_end(end: Result<Option<HandshakeEnd>, HandshakeError>) -> String {
             let style = format!("{:?}", selected.session.headers()).to_lowercase();
             [&[style][..], &contexts].concat().join(" ")
         }
-        Err(HandshakeError::ExportNameAfterExtendedHeaders) => "close".to_owned(),
+        Err(HandshakeError::ExportNameAfterExtendedHeaders | HandshakeError::TlsRequired) => {
+            "close".to_owned()
+        }
         Err(other) => panic!("{other}"),
     }
 }
@@ -392,41 +403,4 @@ fn the_golden_bytes_of_a_selected_context() {
     ]
     .concat();
     assert_eq!(out[20..20 + reply.len()], reply);
-}
-
-/// What a man in the middle sends in the clear must count for nothing behind TLS.
-#[test]
-fn what_was_negotiated_in_the_clear_is_forgotten_behind_tls() {
-    let mut clear = vec![0, 0, 0, 3];
-    for text in ["EXT", "SET a base:allocation"] {
-        step(&mut clear, text);
-    }
-    let mut behind = Vec::new();
-    step(&mut behind, "GO a");
-    // Half of an option lies in the buffer when TLS starts.
-    clear.extend_from_slice(&behind[..20]);
-    let mut server = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
-    let mut out = Vec::new();
-    server
-        .advance(&clear, &mut out, &Exports)
-        .expect("legal options");
-    server.forget_negotiation();
-    assert_eq!(server.held_bytes(), 0);
-    let end = server
-        .advance(&behind, &mut out, &Exports)
-        .map(|advance| advance.end);
-    assert_eq!(render_end(end), "simple");
-}
-
-#[test]
-fn forgetting_neither_begins_nor_revives_a_handshake() {
-    let mut server = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
-    server.forget_negotiation();
-    let mut stream = vec![0, 0, 0, 3];
-    step(&mut stream, "GO a");
-    let end = server.advance(&stream, &mut Vec::new(), &Exports);
-    assert_eq!(render_end(end.map(|advance| advance.end)), "simple");
-    server.forget_negotiation();
-    let again = server.advance(&stream, &mut Vec::new(), &Exports);
-    assert_eq!(again, Err(HandshakeError::AlreadyEnded));
 }
