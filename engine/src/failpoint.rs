@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{self, Error};
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 31] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -28,6 +28,11 @@ pub const NAMES: [&str; 26] = [
     "manifest.put",
     "configure.put",
     "delete.put",
+    "delete.mark",
+    "delete.name",
+    "delete.free",
+    "delete.done",
+    "sweep.delete",
     "snapshot.delete",
     "clone.pin",
     "clone.index",

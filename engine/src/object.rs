@@ -20,6 +20,8 @@ pub const KEY_BYTES_MAX: usize = 1024;
 pub const LAYOUT_PREFIX: &str = "v1/";
 /// Prefix under which volume names are listed.
 pub const NAMES_PREFIX: &str = "v1/names/";
+/// Prefix under which deleted volumes are listed whose objects are not known to be freed.
+pub const DELETED_PREFIX: &str = "v1/deleted/";
 
 /// A valid object key: at most 1024 bytes of parts separated by `/`; each part is not empty, does
 /// not start with `.`, and has only `A–Z a–z 0–9 - _ . %`. So a key is safe as a relative path.
@@ -88,6 +90,11 @@ impl ObjectKey {
     /// Prefix of the log of a snapshot's pins.
     pub fn pin_prefix(volume: VolumeId, snapshot: SnapshotId) -> String {
         format!("{LAYOUT_PREFIX}{volume}/snapshots/{snapshot}/")
+    }
+
+    /// The mark of a deleted volume whose objects are to be freed: `v1/deleted/<volume>`.
+    pub fn deleted(volume: VolumeId) -> Self {
+        Self::built(format!("{DELETED_PREFIX}{volume}"))
     }
 
     /// A key that this module built and that is valid by construction.
@@ -238,6 +245,20 @@ impl SealedRef {
         match self {
             Self::Chunk(key) => key.object(),
             Self::Index(key) => key.object(),
+        }
+    }
+
+    /// The object of that key; `None` for a key of any other form.
+    pub fn parse(key: &str) -> Option<Self> {
+        let chunk = ChunkKey::parse(key).map(Self::Chunk);
+        chunk.or_else(|| IndexKey::parse(key).map(Self::Index))
+    }
+
+    /// The volume under which it is stored, which alone may condemn it, and its writer's generation.
+    pub fn owner(&self) -> (VolumeId, Generation) {
+        match self {
+            Self::Chunk(key) => (key.volume, key.generation),
+            Self::Index(key) => (key.volume, key.generation),
         }
     }
 

@@ -5,6 +5,7 @@
 //! `docs/internals/manifest.md`.
 
 mod clones;
+mod deletion;
 mod history;
 mod images;
 mod local;
@@ -14,8 +15,10 @@ mod pins;
 pub mod quarantine;
 mod replayed;
 mod rollback;
+mod sealed_list;
 mod snapshots;
 mod stored_index;
+mod sweep;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +29,7 @@ use crate::manifest::{Manifest, ManifestKind};
 use crate::volume::{VolumeName, VolumeSettings};
 
 pub use clones::{CloneLayout, CloneName, clones_of, create_clone, release_dead_pins};
+pub use deletion::{Freed, Freeing, deleted_volumes, finish_deletion, mark_deleted};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
 };
@@ -39,6 +43,7 @@ pub use pins::{PinChange, PinEntry, PinLog, close_pins, pin, read_pins, release_
 pub use replayed::replayed_overlay;
 pub use rollback::{prepare_rollback, put_rollback};
 pub use snapshots::{delete_snapshot, find_snapshot, read_blocks, read_snapshot};
+pub use sweep::{Sweep, SweepSum};
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,15 +142,15 @@ pub async fn grow(backend: &dyn Backend, head: &Manifest, size_bytes: u64) -> Re
     configure(backend, head, &settings).await
 }
 
-/// Deletes a volume as its writer: tombstone first, then what it pinned and its name are free. To
-/// be repeated after an error, also with the tombstone as `head`. Returns the tombstone.
+/// Deletes a volume as its writer: tombstone first, then what it pinned and its name are free. Its
+/// objects are freed after that: [`Freeing`]. To be repeated after an error, also with the tombstone
+/// as `head`. Returns the tombstone.
 pub async fn delete_volume(backend: &dyn Backend, head: &Manifest) -> Result<Manifest> {
     let tombstone = match head.kind {
         ManifestKind::Tombstone => head.clone(),
         _ => append_own(backend, &head.successor(ManifestKind::Tombstone)).await?,
     };
-    clones::release_origin(backend, &tombstone).await?;
-    release_name(backend, &tombstone.name, tombstone.volume).await?;
+    finish_deletion(backend, &tombstone).await?;
     Ok(tombstone)
 }
 
@@ -200,7 +205,7 @@ async fn free_entry(backend: &dyn Backend, name: &VolumeName, volume: VolumeId) 
     if head.kind != ManifestKind::Tombstone {
         return Err(name_taken(name));
     }
-    clones::release_origin(backend, &head).await?;
+    deletion::let_go(backend, &head).await?;
     let released = names::bind(backend, name, entry.number + 1, None).await?;
     match released.volume {
         None => Ok(Free::At(released.number + 1)),

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod compaction;
 mod garbage;
+mod orphans;
 mod retry;
 mod snapshots;
 

@@ -9,7 +9,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::history::{Appended, append, read_head, read_manifest};
 use super::stored_index::IndexDraft;
 use super::{
-    Free, VolumeSeed, append_own, free_entry, name_taken, names, pins, read_snapshot, resolve_name,
+    Free, VolumeSeed, append_own, free_entry, mark_deleted, name_taken, names, pins, read_snapshot,
+    resolve_name,
 };
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
@@ -84,6 +85,8 @@ pub async fn create_clone(
     match append(backend, &first).await? {
         Appended::Ours(stored) if *stored == first => {}
         Appended::Foreign(other) if other.kind == ManifestKind::Tombstone => {
+            // Index parts of ours may have come after it was freed.
+            mark_deleted(backend, &other).await?;
             let text = "the snapshot was to be deleted meanwhile, the clone was given up";
             return Err(Error::new(ErrorKind::Busy, text).with_volume(parent));
         }
@@ -216,7 +219,10 @@ pub(super) async fn release_origin(backend: &dyn Backend, deleted: &Manifest) ->
 async fn living_name(backend: &dyn Backend, clone: VolumeId) -> Result<Option<VolumeName>> {
     for _ in 0..LOOKS_MAX {
         match read_head(backend, clone, None).await {
-            Ok(head) if head.kind == ManifestKind::Tombstone => return Ok(None),
+            Ok(head) if head.kind == ManifestKind::Tombstone => {
+                mark_deleted(backend, &head).await?;
+                return Ok(None);
+            }
             Ok(head) => {
                 let is_named = resolve_name(backend, &head.name).await? == Some(clone);
                 if is_named || head.generation > Generation(0) {

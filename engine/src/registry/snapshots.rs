@@ -97,7 +97,20 @@ pub async fn delete_snapshot(
     head: &Manifest,
     snapshot: &Snapshot,
 ) -> Result<Manifest> {
-    let clones = release_dead_pins(backend, head.volume, snapshot.id).await?;
+    close_to_clones(backend, head.volume, snapshot).await?;
+    let mut next = head.successor(ManifestKind::Configured);
+    next.snapshots = vec![SnapshotChange::Deleted(snapshot.clone())];
+    append_own(backend, &next).await
+}
+
+/// Sees to it that no clone has the snapshot, and that none can be made of it any more: nothing of
+/// another volume then needs an object for its sake. `Busy` with their names if there are some.
+pub(super) async fn close_to_clones(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    snapshot: &Snapshot,
+) -> Result<()> {
+    let clones = release_dead_pins(backend, volume, snapshot.id).await?;
     if !clones.is_empty() {
         let told: Vec<_> = clones
             .iter()
@@ -106,10 +119,7 @@ pub async fn delete_snapshot(
             .collect();
         let (count, name) = (clones.len(), snapshot.name.as_str());
         let text = format!("snapshot {name:?} has {count} clones: {told:?}; delete them first");
-        return Err(Error::new(ErrorKind::Busy, text).with_volume(head.volume));
+        return Err(Error::new(ErrorKind::Busy, text).with_volume(volume));
     }
-    pins::close_pins(backend, head.volume, snapshot.id).await?;
-    let mut next = head.successor(ManifestKind::Configured);
-    next.snapshots = vec![SnapshotChange::Deleted(snapshot.clone())];
-    append_own(backend, &next).await
+    pins::close_pins(backend, volume, snapshot.id).await
 }

@@ -3,7 +3,6 @@
 use super::{Staged, VolumeCommit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Manifest;
-use crate::object::SealedRef;
 use crate::snapshot::{
     SNAPSHOTS_MAX, Snapshot, SnapshotChange, SnapshotName, SnapshotTable, last_sequence,
 };
@@ -57,13 +56,9 @@ impl VolumeCommit {
     /// under its old generation must not name objects before those of its snapshots.
     pub(super) fn sequence_used(&self) -> u64 {
         let generation = self.head.generation;
-        let chunks = self.base.chunks().map(|(_, entry)| entry.reference.key);
-        let parts = self.parts.iter().map(|part| SealedRef::Index(part.key));
-        let named = chunks.map(SealedRef::Chunk).chain(parts);
-        let all = named.chain(self.garbage.objects().copied());
         let taken = self.snapshots.iter().filter(|s| s.generation == generation);
         let taken = taken.map(|s| s.sequence).max().unwrap_or(0);
-        last_sequence(all, generation).max(taken)
+        last_sequence(self.named(), generation).max(taken)
     }
 }
 

@@ -4,9 +4,11 @@ mod clones;
 mod compaction;
 mod crashes;
 mod damage;
+mod races;
 mod rig;
 mod rollbacks;
 mod snapshots;
+mod space;
 mod verify;
 
 use futures::executor::block_on;

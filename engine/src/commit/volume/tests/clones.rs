@@ -1,12 +1,15 @@
 //! Clones read as their snapshots and stay independent of their parents, to any depth, through
 //! checkpoints, garbage collection, crashes, other writers and deletions.
 
+use std::collections::BTreeSet;
+
 use futures::executor::block_on;
 use proptest::prelude::*;
 
 use super::rig::{Rig, VOLUME, World};
 use super::rollbacks::roll_back;
 use super::snapshots::{churn, fine, name, objects, take, verify_all};
+use super::space::{free_all, sealed, sweep};
 use crate::backend::{Fault, FaultRule};
 use crate::error::{Error, ErrorKind};
 use crate::identity::{VolumeId, WriterToken};
@@ -234,6 +237,7 @@ fn a_name_in_use_is_refused_and_leaves_no_pin() {
 struct Family {
     members: Vec<(World, Rig)>,
     born: u64,
+    deleted: Vec<VolumeId>,
 }
 
 impl Family {
@@ -280,6 +284,14 @@ impl Family {
                     world.note_committed();
                 }
             }
+            12 => {
+                let fault = Fault::FailAfter(ErrorKind::Io);
+                world.backend.script(FaultRule::nth(at as u32 % 12, fault));
+                let (sum, freed) = (sweep(world, rig, at % 4 > 0), free_all(world));
+                world.backend.clear_script();
+                // Interrupted or not, the next one goes on.
+                drop((sum, freed));
+            }
             _ => self.delete_one(who, at as usize),
         }
     }
@@ -317,6 +329,23 @@ impl Family {
         } else if who > 0 {
             let (world, rig) = self.members.remove(who);
             block_on(delete_volume(&world.backend, rig.commit.head())).unwrap();
+            self.deleted.push(world.volume);
+        }
+    }
+
+    /// Nothing is left of those that are deleted, and nothing in those that live that they do not
+    /// name.
+    fn tidy_up(&mut self) {
+        let (world, _) = &self.members[0];
+        free_all(world).unwrap();
+        for volume in &self.deleted {
+            assert_eq!(sealed(world, *volume), []);
+        }
+        for (world, rig) in &self.members {
+            sweep(world, rig, true).unwrap();
+            let named: BTreeSet<_> = rig.commit.named().collect();
+            let stored = sealed(world, world.volume);
+            assert!(stored.iter().all(|object| named.contains(object)));
         }
     }
 
@@ -332,19 +361,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     /// Writes, zeroes, snapshots, clones of anything, interrupted and repeated creations, crashes,
-    /// openings and deletions: every volume and every snapshot reads as it should at every moment.
+    /// openings, deletions, freeing and sweeps: every volume and every snapshot reads as it should at every moment.
     #[test]
     fn a_family_of_clones_reads_as_its_cuts_whatever_happens(
-        steps in prop::collection::vec((0..6usize, 0..12u8, 0..64u64, 1..40u64), 1..40)
+        steps in prop::collection::vec((0..6usize, 0..13u8, 0..64u64, 1..40u64), 1..40)
     ) {
         let mut world = World::new();
         let mut rig = world.open(fine());
         world.write(0..64);
         take(&mut world, &mut rig, "first");
-        let mut family = Family { members: vec![(world, rig)], born: 0 };
+        let mut family = Family { members: vec![(world, rig)], born: 0, deleted: Vec::new() };
         for step in steps {
             family.step(step);
             family.verify();
         }
+        family.tidy_up();
+        family.verify();
     }
 }

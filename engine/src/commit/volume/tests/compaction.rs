@@ -23,19 +23,19 @@ fn read(world: &World, rig: &Rig) -> Option<CompactionRead> {
 }
 
 /// Begins one compaction; whether there was anything to be done.
-fn begin(world: &World, rig: &mut Rig) -> bool {
+pub(super) fn begin(world: &World, rig: &mut Rig) -> bool {
     read(world, rig).is_some_and(|read| rig.commit.start_compaction(read))
 }
 
 /// The whole image is the same, and so are the shards'.
-fn check(world: &World, rig: &Rig) {
+pub(super) fn check(world: &World, rig: &Rig) {
     assert_eq!(world.verify(), rig.commit.head().epoch);
     rig.check_shards();
     verify_all(world, rig);
 }
 
 /// Compacts and sweeps until there is nothing to be done.
-fn compact_all(world: &mut World, rig: &mut Rig) {
+pub(super) fn compact_all(world: &mut World, rig: &mut Rig) {
     for _ in 0..100 {
         if !begin(world, rig) {
             if !rig.commit.wants_sweep() {
@@ -50,7 +50,7 @@ fn compact_all(world: &mut World, rig: &mut Rig) {
 }
 
 /// Six chunks of which a third is live and a checkpoint holds the effect, and the newest chunks.
-fn sparse() -> (World, Rig) {
+pub(super) fn sparse() -> (World, Rig) {
     let mut world = World::new();
     let mut rig = world.open(eager());
     world.write(0..96);
