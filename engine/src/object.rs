@@ -254,7 +254,8 @@ impl SealedRef {
         chunk.or_else(|| IndexKey::parse(key).map(Self::Index))
     }
 
-    /// The volume under which it is stored, which alone may condemn it, and its writer's generation.
+    /// The volume under which it is stored, which alone may condemn it, and the generation of the
+    /// writer that named it.
     pub fn owner(&self) -> (VolumeId, Generation) {
         match self {
             Self::Chunk(key) => (key.volume, key.generation),

@@ -143,8 +143,8 @@ pub async fn grow(backend: &dyn Backend, head: &Manifest, size_bytes: u64) -> Re
 }
 
 /// Deletes a volume as its writer: tombstone first, then what it pinned and its name are free. Its
-/// objects are freed after that: [`Freeing`]. To be repeated after an error, also with the tombstone
-/// as `head`. Returns the tombstone.
+/// objects are freed after that: [`Freeing`]. To be repeated after an error, also with the
+/// tombstone as `head`. Returns the tombstone.
 pub async fn delete_volume(backend: &dyn Backend, head: &Manifest) -> Result<Manifest> {
     let tombstone = match head.kind {
         ManifestKind::Tombstone => head.clone(),

@@ -6,8 +6,8 @@ use super::VolumeCommit;
 use crate::object::SealedRef;
 
 impl VolumeCommit {
-    /// Everything that the committed image, a snapshot of the volume or a clone of one may need, and
-    /// what its own garbage collection will delete: the one answer to "does anything name it".
+    /// Everything that the committed image, a snapshot of the volume or a clone of one may need,
+    /// and what its garbage collection will delete: the one answer to "does anything name it".
     ///
     /// What only snapshots need is in the chunk table or among the garbage that is retained, for
     /// as long as they exist; a clone needs nothing that its parent's snapshot does not.
@@ -21,8 +21,8 @@ impl VolumeCommit {
     /// Which of these objects, all found in the backend before now, nothing names or ever will.
     /// `None` while a commit is under way: it may be about to name some.
     ///
-    /// To be asked of a volume whose head is known to be ours, and while nobody changes it otherwise
-    /// (settings, a rollback). Then whatever writer gave an object its name has named it in a
+    /// To be asked of a volume whose head is known to be ours, and while nobody changes it
+    /// otherwise (settings, a rollback). Then whatever writer gave an object its name has named it in a
     /// manifest by now, or cannot any more: an older generation is fenced, and of this one nothing
     /// is under way; every later attempt draws names of its own. Objects of a newer generation are
     /// another writer's, who has taken the volume over: they are none.

@@ -370,7 +370,8 @@ proptest! {
         let mut rig = world.open(fine());
         world.write(0..64);
         take(&mut world, &mut rig, "first");
-        let mut family = Family { members: vec![(world, rig)], born: 0, deleted: Vec::new() };
+        let members = vec![(world, rig)];
+        let mut family = Family { members, born: 0, deleted: Vec::new() };
         for step in steps {
             family.step(step);
             family.verify();

@@ -1,5 +1,5 @@
-//! Space that comes back: deleted volumes are freed whatever interrupts that, and orphans of writers
-//! that died are swept; nothing that anything names is ever touched.
+//! Space that comes back: deleted volumes are freed whatever interrupts that, and orphans of
+//! writers that died are swept; nothing that anything names is ever touched.
 
 use futures::executor::block_on;
 
