@@ -22,10 +22,10 @@ impl VolumeCommit {
     /// `None` while a commit is under way: it may be about to name some.
     ///
     /// To be asked of a volume whose head is known to be ours, and while nobody changes it
-    /// otherwise (settings, a rollback). Then whatever writer gave an object its name has named it in a
-    /// manifest by now, or cannot any more: an older generation is fenced, and of this one nothing
-    /// is under way; every later attempt draws names of its own. Objects of a newer generation are
-    /// another writer's, who has taken the volume over: they are none.
+    /// otherwise (settings, a rollback). Then whatever writer gave an object its name has named it
+    /// in a manifest by now, or cannot any more: an older generation is fenced, and of this one
+    /// nothing is under way; every later attempt draws names of its own. Objects of a newer
+    /// generation are another writer's, who has taken the volume over: they are none.
     pub fn orphans_among(&self, listed: &[SealedRef]) -> Option<Vec<SealedRef>> {
         if !self.is_idle() {
             return None;
