@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use taipan_engine::size::ByteSize;
 
 use crate::fake_s3_command::FakeS3Args;
+use crate::job_file::{self, NamedJob, Settings};
+use crate::options::{JobOptions, duration};
 #[cfg(feature = "s3-loop")]
 use crate::s3_loop::S3LoopArgs;
 use crate::uri::Address;
-use crate::workload::{RequestBytes, Rw, Spec};
 
 /// Loads NBD exports and files, measures and verifies.
 #[derive(Debug, Parser)]
@@ -23,7 +23,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run one workload against one target and report
+    /// Run one workload, or the jobs of a file, and report
     Run(Box<RunArgs>),
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
@@ -41,185 +41,73 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or a file or block device
-    #[arg(value_name = "TARGET")]
-    pub(crate) target: Address,
+    #[arg(value_name = "TARGET", conflicts_with = "filename")]
+    pub(crate) target: Option<Address>,
 
-    /// What to negotiate with an NBD server
-    #[arg(long, value_enum, default_value_t = Replies::Simple)]
-    pub(crate) replies: Replies,
+    /// The options of the job, or what goes before the job file
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
 
-    /// How to reach the target; the default follows from TARGET
-    #[arg(long, value_enum)]
-    pub(crate) ioengine: Option<IoEngine>,
+    /// Jobs in fio's form; options on the command line go before what it says
+    #[arg(long, alias = "job_file", value_name = "FILE")]
+    pub(crate) job_file: Option<PathBuf>,
 
-    /// Kind of workload
-    #[arg(long, value_enum, default_value_t = Rw::RandRead)]
-    pub(crate) rw: Rw,
+    /// Time between the points of rates and latencies over time
+    #[arg(long, default_value = "1", value_parser = duration)]
+    pub(crate) interval: Duration,
 
-    /// Share of reads in randrw, in percent
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub(crate) rwmixread: u8,
+    /// Write the latency histogram of every interval there, one JSON object a line
+    #[arg(long, alias = "hist_log", value_name = "FILE")]
+    pub(crate) hist_log: Option<PathBuf>,
 
-    /// Bytes of a request, or a range such as 512-256KiB (multiples of the smaller end)
-    #[arg(long, default_value = "4KiB")]
-    pub(crate) bs: RequestBytes,
-
-    /// Requests in flight on every connection
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) iodepth: u32,
-
-    /// Jobs, each a thread with a connection and its own equal part of the area
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) numjobs: u32,
-
-    /// Seconds to go on; without it every job moves as many bytes as its part has
-    #[arg(long, value_parser = crate::cli::seconds)]
-    pub(crate) runtime: Option<Duration>,
-
-    /// Bytes of the area that is loaded; the default is all behind --offset
-    #[arg(long)]
-    pub(crate) size: Option<ByteSize>,
-
-    /// First byte of the area
-    #[arg(long, default_value = "0", value_parser = crate::cli::bytes)]
-    pub(crate) offset: u64,
-
-    /// A FLUSH (fdatasync on files) after so many writes of a job; 0 for none
-    #[arg(long, default_value_t = 0)]
-    pub(crate) fsync: u32,
-
-    /// One FLUSH (fdatasync on files) of every job after its last answer, within the measured time
-    #[arg(long)]
-    pub(crate) end_fsync: bool,
-
-    /// Writes carry FUA (RWF_DSYNC on files)
-    #[arg(long)]
-    pub(crate) fua: bool,
-
-    /// Stamp written blocks, check every read of them, and read them back at the end
-    #[arg(long, value_enum)]
-    pub(crate) verify: Option<Verify>,
-
-    /// Only read back what an earlier run with the same options and seed wrote
-    #[arg(long)]
-    pub(crate) verify_only: bool,
-
-    /// With --verify: how far the run came is written here, also when the server goes away. With
-    /// --verify-only: read from here, the workload's options included
-    #[arg(long, value_name = "FILE")]
-    pub(crate) state: Option<PathBuf>,
-
-    /// Seed of order, offsets and sizes
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
-
-    /// Requests per second of all jobs together; latencies count from when a request was due
-    #[arg(long, value_parser = crate::cli::rate)]
-    pub(crate) rate: Option<f64>,
-
-    /// Seconds after which a request without an answer ends the run
-    #[arg(long, default_value = "60", value_parser = crate::cli::seconds)]
-    pub(crate) timeout: Duration,
-
-    /// Progress line on standard error
+    /// Progress on standard error: a live view on a terminal, else a line now and then
     #[arg(long, value_enum, default_value_t = When::Auto)]
     pub(crate) progress: When,
 
     /// Report as JSON
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Also write the JSON report there, for `taipan-bench report`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// What the command line says of jobs; filled in from it.
+    #[arg(skip)]
+    pub(crate) given: Settings,
 }
 
-/// Ways to reach a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum IoEngine {
-    /// NBD over TCP or a unix socket
-    Nbd,
-    /// O_DIRECT with io_uring on a file or block device
-    File,
-}
+/// Shortest `--interval`: a thread looks at its clock at least this often.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// Headers of an NBD session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Replies {
-    /// Nothing is negotiated
-    Simple,
-    /// Replies in chunks
-    Structured,
-    /// Headers with 64-bit lengths, replies in chunks
-    Extended,
-}
-
-/// Ways to verify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Verify {
-    /// Blocks carry their place, the number of their write, the seed and a CRC32C
-    Crc32c,
-}
-
-/// When to show the progress line.
+/// When to show progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum When {
-    /// If standard error is a terminal
+    /// A live view if standard error is a terminal, else a line every ten seconds
     Auto,
-    /// Always
+    /// A live view on a terminal, else a line for every interval
     Always,
     /// Never
     Never,
 }
 
 impl RunArgs {
-    /// Refuses options that contradict each other.
-    pub(crate) fn validate(&self) -> Result<()> {
-        let file = matches!(self.target, Address::File(_));
-        match self.ioengine {
-            Some(IoEngine::Nbd) => ensure!(!file, "--ioengine nbd needs an nbd:// address"),
-            Some(IoEngine::File) => ensure!(file, "--ioengine file needs a path"),
-            None => {}
-        }
+    /// The jobs that are asked for; refuses options that contradict each other.
+    pub(crate) fn jobs(&self) -> Result<Vec<NamedJob>> {
         ensure!(
-            !self.fua || self.rw.writes(),
-            "--fua needs a workload that writes"
+            self.interval >= INTERVAL_MIN,
+            "--interval is at least {} ms",
+            INTERVAL_MIN.as_millis()
         );
-        Ok(())
+        let Some(path) = &self.job_file else {
+            let mut options = self.job.clone();
+            options.filename = options.filename.or_else(|| self.target.clone());
+            options.validate()?;
+            let name = options.rw.to_string();
+            return Ok(vec![NamedJob { name, options }]);
+        };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading the job file {}", path.display()))?;
+        job_file::parse(&text, &self.given).with_context(|| format!("job file {}", path.display()))
     }
-
-    /// The workload over an area of `size` bytes.
-    pub(crate) fn spec(&self, size: u64) -> Spec {
-        Spec {
-            rw: self.rw,
-            read_percent: self.rwmixread,
-            request_bytes: self.bs,
-            offset: self.offset,
-            size,
-            jobs: self.numjobs,
-            fsync: self.fsync,
-            seed: self.seed,
-        }
-    }
-}
-
-/// Longest `--runtime` and `--timeout`.
-const SECONDS_MAX: f64 = 1e7;
-
-fn seconds(text: &str) -> Result<Duration> {
-    let number: f64 = text.strip_suffix('s').unwrap_or(text).parse()?;
-    ensure!(
-        (0.001..=SECONDS_MAX).contains(&number),
-        "from 0.001 to {SECONDS_MAX} seconds"
-    );
-    Ok(Duration::from_secs_f64(number))
-}
-
-fn bytes(text: &str) -> Result<u64> {
-    Ok(taipan_engine::size::parse(text)?)
-}
-
-fn rate(text: &str) -> Result<f64> {
-    let number: f64 = text.parse()?;
-    ensure!(
-        (0.001..=1e9).contains(&number),
-        "from 0.001 to 1e9 requests per second"
-    );
-    Ok(number)
 }

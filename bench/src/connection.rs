@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use taipan_nbd::{ClientEnd, ClientExport, ClientHandshake, Goal, HeaderStyle, Wishes};
 
-use crate::cli::Replies;
+use crate::options::Replies;
 use crate::uri::Address;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,37 +59,69 @@ fn shake_hands(
     export: &str,
     replies: Replies,
 ) -> Result<ClientExport> {
-    let (style, wishes) = wishes(replies);
-    let mut handshake = ClientHandshake::with_wishes(Goal::Go(export.to_owned()), wishes)?;
-    let mut out = Vec::new();
-    let mut input = [0; 4096];
+    let mut greeting = Greeting::new(export, replies)?;
+    let mut input = [0; GREETING_BYTES];
     loop {
         let len = stream
             .read(&mut input)
             .context("reading the server's handshake")?;
+        let (out, described) = greeting.advance(&input[..len])?;
+        stream.write_all(&out).context("sending the handshake")?;
+        if let Some(described) = described {
+            return Ok(described);
+        }
+    }
+}
+
+/// Bytes of a handshake that are read at once.
+pub(crate) const GREETING_BYTES: usize = 4096;
+
+/// The handshake without its socket.
+pub(crate) struct Greeting {
+    handshake: ClientHandshake,
+    export: String,
+    replies: Replies,
+    style: HeaderStyle,
+}
+
+impl Greeting {
+    /// Asks for an export and a kind of replies.
+    pub(crate) fn new(export: &str, replies: Replies) -> Result<Self> {
+        let (style, wishes) = wishes(replies);
+        Ok(Self {
+            handshake: ClientHandshake::with_wishes(Goal::Go(export.to_owned()), wishes)?,
+            export: export.to_owned(),
+            replies,
+            style,
+        })
+    }
+
+    /// Takes what came from the server: what to send, and the export once all is said.
+    pub(crate) fn advance(&mut self, input: &[u8]) -> Result<(Vec<u8>, Option<ClientExport>)> {
         ensure!(
-            len > 0,
+            !input.is_empty(),
             "the server closed the connection during the handshake"
         );
-        let advance = handshake
-            .advance(&input[..len], &mut out)
-            .with_context(|| format!("handshake for export {export:?}"))?;
-        stream.write_all(&out).context("sending the handshake")?;
-        out.clear();
+        let mut out = Vec::new();
+        let advance = self
+            .handshake
+            .advance(input, &mut out)
+            .with_context(|| format!("handshake for export {:?}", self.export))?;
         match advance.end {
             Some(ClientEnd::Transmission(described)) => {
                 ensure!(
-                    described.headers == style,
-                    "the server does not offer {replies:?} replies"
+                    described.headers == self.style,
+                    "the server does not offer {:?} replies",
+                    self.replies
                 );
                 ensure!(
-                    advance.consumed == len,
+                    advance.consumed == input.len(),
                     "the server sent data before any request"
                 );
-                return Ok(described);
+                Ok((out, Some(described)))
             }
             Some(other) => bail!("the handshake ended with {other:?}"),
-            None => {}
+            None => Ok((out, None)),
         }
     }
 }

@@ -72,7 +72,7 @@ impl Target for FileTarget {
         Ok(())
     }
 
-    fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()> {
+    async fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()> {
         self.ring.wait(patience).context("waiting for io_uring")?;
         while let Some(completed) = self.ring.next_completed() {
             let slot = completed.token as usize;
@@ -86,7 +86,7 @@ impl Target for FileTarget {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    async fn finish(&mut self) -> Result<()> {
         Ok(())
     }
 }

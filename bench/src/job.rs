@@ -7,12 +7,12 @@ use anyhow::Result;
 
 use crate::ledger::{JobState, Ledger};
 use crate::random::SplitMix64;
-use crate::tally::{Live, Tally};
 use crate::target::{Answer, Target};
+use crate::timeline::Recorder;
 use crate::workload::{Kind, Op};
 
 /// Longest wait for answers before the loop looks at its clock and the stop flag.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes at the front of every unverified write that differ from write to write.
 const SCRAMBLED_BYTES: usize = 16;
 
@@ -31,8 +31,10 @@ pub(crate) struct Pace<'a> {
     pub(crate) start: Instant,
     /// No request is sent after this.
     pub(crate) deadline: Option<Instant>,
-    /// Requests per second of this job; latencies then count from the moment a request was due.
-    pub(crate) rate: Option<f64>,
+    /// Most requests and bytes per second of this job; latencies then count from the moment a
+    /// request was due.
+    pub(crate) rate_iops: Option<f64>,
+    pub(crate) rate_bytes: Option<f64>,
     /// Whether a FLUSH follows the answers to all other requests.
     pub(crate) end_flush: bool,
     /// A request unanswered for so long ends the run.
@@ -63,23 +65,24 @@ struct InFlight {
 }
 
 /// A job under way.
-struct Job<'a, T> {
+struct Job<'a, 'r, T> {
     target: &'a mut T,
     content: &'a mut Content,
-    tally: &'a mut Tally,
+    recorder: &'a mut Recorder<'r>,
     in_flight: Vec<Option<InFlight>>,
     free: Vec<usize>,
     state: JobState,
+    issued_bytes: u64,
     error: Option<String>,
 }
 
 /// Runs `source` against `target` with `depth` requests in flight.
-pub(crate) fn drive<T: Target>(
+pub(crate) async fn drive<T: Target>(
     target: &mut T,
     source: impl Iterator<Item = Op>,
     depth: usize,
     content: &mut Content,
-    (tally, live): (&mut Tally, &Live),
+    recorder: &mut Recorder<'_>,
     pace: Pace<'_>,
 ) -> Ending {
     if matches!(content, Content::Any) {
@@ -90,18 +93,19 @@ pub(crate) fn drive<T: Target>(
     let job = Job {
         target,
         content,
-        tally,
+        recorder,
         in_flight: (0..depth).map(|_| None).collect(),
         free: (0..depth).rev().collect(),
         state: JobState::default(),
+        issued_bytes: 0,
         error: None,
     };
-    job.run(source, live, pace)
+    job.run(source, pace).await
 }
 
-impl<T: Target> Job<'_, T> {
-    fn run(mut self, mut source: impl Iterator<Item = Op>, live: &Live, pace: Pace<'_>) -> Ending {
-        if let Err(error) = self.turns(&mut source, live, pace) {
+impl<T: Target> Job<'_, '_, T> {
+    async fn run(mut self, mut source: impl Iterator<Item = Op>, pace: Pace<'_>) -> Ending {
+        if let Err(error) = self.turns(&mut source, pace).await {
             self.fail(format!("{error:#}"));
         }
         if self.error.is_some() {
@@ -120,12 +124,7 @@ impl<T: Target> Job<'_, T> {
         }
     }
 
-    fn turns(
-        &mut self,
-        source: &mut impl Iterator<Item = Op>,
-        live: &Live,
-        pace: Pace<'_>,
-    ) -> Result<()> {
+    async fn turns(&mut self, source: &mut impl Iterator<Item = Op>, pace: Pace<'_>) -> Result<()> {
         let mut answers: Vec<Answer> = Vec::with_capacity(self.in_flight.len());
         let mut held: Option<Op> = None;
         let mut ending = false;
@@ -152,33 +151,35 @@ impl<T: Target> Job<'_, T> {
                 }
                 self.submit(slot, op, due)?;
                 self.state.issued += 1;
+                self.issued_bytes += u64::from(op.len);
             }
             if ending && self.free.len() == self.in_flight.len() {
                 if !end_flush || self.error.is_some() {
-                    return self.target.finish();
+                    return self.target.finish().await;
                 }
                 end_flush = false;
                 let slot = *self.free.last().expect("all slots are free");
                 self.submit(slot, END_FLUSH, now)?;
             }
-            self.target.turn(patience, &mut answers)?;
+            self.target.turn(patience, &mut answers).await?;
             now = Instant::now();
+            self.recorder.tick(now);
             if answers.is_empty() {
                 self.look_for_overdue(now, pace.reply_timeout)?;
             }
             for answer in answers.drain(..) {
                 self.answered(&answer, now);
             }
-            live.show(self.tally);
         }
     }
 
     /// When the next request is to be sent.
     fn due(&self, pace: Pace<'_>, now: Instant) -> Instant {
-        match pace.rate {
-            Some(rate) => pace.start + Duration::from_secs_f64(self.state.issued as f64 / rate),
-            None => now,
-        }
+        let after = |count: u64, rate: f64| Duration::from_secs_f64(count as f64 / rate);
+        let requests = pace.rate_iops.map(|rate| after(self.state.issued, rate));
+        let bytes = pace.rate_bytes.map(|rate| after(self.issued_bytes, rate));
+        // Without a rate both are absent.
+        requests.max(bytes).map_or(now, |due| pace.start + due)
     }
 
     /// Verified requests that overlap are not in flight together: their order would be open.
@@ -217,7 +218,7 @@ impl<T: Target> Job<'_, T> {
             self.fail(format!("{}: {refused}", describe(&op)));
             return;
         }
-        self.tally
+        self.recorder
             .record(op.kind, op.len, now.saturating_duration_since(since));
         if let Content::Verified(ledger) = self.content {
             match op.kind {

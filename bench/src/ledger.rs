@@ -211,7 +211,7 @@ pub(crate) struct JobState {
 }
 
 /// How far a run came: enough for another process to know every block that must be there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
     /// Version of this file, [`State::SCHEMA`].
@@ -259,7 +259,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::Rw;
+    use crate::pattern::{Distribution, Rw};
 
     fn spec() -> Spec {
         Spec {
@@ -270,6 +270,7 @@ mod tests {
             size: 256 << 10,
             jobs: 1,
             fsync: 3,
+            distribution: Distribution::Random,
             seed: 4,
         }
     }
@@ -308,7 +309,10 @@ mod tests {
         );
         assert_eq!(findings.blocks_bad, 0, "{:?}", findings.samples);
         assert!(findings.blocks_checked > 30);
-        let other = Spec { seed: 5, ..spec };
+        let other = Spec {
+            seed: 5,
+            ..spec.clone()
+        };
         let findings = verify(
             Ledger::replay(&other, 0, None).unwrap(),
             &image(&spec, issued, &[]),

@@ -4,9 +4,19 @@ mod cli;
 mod connection;
 mod fake_s3_command;
 mod file_target;
+mod glommio_file;
+mod glommio_nbd;
+mod inspect;
 mod job;
+mod job_file;
 mod ledger;
+mod machine;
+mod nbd_session;
 mod nbd_target;
+mod options;
+mod outcome;
+mod pattern;
+mod places;
 mod progress;
 mod random;
 mod replies;
@@ -14,18 +24,21 @@ mod report;
 mod run;
 #[cfg(feature = "s3-loop")]
 mod s3_loop;
+mod section;
 mod stamp;
 mod tally;
 mod target;
+mod timeline;
 mod uri;
 mod workload;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command, RunArgs};
+use crate::job_file::NamedJob;
 use crate::report::Verdict;
 
 /// Exit code for a wrong command line, as clap uses it.
@@ -34,8 +47,15 @@ const FAILED: u8 = 1;
 const CORRUPT: u8 = 3;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Run(args) => load(&args),
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Run(mut args) => {
+            if let Some(("run", matches)) = matches.subcommand() {
+                args.given = job_file::given(matches);
+            }
+            load(&args)
+        }
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
         #[cfg(feature = "s3-loop")]
         Command::S3Loop(args) => exit_code(s3_loop::run(&args)),
@@ -43,11 +63,14 @@ fn main() -> ExitCode {
 }
 
 fn load(args: &RunArgs) -> ExitCode {
-    if let Err(error) = args.validate() {
-        eprintln!("error: {error:#}");
-        return ExitCode::from(USAGE);
-    }
-    match run(args) {
+    let jobs = match args.jobs() {
+        Ok(jobs) => jobs,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    match run(args, jobs) {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Failed) => ExitCode::from(FAILED),
         Ok(Verdict::Corrupt) => ExitCode::from(CORRUPT),
@@ -64,8 +87,11 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-fn run(args: &RunArgs) -> Result<Verdict> {
-    let report = run::run(args)?;
+fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Verdict> {
+    let report = run::run(args, jobs)?;
+    if let Some(path) = &args.output {
+        report.save(path)?;
+    }
     if args.json {
         println!("{}", report.json()?);
     } else {

@@ -1,128 +1,56 @@
 //! One NBD connection under load: direct send and receive, many requests a system call.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as Os;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
-use taipan_nbd::protocol::command_flag;
-use taipan_nbd::{EXTENDED_REQUEST_BYTES, Errno, HeaderStyle, Request, RequestHeader};
+use taipan_nbd::HeaderStyle;
 
-use crate::replies::{Head, Says};
-use crate::target::{Answer, Refused, Target};
-use crate::workload::{Kind, Op};
+use crate::nbd_session::{SLICES_MAX, Session, Shape};
+use crate::target::{Answer, Target};
+use crate::workload::Op;
 
 /// Longest wait in one receive; the load loop looks at its clock in between.
 const RECV_TIMEOUT: Duration = Duration::from_millis(100);
-/// Bytes received at once: small enough to stay in the CPU's second-level cache.
-const INPUT_BYTES: usize = 256 << 10;
 /// Asked of the kernel for unsent requests; it grants what its limits allow.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
-/// Requests sent in one call.
-const SLICES_MAX: usize = 128;
-
-struct Slot {
-    /// Header and, behind it, the payload: sent in one piece.
-    wire: Vec<u8>,
-    wire_len: usize,
-    /// Sent and not yet answered.
-    busy: bool,
-    /// First byte that a read asks for.
-    read_from: u64,
-    /// Bytes that a read asks for, and those of them that have not come.
-    read_bytes: usize,
-    missing: usize,
-    refused: Option<Errno>,
-}
-
-/// Bytes of a reply that are still arriving.
-struct Arriving {
-    slot: usize,
-    /// Where in the slot's buffer they belong, if they are data.
-    place: Option<usize>,
-    left: usize,
-    /// Nothing of the reply comes behind them.
-    last: bool,
-}
 
 /// An NBD connection with its slots.
 pub(crate) struct NbdTarget {
     socket: OwnedFd,
-    style: HeaderStyle,
-    /// Bytes of a request before its payload.
-    header_bytes: usize,
-    slots: Vec<Slot>,
-    fua: bool,
-    keep_data: bool,
-    queue: VecDeque<usize>,
-    /// Bytes of the queue's front that are sent.
-    sent: usize,
-    input: Vec<u8>,
-    filled: usize,
-    arriving: Option<Arriving>,
+    session: Session,
 }
 
 impl NbdTarget {
-    /// A connection that has just ended its handshake. `slots` requests of up to `bytes_max` may be
-    /// in flight; `keep_data` makes what reads return visible in the slots' buffers.
-    pub(crate) fn new(
-        (socket, style): (OwnedFd, HeaderStyle),
-        slots: usize,
-        bytes_max: usize,
-        fua: bool,
-        keep_data: bool,
-    ) -> Result<Self> {
+    /// A connection that has just ended its handshake.
+    pub(crate) fn new((socket, style): (OwnedFd, HeaderStyle), shape: Shape) -> Result<Self> {
         // The default buffer may be larger than what is granted here: losing is not an error.
         let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(RECV_TIMEOUT))?;
-        let slot = || Slot {
-            wire: vec![0; EXTENDED_REQUEST_BYTES + bytes_max],
-            wire_len: 0,
-            busy: false,
-            read_from: 0,
-            read_bytes: 0,
-            missing: 0,
-            refused: None,
-        };
         Ok(Self {
             socket,
-            style,
-            header_bytes: style.request_bytes(),
-            slots: (0..slots).map(|_| slot()).collect(),
-            fua,
-            keep_data,
-            queue: VecDeque::with_capacity(slots),
-            sent: 0,
-            input: vec![0; INPUT_BYTES],
-            filled: 0,
-            arriving: None,
+            session: Session::new(style, shape),
         })
     }
 
     /// Sends as much of the queue as the socket takes.
     fn send(&mut self) -> Result<()> {
-        while !self.queue.is_empty() {
+        while !self.session.all_sent() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut count = 0;
-            for (slice, &slot) in slices.iter_mut().zip(&self.queue) {
-                let slot = &self.slots[slot];
-                let from = if count == 0 { self.sent } else { 0 };
-                *slice = IoSlice::new(&slot.wire[from..slot.wire_len]);
-                count += 1;
-            }
+            let count = self.session.unsent(&mut slices);
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let mut control = SendAncillaryBuffer::default();
             match sendmsg(&self.socket, &slices[..count], &mut control, flags) {
-                Ok(len) => self.advance(len),
+                Ok(len) => self.session.advance(len),
                 Err(Os::AGAIN) => return Ok(()),
                 Err(Os::INTR) => {}
                 // Replies that came before are still there to be received; the end follows them.
                 Err(Os::PIPE | Os::CONNRESET) => {
-                    self.queue.clear();
+                    self.session.abandon();
                     return Ok(());
                 }
                 Err(error) => return Err(error).context("sending requests"),
@@ -131,22 +59,9 @@ impl NbdTarget {
         Ok(())
     }
 
-    fn advance(&mut self, mut len: usize) {
-        while let Some(&slot) = self.queue.front() {
-            let left = self.slots[slot].wire_len - self.sent;
-            if len < left {
-                self.sent += len;
-                return;
-            }
-            len -= left;
-            self.sent = 0;
-            self.queue.pop_front();
-        }
-    }
-
     /// Receives what is there, waiting for at most `patience`.
     fn receive(&mut self, patience: Duration) -> Result<()> {
-        let all_sent = self.queue.is_empty();
+        let all_sent = self.session.all_sent();
         // One blocking receive is the cheapest wait; polling is for shorter or two-sided waits.
         let block = all_sent && patience >= RECV_TIMEOUT;
         let first = if block || !all_sent {
@@ -174,176 +89,33 @@ impl NbdTarget {
         } else {
             RecvFlags::DONTWAIT
         };
-        match recv(&self.socket, &mut self.input[self.filled..], flags) {
-            Ok((0, _)) | Err(Os::CONNRESET) => bail!("the server closed the connection"),
-            Ok((len, _)) => {
-                self.filled += len;
-                Ok(true)
-            }
+        match recv(&self.socket, self.session.room(), flags) {
+            Ok((len, _)) => self.session.received(len).map(|()| true),
+            Err(Os::CONNRESET) => bail!("the server closed the connection"),
             Err(Os::AGAIN | Os::INTR) => Ok(false),
             Err(error) => Err(error).context("receiving replies"),
         }
     }
-
-    /// Takes all whole answers out of what was received.
-    fn parse(&mut self, answers: &mut Vec<Answer>) -> Result<()> {
-        let mut at = 0;
-        loop {
-            if let Some(arriving) = &mut self.arriving {
-                let len = arriving.left.min(self.filled - at);
-                if let Some(place) = arriving.place.filter(|_| self.keep_data) {
-                    let from = self.header_bytes + place;
-                    let data = &self.input[at..at + len];
-                    self.slots[arriving.slot].wire[from..from + len].copy_from_slice(data);
-                    arriving.place = Some(place + len);
-                }
-                at += len;
-                arriving.left -= len;
-                if arriving.left > 0 {
-                    break;
-                }
-                let (slot, last) = (arriving.slot, arriving.last);
-                self.arriving = None;
-                if last {
-                    answers.push(self.answer(slot)?);
-                }
-            }
-            let Some(head) = Head::parse(self.style, &self.input[at..self.filled])? else {
-                break;
-            };
-            at += head.bytes;
-            self.arriving = Some(self.begin(head)?);
-        }
-        self.input.copy_within(at..self.filled, 0);
-        self.filled -= at;
-        Ok(())
-    }
-
-    /// Takes the head of a reply or of a chunk; what belongs to it is to arrive.
-    fn begin(&mut self, head: Head) -> Result<Arriving> {
-        let slot = usize::try_from(head.cookie).unwrap_or(usize::MAX);
-        let Some(state) = self.slots.get_mut(slot).filter(|state| state.busy) else {
-            bail!(
-                "the server answered request {:#x}, which is not in flight",
-                head.cookie
-            );
-        };
-        let simple = self.style == HeaderStyle::Simple;
-        let (range, bytes) = match head.says {
-            Says::Success if simple => (Some((state.read_from, state.read_bytes)), true),
-            Says::Success => (None, false),
-            Says::Data(offset, len) => (Some((offset, len)), true),
-            Says::Hole(offset, len) => (Some((offset, len)), false),
-            Says::Failure(errno, text) => {
-                state.refused = Some(errno);
-                state.missing = 0;
-                let (place, last) = (None, head.last);
-                return Ok(Arriving {
-                    slot,
-                    place,
-                    left: text,
-                    last,
-                });
-            }
-        };
-        let mut arriving = Arriving {
-            slot,
-            place: None,
-            left: 0,
-            last: head.last,
-        };
-        let Some((offset, len)) = range else {
-            return Ok(arriving);
-        };
-        let begin = offset.wrapping_sub(state.read_from);
-        let fits = begin <= state.read_bytes as u64 && len <= state.read_bytes - begin as usize;
-        ensure!(
-            fits && len <= state.missing,
-            "data that nobody asked for at {offset}"
-        );
-        state.missing -= len;
-        let begin = begin as usize;
-        if bytes {
-            (arriving.place, arriving.left) = (Some(begin), len);
-        } else if self.keep_data {
-            let from = self.header_bytes + begin;
-            state.wire[from..from + len].fill(0);
-        }
-        Ok(arriving)
-    }
-
-    /// The reply is complete.
-    fn answer(&mut self, slot: usize) -> Result<Answer> {
-        let state = &mut self.slots[slot];
-        state.busy = false;
-        let outcome = match state.refused.take() {
-            Some(errno) => Err(Refused::Nbd(errno)),
-            None => Ok(()),
-        };
-        ensure!(state.missing == 0, "a reply ends without all of its data");
-        Ok(Answer { slot, outcome })
-    }
-}
-
-/// Writes a header in the style that was negotiated.
-fn put_header(style: HeaderStyle, header: &RequestHeader, out: &mut [u8]) {
-    if style != HeaderStyle::Extended {
-        return out.copy_from_slice(&header.encode());
-    }
-    let with_payload = match header.payload_len() {
-        0 => 0,
-        _ => command_flag::PAYLOAD_LEN,
-    };
-    let request = Request {
-        flags: header.flags | with_payload,
-        command: header.command,
-        cookie: header.cookie,
-        offset: header.offset,
-        length: u64::from(header.length),
-    };
-    out.copy_from_slice(&request.encode_extended());
 }
 
 impl Target for NbdTarget {
     fn buffer(&mut self, slot: usize) -> &mut [u8] {
-        &mut self.slots[slot].wire[self.header_bytes..]
+        self.session.buffer(slot)
     }
 
     fn submit(&mut self, slot: usize, op: &Op) -> Result<()> {
-        let cookie = slot as u64;
-        let header = match op.kind {
-            Kind::Read => RequestHeader::read(cookie, op.offset, op.len),
-            Kind::Write if self.fua => RequestHeader::write(cookie, op.offset, op.len).with_fua(),
-            Kind::Write => RequestHeader::write(cookie, op.offset, op.len),
-            Kind::Trim => RequestHeader::trim(cookie, op.offset, op.len),
-            Kind::Flush => RequestHeader::flush(cookie),
-        };
-        let state = &mut self.slots[slot];
-        ensure!(!state.busy, "slot {slot} is in use");
-        state.busy = true;
-        let payload = header.payload_len() as usize;
-        put_header(self.style, &header, &mut state.wire[..self.header_bytes]);
-        state.wire_len = self.header_bytes + payload;
-        (state.read_from, state.read_bytes) = match op.kind {
-            Kind::Read => (op.offset, op.len as usize),
-            _ => (0, 0),
-        };
-        state.missing = state.read_bytes;
-        self.queue.push_back(slot);
-        Ok(())
+        self.session.submit(slot, op)
     }
 
-    fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()> {
+    async fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()> {
         self.send()?;
         self.receive(patience)?;
-        self.parse(answers)
+        self.session.parse(answers)
     }
 
-    fn finish(&mut self) -> Result<()> {
-        let mut header = [0; EXTENDED_REQUEST_BYTES];
-        let header = &mut header[..self.header_bytes];
-        put_header(self.style, &RequestHeader::disconnect(), header);
-        rustix::net::send(&self.socket, header, SendFlags::NOSIGNAL).context("disconnecting")?;
+    async fn finish(&mut self) -> Result<()> {
+        let goodbye = self.session.goodbye();
+        rustix::net::send(&self.socket, &goodbye, SendFlags::NOSIGNAL).context("disconnecting")?;
         Ok(())
     }
 }

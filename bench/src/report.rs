@@ -1,29 +1,28 @@
-//! What a run found, as a table for people and as JSON for programs.
+//! What a run found: a table for people, JSON for programs, a verdict for the exit code.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use anyhow::{Context, Result};
 
-use crate::cli::RunArgs;
-use crate::ledger::Findings;
-use crate::tally::Tally;
-use crate::workload::{Kind, Spec};
-
-/// Version of the JSON report.
-const SCHEMA: u32 = 1;
+use crate::machine::{Machine, disk_of};
+use crate::options::Percentiles;
+use crate::outcome::{Cpu, JobOutcome, KindOutcome, Latency, Outcome, SCHEMA, Sums, Verified};
+use crate::section::{Measured, Section};
+use crate::tally::{KindTally, Tally};
+use crate::uri::Address;
+use crate::workload::Kind;
 
 /// Result of one run.
 pub(crate) struct Report {
-    spec: Spec,
-    target: String,
-    depth: u32,
-    fua: bool,
+    interval: Duration,
+    started: SystemTime,
     elapsed: Duration,
     cpu: Duration,
     tally: Tally,
-    errors: Vec<String>,
-    verified: Option<Findings>,
+    percentiles: Percentiles,
+    jobs: Vec<JobOutcome>,
 }
 
 /// How a run ended, for the exit code.
@@ -37,109 +36,103 @@ pub(crate) enum Verdict {
     Corrupt,
 }
 
-#[derive(Serialize)]
-struct Json<'a> {
-    schema: u32,
-    target: &'a str,
-    workload: &'a Spec,
-    iodepth: u32,
-    fua: bool,
-    elapsed_seconds: f64,
-    requests: u64,
-    iops: f64,
-    megabytes_per_second: f64,
-    kinds: Vec<JsonKind>,
-    client_cpu: JsonCpu,
-    verify: Option<JsonVerify<'a>>,
-    errors: &'a [String],
-    ok: bool,
-}
-
-#[derive(Serialize)]
-struct JsonKind {
-    kind: &'static str,
-    requests: u64,
-    bytes: u64,
-    iops: f64,
-    megabytes_per_second: f64,
-    latency_us: Latency,
-}
-
-#[derive(Serialize)]
-struct Latency {
-    mean: f64,
-    p50: f64,
-    p99: f64,
-    p999: f64,
-    max: f64,
-}
-
-#[derive(Serialize)]
-struct JsonCpu {
-    seconds: f64,
-    percent_of_one_core: f64,
-    us_per_request: f64,
-}
-
-#[derive(Serialize)]
-struct JsonVerify<'a> {
-    blocks_checked: u64,
-    blocks_bad: u64,
-    samples: &'a [String],
-}
-
 impl Report {
     /// The report of a run that has not begun.
-    pub(crate) fn new(args: &RunArgs, spec: &Spec) -> Self {
+    pub(crate) fn new(interval: Duration) -> Self {
         Self {
-            spec: spec.clone(),
-            target: args.target.to_string(),
-            depth: args.iodepth,
-            fua: args.fua,
+            interval,
+            started: SystemTime::now(),
             elapsed: Duration::ZERO,
             cpu: Duration::ZERO,
             tally: Tally::new(),
-            errors: Vec::new(),
-            verified: None,
+            percentiles: Percentiles(Vec::new()),
+            jobs: Vec::new(),
         }
     }
 
-    /// How long the jobs ran, and the processor time of this process meanwhile.
-    pub(crate) fn measured(&mut self, elapsed: Duration, cpu: Duration) {
-        (self.elapsed, self.cpu) = (elapsed, cpu);
-    }
-
     /// Adds a job.
-    pub(crate) fn add(&mut self, tally: &Tally, error: Option<String>) {
-        self.tally.merge(tally);
-        self.errors.extend(error);
+    pub(crate) fn add(&mut self, section: &Section, measured: Measured) -> Result<()> {
+        let Section {
+            name,
+            options,
+            spec,
+            ..
+        } = section;
+        let tally = measured.tally.unwrap_or_else(Tally::new);
+        self.tally.merge(&tally);
+        for &percentile in &options.percentile_list.0 {
+            if !self.percentiles.0.contains(&percentile) {
+                self.percentiles.0.push(percentile);
+            }
+        }
+        let target = match options.target()? {
+            Address::File(path) => format!("{} ({})", path.display(), disk_of(path)),
+            address => address.to_string(),
+        };
+        let verified = measured.verified.map(|found| Verified {
+            blocks_checked: found.blocks_checked,
+            blocks_bad: found.blocks_bad,
+            samples: found.samples,
+        });
+        self.jobs.push(JobOutcome {
+            name: name.clone(),
+            target,
+            engine: format!("{:?}", options.engine()).to_lowercase(),
+            workload: spec.clone(),
+            iodepth: options.iodepth,
+            fua: options.fua,
+            sums: sums(
+                &tally,
+                (measured.elapsed, measured.cpu),
+                &options.percentile_list,
+                measured.errors,
+                verified,
+            ),
+            interval_seconds: self.interval.as_secs_f64(),
+            intervals: measured.intervals,
+        });
+        Ok(())
     }
 
-    /// Adds what went wrong while blocks were read back.
-    pub(crate) fn read_back(&mut self, error: Option<String>) {
-        self.errors
-            .extend(error.map(|error| format!("reading back: {error}")));
+    /// Jobs that ran beside each other have ended after `elapsed`; the process used `cpu` for them.
+    pub(crate) fn group_ended(&mut self, elapsed: Duration, cpu: Duration) {
+        self.elapsed += elapsed;
+        self.cpu += cpu;
     }
 
-    /// Adds what checking found.
-    pub(crate) fn verified(&mut self, findings: Findings) {
-        self.verified = Some(findings);
-    }
-
-    /// Whether a request was refused or not answered.
-    pub(crate) fn failed(&self) -> bool {
-        !self.errors.is_empty()
+    fn outcome(&self) -> Outcome {
+        let jobs = || self.jobs.iter().map(|job| &job.sums);
+        let errors = jobs().flat_map(|sums| sums.errors.clone()).collect();
+        let verified = jobs().filter_map(|sums| sums.verify.clone());
+        let verified = verified.reduce(|mut all, job| {
+            all.blocks_checked += job.blocks_checked;
+            all.blocks_bad += job.blocks_bad;
+            all.samples.extend(job.samples);
+            all
+        });
+        let started = self.started.duration_since(SystemTime::UNIX_EPOCH);
+        let times = (self.elapsed, self.cpu);
+        Outcome {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_unix: started.map_or(0, |since| since.as_secs()),
+            machine: Machine::here(),
+            sums: sums(&self.tally, times, &self.percentiles, errors, verified),
+            jobs: self.jobs.clone(),
+        }
     }
 
     /// How the run ended.
     pub(crate) fn verdict(&self) -> Verdict {
-        if self
-            .verified
-            .as_ref()
-            .is_some_and(|found| found.blocks_bad > 0)
-        {
+        let sums = || self.jobs.iter().map(|job| &job.sums);
+        let corrupt = |sums: &Sums| {
+            sums.verify
+                .as_ref()
+                .is_some_and(|found| found.blocks_bad > 0)
+        };
+        if sums().any(corrupt) {
             Verdict::Corrupt
-        } else if self.failed() {
+        } else if sums().any(|sums| !sums.errors.is_empty()) {
             Verdict::Failed
         } else {
             Verdict::Good
@@ -148,132 +141,133 @@ impl Report {
 
     /// The errors and bad blocks, one a line, for standard error.
     pub(crate) fn complaints(&self) -> impl Iterator<Item = &str> {
-        let samples = self.verified.iter().flat_map(|found| &found.samples);
-        self.errors.iter().chain(samples).map(String::as_str)
-    }
-
-    fn per_second(&self, count: u64) -> f64 {
-        let seconds = self.elapsed.as_secs_f64();
-        if seconds > 0.0 {
-            count as f64 / seconds
-        } else {
-            0.0
-        }
-    }
-
-    fn latency(&self, kind: Kind) -> Latency {
-        let histogram = &self.tally.kind(kind).latency_ns;
-        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        Latency {
-            mean: histogram.mean() / 1e3,
-            p50: at(0.5),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: histogram.max() as f64 / 1e3,
-        }
-    }
-
-    fn kinds(&self) -> impl Iterator<Item = Kind> {
-        Kind::ALL
-            .into_iter()
-            .filter(|&kind| self.tally.kind(kind).requests > 0)
-    }
-
-    fn cpu_percent(&self) -> f64 {
-        let seconds = self.elapsed.as_secs_f64();
-        if seconds > 0.0 {
-            self.cpu.as_secs_f64() / seconds * 100.0
-        } else {
-            0.0
-        }
-    }
-
-    fn cpu_us_per_request(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.tally.requests().max(1) as f64
+        self.jobs.iter().flat_map(|job| {
+            let samples = job.sums.verify.iter().flat_map(|found| &found.samples);
+            job.sums.errors.iter().chain(samples).map(String::as_str)
+        })
     }
 
     /// The report as one JSON object.
     pub(crate) fn json(&self) -> serde_json::Result<String> {
-        let kind = |kind: Kind| {
-            let tally = self.tally.kind(kind);
-            JsonKind {
-                kind: kind.name(),
-                requests: tally.requests,
-                bytes: tally.bytes,
-                iops: self.per_second(tally.requests),
-                megabytes_per_second: self.per_second(tally.bytes) / 1e6,
-                latency_us: self.latency(kind),
-            }
-        };
-        serde_json::to_string_pretty(&Json {
-            schema: SCHEMA,
-            target: &self.target,
-            workload: &self.spec,
-            iodepth: self.depth,
-            fua: self.fua,
-            elapsed_seconds: self.elapsed.as_secs_f64(),
-            requests: self.tally.requests(),
-            iops: self.per_second(self.tally.requests()),
-            megabytes_per_second: self.per_second(self.tally.bytes()) / 1e6,
-            kinds: self.kinds().map(kind).collect(),
-            client_cpu: JsonCpu {
-                seconds: self.cpu.as_secs_f64(),
-                percent_of_one_core: self.cpu_percent(),
-                us_per_request: self.cpu_us_per_request(),
-            },
-            verify: self.verified.as_ref().map(|found| JsonVerify {
-                blocks_checked: found.blocks_checked,
-                blocks_bad: found.blocks_bad,
-                samples: &found.samples,
-            }),
-            errors: &self.errors,
-            ok: self.verdict() == Verdict::Good,
-        })
+        serde_json::to_string_pretty(&self.outcome())
+    }
+
+    /// Writes the JSON.
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        let text = self.json()? + "\n";
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
     /// The report as a table.
     pub(crate) fn table(&self) -> String {
         let mut out = String::new();
-        let spec = &self.spec;
-        let fsync = if spec.fsync > 0 {
-            format!(", flush every {}", spec.fsync)
-        } else {
-            String::new()
-        };
-        let fua = if self.fua { ", FUA" } else { "" };
-        push(
-            &mut out,
-            format_args!(
-                "{} {}, depth {}, {} job(s){fsync}{fua}, {:.2} s on {}",
-                spec.rw,
-                spec.request_bytes,
-                self.depth,
-                spec.jobs,
-                self.elapsed.as_secs_f64(),
-                self.target
-            ),
-        );
-        if self.tally.requests() > 0 {
-            self.rows(&mut out);
+        let several = self.jobs.len() > 1;
+        for job in &self.jobs {
+            if several {
+                push(&mut out, format_args!("[{}]", job.name));
+            }
+            head(&mut out, job);
+            rows(&mut out, &job.sums);
+            if several {
+                push(&mut out, format_args!(""));
+            }
         }
-        if let Some(found) = &self.verified {
+        if several {
+            let sums = self.outcome().sums;
             push(
                 &mut out,
-                format_args!(
-                    "verified {} blocks: {}",
-                    found.blocks_checked,
-                    if found.blocks_bad == 0 {
-                        "all as written".into()
-                    } else {
-                        format!("{} BAD", found.blocks_bad)
-                    }
-                ),
+                format_args!("all jobs, {:.2} s", sums.elapsed_seconds),
             );
+            rows(&mut out, &sums);
         }
         out
     }
+}
 
-    fn rows(&self, out: &mut String) {
+fn sums(
+    tally: &Tally,
+    (elapsed, cpu): (Duration, Duration),
+    percentiles: &Percentiles,
+    errors: Vec<String>,
+    verify: Option<Verified>,
+) -> Sums {
+    let (seconds, requests) = (elapsed.as_secs_f64(), tally.requests());
+    let per_second = |count: u64| {
+        if seconds > 0.0 {
+            count as f64 / seconds
+        } else {
+            0.0
+        }
+    };
+    let kind = |(kind, tally): (Kind, &KindTally)| KindOutcome {
+        kind: kind.name().to_owned(),
+        requests: tally.requests,
+        bytes: tally.bytes,
+        iops: per_second(tally.requests),
+        megabytes_per_second: per_second(tally.bytes) / 1e6,
+        latency_us: latency(tally, percentiles),
+    };
+    let cpu_seconds = cpu.as_secs_f64();
+    Sums {
+        elapsed_seconds: seconds,
+        requests,
+        iops: per_second(requests),
+        megabytes_per_second: per_second(tally.bytes()) / 1e6,
+        kinds: tally.answered().map(kind).collect(),
+        client_cpu: Cpu {
+            seconds: cpu_seconds,
+            percent_of_one_core: if seconds > 0.0 {
+                cpu_seconds / seconds * 100.0
+            } else {
+                0.0
+            },
+            us_per_request: cpu_seconds * 1e6 / requests.max(1) as f64,
+        },
+        ok: errors.is_empty() && verify.as_ref().is_none_or(|found| found.blocks_bad == 0),
+        verify,
+        errors,
+    }
+}
+
+fn latency(tally: &KindTally, percentiles: &Percentiles) -> Latency {
+    let histogram = &tally.latency_ns;
+    let at = |percent: f64| histogram.value_at_quantile(percent / 100.0) as f64 / 1e3;
+    let listed = percentiles.0.iter();
+    Latency {
+        mean: histogram.mean() / 1e3,
+        p50: at(50.0),
+        p99: at(99.0),
+        p999: at(99.9),
+        max: histogram.max() as f64 / 1e3,
+        percentiles: listed
+            .map(|&percent| (percent.to_string(), at(percent)))
+            .collect(),
+    }
+}
+
+fn head(out: &mut String, job: &JobOutcome) {
+    let spec = &job.workload;
+    let fsync = match spec.fsync {
+        0 => String::new(),
+        count => format!(", flush every {count}"),
+    };
+    let fua = if job.fua { ", FUA" } else { "" };
+    push(
+        out,
+        format_args!(
+            "{} {}, depth {}, {} job(s){fsync}{fua}, {:.2} s on {}",
+            spec.rw,
+            spec.request_bytes,
+            job.iodepth,
+            spec.jobs,
+            job.sums.elapsed_seconds,
+            job.target
+        ),
+    );
+}
+
+fn rows(out: &mut String, sums: &Sums) {
+    if sums.requests > 0 {
         push(
             out,
             format_args!(
@@ -281,24 +275,20 @@ impl Report {
                 "", "requests", "IOPS", "MB/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs"
             ),
         );
-        for kind in self.kinds() {
-            let tally = self.tally.kind(kind);
-            let Latency {
-                p50,
-                p99,
-                p999,
-                max,
-                ..
-            } = self.latency(kind);
+        for kind in &sums.kinds {
+            let latency = &kind.latency_us;
             push(
                 out,
                 format_args!(
-                    "{:>6} {:>11} {:>10.0} {:>10.1} {p50:>10.1} {p99:>10.1} {p999:>10.1} \
-                     {max:>10.1}",
-                    kind.name(),
-                    tally.requests,
-                    self.per_second(tally.requests),
-                    self.per_second(tally.bytes) / 1e6,
+                    "{:>6} {:>11} {:>10.0} {:>10.1} {:>10.1} {:>10.1} {:>10.1} {:>10.1}",
+                    kind.kind,
+                    kind.requests,
+                    kind.iops,
+                    kind.megabytes_per_second,
+                    latency.p50,
+                    latency.p99,
+                    latency.p999,
+                    latency.max,
                 ),
             );
         }
@@ -306,13 +296,48 @@ impl Report {
             out,
             format_args!(
                 "client CPU {:.0} % of one core, {:.2} µs per request",
-                self.cpu_percent(),
-                self.cpu_us_per_request()
+                sums.client_cpu.percent_of_one_core, sums.client_cpu.us_per_request
             ),
+        );
+    }
+    if let Some(found) = &sums.verify {
+        let verdict = match found.blocks_bad {
+            0 => "all as written".to_owned(),
+            bad => format!("{bad} BAD"),
+        };
+        push(
+            out,
+            format_args!("verified {} blocks: {verdict}", found.blocks_checked),
         );
     }
 }
 
 fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(out, "{line}").expect("a String takes every text");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_a_known_distribution() {
+        let mut tally = Tally::new();
+        for us in 1..=10_000 {
+            tally.record(Kind::Read, 512, Duration::from_micros(us));
+        }
+        let list = Percentiles(vec![25.0, 99.9]);
+        let times = (Duration::from_secs(2), Duration::from_secs(1));
+        let sums = sums(&tally, times, &list, Vec::new(), None);
+        let latency = &sums.kinds[0].latency_us;
+        let near = |found: f64, wanted: f64| (found / wanted - 1.0).abs() < 0.002;
+        assert!(near(latency.p50, 5000.0) && near(latency.p99, 9900.0));
+        assert!(near(latency.p999, 9990.0) && near(latency.max, 10_000.0));
+        assert!(near(latency.percentiles["25"], 2500.0));
+        assert!(near(latency.percentiles["99.9"], 9990.0));
+        assert!(near(latency.mean, 5000.5));
+        assert_eq!((sums.iops, sums.megabytes_per_second), (5000.0, 2.56));
+        assert_eq!(sums.client_cpu.us_per_request, 100.0);
+        assert_eq!(sums.client_cpu.percent_of_one_core, 50.0);
+    }
 }

@@ -47,11 +47,6 @@ impl Tally {
         }
     }
 
-    /// The requests of one kind.
-    pub(crate) fn kind(&self, kind: Kind) -> &KindTally {
-        &self.kinds[kind as usize]
-    }
-
     /// A request was answered with success.
     #[inline]
     pub(crate) fn record(&mut self, kind: Kind, bytes: u32, latency: Duration) {
@@ -65,12 +60,29 @@ impl Tally {
     /// Adds the requests of another job.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
+            if theirs.requests == 0 {
+                continue;
+            }
             mine.requests += theirs.requests;
             mine.bytes += theirs.bytes;
             mine.latency_ns
                 .add(&theirs.latency_ns)
                 .expect("all histograms have the same bounds");
         }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        for kind in self.kinds.iter_mut().filter(|kind| kind.requests > 0) {
+            (kind.requests, kind.bytes) = (0, 0);
+            kind.latency_ns.reset();
+        }
+    }
+
+    /// The kinds that were answered.
+    pub(crate) fn answered(&self) -> impl Iterator<Item = (Kind, &KindTally)> {
+        let kinds = Kind::ALL.into_iter().zip(&self.kinds);
+        kinds.filter(|(_, tally)| tally.requests > 0)
     }
 
     /// Requests of all kinds.
@@ -84,7 +96,7 @@ impl Tally {
     }
 }
 
-/// Counts that the progress line reads while a job runs.
+/// Counts that the live view reads while a job runs.
 #[derive(Default)]
 pub(crate) struct Live {
     requests: AtomicU64,
@@ -93,9 +105,9 @@ pub(crate) struct Live {
 
 impl Live {
     /// Shows the totals of a job.
-    pub(crate) fn show(&self, tally: &Tally) {
-        self.requests.store(tally.requests(), Ordering::Relaxed);
-        self.bytes.store(tally.bytes(), Ordering::Relaxed);
+    pub(crate) fn show(&self, requests: u64, bytes: u64) {
+        self.requests.store(requests, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Requests and bytes so far.
@@ -107,9 +119,18 @@ impl Live {
     }
 }
 
+/// Processor time the calling thread has used, user and system.
+pub(crate) fn thread_cpu() -> Duration {
+    spent(ClockId::ThreadCPUTime)
+}
+
 /// Processor time this process has used, user and system.
 pub(crate) fn process_cpu() -> Duration {
-    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    spent(ClockId::ProcessCPUTime)
+}
+
+fn spent(clock: ClockId) -> Duration {
+    let spent = clock_gettime(clock);
     Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
 }
 
@@ -125,14 +146,17 @@ mod tests {
         b.record(Kind::Flush, 0, Duration::from_secs(7200));
         a.merge(&b);
         assert_eq!((a.requests(), a.bytes()), (3, 4608));
-        let reads = &a.kind(Kind::Read).latency_ns;
+        let reads = &a.kinds[Kind::Read as usize].latency_ns;
         assert_eq!(reads.len(), 2);
         assert!(reads.value_at_quantile(1.0).abs_diff(1_000_000) <= 1000);
         assert_eq!(
-            a.kind(Kind::Flush).latency_ns.len(),
+            a.kinds[Kind::Flush as usize].latency_ns.len(),
             1,
             "beyond the bounds still counts"
         );
-        assert_eq!(a.kind(Kind::Write).requests, 0);
+        assert_eq!(a.kinds[Kind::Write as usize].requests, 0);
+        a.clear();
+        assert_eq!((a.requests(), a.answered().count()), (0, 0));
+        assert!(a.kinds[Kind::Read as usize].latency_ns.is_empty());
     }
 }

@@ -18,10 +18,11 @@ pub(crate) trait Target {
     fn submit(&mut self, slot: usize, op: &Op) -> Result<()>;
 
     /// Sends what is queued, waits for an answer for at most `patience` and appends all there are.
-    fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()>;
+    /// Targets without an executor never wait elsewhere than in system calls.
+    async fn turn(&mut self, patience: Duration, answers: &mut Vec<Answer>) -> Result<()>;
 
     /// Says goodbye; every request has been answered.
-    fn finish(&mut self) -> Result<()>;
+    async fn finish(&mut self) -> Result<()>;
 }
 
 /// The answer to a request.

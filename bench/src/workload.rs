@@ -1,111 +1,19 @@
 //! What is asked for and in which order: a pure function of the specification and the seed.
 
-use std::fmt;
-use std::str::FromStr;
-
 use anyhow::{Result, bail, ensure};
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use taipan_engine::size;
 
+use crate::pattern::{Distribution, RequestBytes, Rw};
+use crate::places::Places;
 use crate::random::SplitMix64;
 
-/// Kinds of workloads, named as fio names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[value(rename_all = "lowercase")]
-pub(crate) enum Rw {
-    /// Sequential reads
-    Read,
-    /// Sequential writes
-    Write,
-    /// Reads at random offsets
-    RandRead,
-    /// Writes at random offsets
-    RandWrite,
-    /// Reads and writes at random offsets, mixed by --rwmixread
-    #[serde(rename = "randrw")]
-    #[value(name = "randrw")]
-    Mixed,
-    /// Sequential trims
-    Trim,
-    /// Trims at random offsets
-    RandTrim,
-}
-
-impl Rw {
-    /// Whether requests of the workload store data.
-    pub(crate) fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::RandWrite | Self::Mixed)
-    }
-
-    /// Whether requests of the workload discard data.
-    pub(crate) fn trims(self) -> bool {
-        matches!(self, Self::Trim | Self::RandTrim)
-    }
-
-    fn sequential(self) -> bool {
-        matches!(self, Self::Read | Self::Write | Self::Trim)
-    }
-}
-
-impl fmt::Display for Rw {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            self.to_possible_value()
-                .expect("no kind is hidden")
-                .get_name(),
-        )
-    }
-}
-
-/// Request sizes in bytes: multiples of `min` up to `max`, evenly distributed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RequestBytes {
-    /// Smallest request and grain of all offsets.
-    pub(crate) min: u32,
-    /// Largest request.
-    pub(crate) max: u32,
-}
-
-/// Largest request in bytes: what NBD servers accept in practice.
-pub(crate) const REQUEST_BYTES_MAX: u32 = 64 << 20;
-
-impl FromStr for RequestBytes {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (min, max) = text.split_once('-').unwrap_or((text, text));
-        let (min, max) = (size::parse(min)?, size::parse(max)?);
-        ensure!(min > 0, "a request has at least one byte");
-        ensure!(min <= max, "the range starts with its smaller end");
-        ensure!(
-            max <= u64::from(REQUEST_BYTES_MAX),
-            "requests are at most 64MiB"
-        );
-        Ok(Self {
-            min: min as u32,
-            max: max as u32,
-        })
-    }
-}
-
-impl fmt::Display for RequestBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&size::exact(self.min.into()))?;
-        if self.max != self.min {
-            write!(f, "-{}", size::exact(self.max.into()))?;
-        }
-        Ok(())
-    }
-}
-
 /// Everything that decides the order and place of requests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spec {
     /// Kind of workload.
     pub(crate) rw: Rw,
-    /// Share of reads in `randrw`, in percent.
+    /// Share of reads in `rw` and `randrw`, in percent.
     pub(crate) read_percent: u8,
     /// Request sizes.
     pub(crate) request_bytes: RequestBytes,
@@ -117,6 +25,9 @@ pub(crate) struct Spec {
     pub(crate) jobs: u32,
     /// A FLUSH after so many writes; 0 for none.
     pub(crate) fsync: u32,
+    /// Which places random requests prefer.
+    #[serde(default)]
+    pub(crate) distribution: Distribution,
     /// Seed of order, offsets and sizes.
     pub(crate) seed: u64,
 }
@@ -142,6 +53,10 @@ impl Spec {
         ensure!(
             self.fsync == 0 || self.rw.writes(),
             "--fsync needs a workload that writes"
+        );
+        ensure!(
+            self.distribution == Distribution::Random || !self.rw.sequential(),
+            "--random-distribution needs a random workload"
         );
         Ok(())
     }
@@ -197,6 +112,7 @@ impl Op {
 pub(crate) struct Workload {
     spec: Spec,
     random: SplitMix64,
+    places: Places,
     start: u64,
     bytes: u64,
     position: u64,
@@ -213,6 +129,10 @@ impl Workload {
         Self {
             spec: spec.clone(),
             random: SplitMix64::of(&[spec.seed, job.into()]),
+            places: Places::new(
+                &spec.distribution,
+                (bytes / u64::from(spec.request_bytes.min)).max(1),
+            ),
             start: spec.offset + bytes * u64::from(job),
             bytes,
             position: 0,
@@ -228,23 +148,18 @@ impl Workload {
         self.start
     }
 
-    fn pick_len(&mut self) -> u64 {
-        let RequestBytes { min, max } = self.spec.request_bytes;
-        let (min, steps) = (u64::from(min), u64::from(max / min));
-        if steps == 1 {
-            min
-        } else {
-            min * (1 + self.random.below(steps))
-        }
-    }
-
     fn pick_kind(&mut self) -> Kind {
         match self.spec.rw {
             Rw::Read | Rw::RandRead => Kind::Read,
             Rw::Write | Rw::RandWrite => Kind::Write,
             Rw::Trim | Rw::RandTrim => Kind::Trim,
-            Rw::Mixed if self.random.below(100) < u64::from(self.spec.read_percent) => Kind::Read,
-            Rw::Mixed => Kind::Write,
+            Rw::Mixed | Rw::SequentialMixed => {
+                if self.random.below(100) < u64::from(self.spec.read_percent) {
+                    Kind::Read
+                } else {
+                    Kind::Write
+                }
+            }
         }
     }
 
@@ -275,7 +190,7 @@ impl Iterator for Workload {
             return None;
         }
         let kind = self.pick_kind();
-        let mut len = self.pick_len();
+        let mut len = self.spec.request_bytes.pick(&mut self.random);
         let at = if self.spec.rw.sequential() {
             let at = self.position;
             len = len.min(self.bytes - at);
@@ -283,7 +198,8 @@ impl Iterator for Workload {
             at
         } else {
             let min = u64::from(self.spec.request_bytes.min);
-            min * self.random.below((self.bytes - len) / min + 1)
+            let count = (self.bytes - len) / min + 1;
+            min * self.places.pick(&mut self.random, count)
         };
         self.moved_bytes += len;
         if kind == Kind::Write {
@@ -301,6 +217,8 @@ impl Iterator for Workload {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
 
     fn spec(rw: Rw) -> Spec {
@@ -312,6 +230,7 @@ mod tests {
             size: 1 << 20,
             jobs: 3,
             fsync: 0,
+            distribution: Distribution::Random,
             seed: 7,
         }
     }
@@ -377,28 +296,6 @@ mod tests {
         let ops: Vec<_> = Workload::new(&spec, 0, true).take(50).collect();
         for (i, op) in ops.iter().enumerate() {
             assert_eq!(op.kind == Kind::Flush, i % 5 == 4, "request {i}");
-        }
-    }
-
-    #[test]
-    fn request_sizes_are_read_as_one_size_or_a_range() {
-        let range = |text: &str| text.parse::<RequestBytes>();
-        assert_eq!(
-            range("4k").unwrap(),
-            RequestBytes {
-                min: 4096,
-                max: 4096
-            }
-        );
-        assert_eq!(
-            range("512-256KiB").unwrap(),
-            RequestBytes {
-                min: 512,
-                max: 262_144
-            }
-        );
-        for bad in ["0", "8k-4k", "65MiB", "4k-", "many"] {
-            assert!(range(bad).is_err(), "{bad}");
         }
     }
 }

@@ -273,12 +273,129 @@ fn the_rate_is_kept() {
     let server = MemoryServer::start(MIB, |_| {});
     let output = bench(
         &server.uri(),
-        "--rw randread --rate 200 --runtime 1 --iodepth 4 --json",
+        "--rw randread --rate-iops 200 --runtime 1 --iodepth 4 --json",
     );
     let requests = json(&output)["requests"].as_u64().unwrap();
     assert!(
         (1..=201).contains(&requests),
         "{requests} requests at 200 a second"
+    );
+}
+
+#[test]
+fn jobs_of_a_file_run_beside_and_after_each_other() {
+    let server = MemoryServer::start(4 * MIB, |_| {});
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let text = format!(
+        "[global]\nfilename={}\nbs=4k\n[writer]\nrw=randwrite\nsize=1m\nfsync=16\n\
+         [reader]\nrw=randread\noffset=1m\nsize=1m\niodepth=8\nnumjobs=2\n\
+         [trims]\nstonewall\nrw=randtrim\nbssplit=4k/50:8k/50\nsize=64k\n\
+         random_distribution=zipf:1.2\n",
+        server.uri()
+    );
+    std::fs::write(path("jobs"), text).unwrap();
+    let options = format!(
+        "run --job-file {} --iodepth 4 --json --output {} --hist-log {} --percentile-list 75",
+        path("jobs"),
+        path("out"),
+        path("hist")
+    );
+    let output = Command::new(env!("CARGO_BIN_EXE_taipan-bench"))
+        .args(options.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&output);
+    let jobs = report["jobs"].as_array().unwrap();
+    let names: Vec<_> = jobs
+        .iter()
+        .map(|job| job["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["writer", "reader", "trims"]);
+    assert_eq!(jobs[0]["kinds"][0]["requests"], 256);
+    assert_eq!(jobs[0]["kinds"][1]["requests"], 16);
+    assert_eq!(
+        jobs[1]["iodepth"], 4,
+        "the command line goes before the file"
+    );
+    let sum: u64 = jobs
+        .iter()
+        .map(|job| job["requests"].as_u64().unwrap())
+        .sum();
+    assert_eq!(report["requests"], sum);
+    assert_eq!(server.seen.requests.load(Ordering::SeqCst), sum);
+    for job in jobs {
+        let intervals = job["intervals"].as_array().unwrap();
+        let kinds = intervals
+            .iter()
+            .flat_map(|i| i["kinds"].as_array().unwrap());
+        let counted: u64 = kinds.map(|kind| kind["requests"].as_u64().unwrap()).sum();
+        assert_eq!(job["requests"], counted);
+        assert!(
+            job["kinds"][0]["latency_us"]["percentiles"]["75"]
+                .as_f64()
+                .unwrap()
+                > 0.0
+        );
+    }
+    let saved = std::fs::read_to_string(path("out")).unwrap();
+    assert_eq!(
+        serde_json::from_str::<Value>(&saved).unwrap()["requests"],
+        sum
+    );
+    assert!(
+        std::fs::read_to_string(path("hist"))
+            .unwrap()
+            .lines()
+            .count()
+            >= 4
+    );
+}
+
+#[test]
+fn the_same_jobs_run_on_glommio() {
+    let verified = "--rw randrw --bs 512-64k --iodepth 16 --numjobs 2 --fsync 9 --verify crc32c \
+                    --ioengine glommio --json";
+    for server in [
+        MemoryServer::start(4 * MIB, |_| {}),
+        MemoryServer::start_tcp(4 * MIB),
+    ] {
+        let output = bench(&server.uri(), verified);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report = json(&output);
+        assert_eq!(report["jobs"][0]["engine"], "glommio");
+        assert!(report["verify"]["blocks_checked"].as_u64().unwrap() > 1000);
+        server.inject(Fault::Silence(3));
+        let silent = "--rw read --bs 4k --timeout 0.3 --ioengine glommio";
+        let output = bench(&server.uri(), silent);
+        assert_fails(
+            &output,
+            1,
+            "READ of 4096 bytes at byte 12288: no answer for 0.3 s",
+        );
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("disk");
+    let file = "--ioengine glommio --rw randwrite --bs 4k-16k --iodepth 8 --size 1MiB";
+    let file = format!("{file} --verify crc32c --fsync 16 --json");
+    let output = bench(path.to_str().unwrap(), &file);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(json(&output)["verify"]["blocks_checked"].as_u64().unwrap() > 100);
+}
+
+#[test]
+fn a_wrong_job_file_is_a_usage_error_with_its_line() {
+    let jobs = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(jobs.path(), "[a]\nfilename=/dev/null\niodeph=3\n").unwrap();
+    let output = bench(
+        "/dev/null",
+        &format!("--job-file {}", jobs.path().display()),
+    );
+    assert_fails(
+        &output,
+        2,
+        "line 3: unknown key \"iodeph\"; did you mean iodepth?",
     );
 }
 
