@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::fake_s3_command::FakeS3Args;
 use crate::job_file::{self, NamedJob, Settings};
 use crate::options::{JobOptions, duration};
+use crate::run_page::ReportArgs;
 #[cfg(feature = "s3-loop")]
 use crate::s3_loop::S3LoopArgs;
 use crate::uri::Address;
@@ -25,6 +26,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run one workload, or the jobs of a file, and report
     Run(Box<RunArgs>),
+    /// Make one HTML page of results, with plots over time
+    Report(ReportArgs),
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
     FakeS3(FakeS3Args),

@@ -21,7 +21,7 @@ mod body;
 mod call;
 mod checksum;
 mod conditions;
-mod dates;
+pub mod dates;
 mod faults;
 mod listing;
 mod multipart;

@@ -1,4 +1,4 @@
-//! One NBD connection under load on a glommio executor: its streams, its waiting, the same protocol.
+//! One NBD connection under load on a glommio executor: its streams and waiting, our protocol.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

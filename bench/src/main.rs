@@ -15,13 +15,16 @@ mod nbd_session;
 mod nbd_target;
 mod options;
 mod outcome;
+mod page;
 mod pattern;
 mod places;
+mod plot;
 mod progress;
 mod random;
 mod replies;
 mod report;
 mod run;
+mod run_page;
 #[cfg(feature = "s3-loop")]
 mod s3_loop;
 mod section;
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
             }
             load(&args)
         }
+        Command::Report(args) => exit_code(run_page::write(&args)),
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
         #[cfg(feature = "s3-loop")]
         Command::S3Loop(args) => exit_code(s3_loop::run(&args)),

@@ -1,4 +1,5 @@
-//! What one job of `taipan-bench run` can be told, in fio's words: flags and keys of job files alike.
+//! What one job of `taipan-bench run` can be told, in fio's words: flags and keys of job
+//! files alike.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,7 +59,8 @@ pub(crate) struct JobOptions {
     pub(crate) runtime: Option<Duration>,
 
     /// With --runtime: begin again when the part's bytes are moved (1), or end then (0)
-    #[arg(long, alias = "time_based", value_parser = truth, num_args = 0..=1, require_equals = true,
+    #[arg(long, alias = "time_based", value_parser = truth,
+          num_args = 0..=1, require_equals = true,
           default_value = "1", default_missing_value = "1")]
     pub(crate) time_based: bool,
 
@@ -85,12 +87,14 @@ pub(crate) struct JobOptions {
 
     /// One FLUSH (fdatasync on files) of every thread after its last answer, within the measured
     /// time
-    #[arg(long, alias = "end_fsync", value_parser = truth, num_args = 0..=1, require_equals = true,
+    #[arg(long, alias = "end_fsync", value_parser = truth,
+          num_args = 0..=1, require_equals = true,
           default_value = "0", default_missing_value = "1")]
     pub(crate) end_fsync: bool,
 
     /// Writes carry FUA (RWF_DSYNC on files)
-    #[arg(long, value_parser = truth, num_args = 0..=1, require_equals = true,
+    #[arg(long, value_parser = truth,
+          num_args = 0..=1, require_equals = true,
           default_value = "0", default_missing_value = "1")]
     pub(crate) fua: bool,
 
@@ -99,7 +103,8 @@ pub(crate) struct JobOptions {
     pub(crate) verify: Option<Verify>,
 
     /// Only read back what an earlier run with the same options and seed wrote
-    #[arg(long, alias = "verify_only", value_parser = truth, num_args = 0..=1, require_equals = true,
+    #[arg(long, alias = "verify_only", value_parser = truth,
+          num_args = 0..=1, require_equals = true,
           default_value = "0", default_missing_value = "1")]
     pub(crate) verify_only: bool,
 
@@ -129,7 +134,8 @@ pub(crate) struct JobOptions {
     pub(crate) timeout: Duration,
 
     /// In a job file: begin only when all jobs before have ended
-    #[arg(long, alias = "wait_for_previous", value_parser = truth, num_args = 0..=1, require_equals = true,
+    #[arg(long, alias = "wait_for_previous", value_parser = truth,
+          num_args = 0..=1, require_equals = true,
           default_value = "0", default_missing_value = "1")]
     pub(crate) stonewall: bool,
 }

@@ -98,7 +98,7 @@ impl<'a> Timeline<'a> {
         log.flush()
     }
 
-    /// Median and 99th percentile in µs of the kind that was asked for most, of the newest interval.
+    /// Median and 99th percentile in µs of what was asked for most, of the newest interval.
     pub(crate) fn latest(&self) -> Option<(Kind, f64, f64)> {
         let state = self.state.lock().expect("no thread panics with the lock");
         let tally = state.open.last_key_value()?.1;

@@ -344,6 +344,7 @@ fn jobs_of_a_file_run_beside_and_after_each_other() {
         serde_json::from_str::<Value>(&saved).unwrap()["requests"],
         sum
     );
+    a_page_shows(&path("out"), &path("page.html"));
     assert!(
         std::fs::read_to_string(path("hist"))
             .unwrap()
@@ -351,6 +352,32 @@ fn jobs_of_a_file_run_beside_and_after_each_other() {
             .count()
             >= 4
     );
+}
+
+/// The page of the three jobs has all of them and needs nothing from elsewhere.
+fn a_page_shows(result: &str, page: &str) {
+    let output = Command::new(env!("CARGO_BIN_EXE_taipan-bench"))
+        .args(["report", result, "-o", page])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let page = std::fs::read_to_string(page).unwrap();
+    for words in [
+        "[writer]",
+        "[reader]",
+        "[trims]",
+        "zipf:1.2",
+        "latency of flush",
+        "kernel",
+    ] {
+        assert!(page.contains(words), "{words} is not on the page");
+    }
+    assert!(page.contains("prefers-color-scheme: dark"));
+    // Rates of three jobs; latencies of writes, flushes, reads and trims.
+    assert_eq!(page.matches("<svg").count(), 7);
+    for elsewhere in ["<script", "src=", "href=", "url(", "@import"] {
+        assert!(!page.contains(elsewhere), "the page has {elsewhere}");
+    }
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub(crate) fn http_date(time: SystemTime) -> String {
 }
 
 /// As in listings: `1994-11-06T08:49:37.000Z`.
-pub(crate) fn iso_date(time: SystemTime) -> String {
+pub fn iso_date(time: SystemTime) -> String {
     let at = moment(time);
     let (hour, minute, second) = clock(&at);
     format!(
