@@ -38,6 +38,7 @@ use crate::recovery::ReadyShard;
 use crate::service::{Service, ServiceParts, Threads};
 use crate::sync_mode::SyncChoice;
 use crate::tail::LiveLogs;
+use crate::tls::TlsService;
 use crate::uploader::{
     UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
 };
@@ -55,6 +56,7 @@ pub(crate) struct Assembly {
     pub(crate) heads: LocalHeads,
     pub(crate) clock: Arc<EpochClock>,
     pub(crate) allowance: Arc<Allowance>,
+    pub(crate) tls: Option<Arc<TlsService>>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) tables: Arc<ChunkTables>,
     pub(crate) metrics: Arc<Metrics>,
@@ -334,6 +336,7 @@ impl Assembly {
             directory: Arc::clone(&self.directory),
             metrics: Arc::clone(&self.metrics),
             allowance: Arc::clone(&self.allowance),
+            tls: self.tls.clone(),
             limits: ConnectionLimits {
                 requests_max: limits.requests_per_connection as usize,
                 bytes_max: limits.request_bytes_per_connection,

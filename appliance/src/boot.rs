@@ -91,6 +91,7 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         heads,
         clock: Arc::new(EpochClock::new(first)),
         allowance: Allowance::new(config.limits.request_bytes_total),
+        tls: crate::tls::start(config.tls.as_ref())?,
         directory: Arc::new(Directory::with_access(config.access.clone())),
         tables: Arc::new(ChunkTables::default()),
         metrics,

@@ -8,40 +8,46 @@ mod failure_log;
 pub(crate) mod half_open;
 mod input;
 mod lookup;
+mod receiving;
 mod replies;
 mod requests;
 mod roster;
+mod sending;
 mod stalled;
+mod wire;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno as Os;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
 use taipan_engine::core::{Core, Done, Ticket};
 use taipan_nbd::{
     ExportInfo, Features, HandshakeEnd, HandshakeLimits, Selected, ServerHandshake,
-    Session as Terms,
+    Session as Terms, TlsPolicy,
 };
 
+use crate::access::Client;
 use crate::directory::{Directory, Volume};
 use crate::metrics::{CoreCounters, VolumeCounters};
+use crate::tls::TlsService;
 
 use allowance::Share;
 pub use allowance::{Allowance, MODEST_BYTES};
 pub use buffers::Buffers;
-use buffers::SEND_BYTES_KEPT;
 use failure_log::FailureLog;
 pub use half_open::Pulse;
 use input::Input;
 use lookup::Lookup;
+use receiving::Received;
 pub(crate) use replies::CONTEXTS;
 use replies::{Agreed, Found};
 use requests::{InFlight, Refused, Requests, WriteStream};
 use roster::Tally;
+pub use sending::Flushed;
 use stalled::Progress;
+pub use wire::HandshakePace;
+use wire::Wire;
 
 /// Bytes of the receive buffer. Larger writes are taken in piece by piece.
 pub const RECEIVE_BYTES: usize = 512 << 10;
@@ -125,6 +131,8 @@ pub struct Surroundings<'a> {
     pub maps_left: &'a mut u32,
     /// Spare buffers of the core.
     pub buffers: &'a mut Buffers,
+    /// When the core does steps of TLS handshakes.
+    pub handshakes: &'a mut HandshakePace,
 }
 
 /// The state of the protocol.
@@ -179,6 +187,9 @@ pub struct Connection {
     peer: String,
     /// Address of a TCP client.
     peer_ip: Option<IpAddr>,
+    /// For a client that starts TLS.
+    tls: Option<Arc<TlsService>>,
+    wire: Wire,
     input: Input,
     output: Vec<u8>,
     sent: usize,
@@ -211,12 +222,17 @@ impl Connection {
         peer: String,
         deadline_ms: u64,
         allowance: Arc<Allowance>,
+        tls: Option<Arc<TlsService>>,
     ) -> Self {
-        let machine = Box::new(handshake());
+        let peer_ip = half_open::peer_ip(socket.as_fd());
+        let policy = tls.as_ref().map(|tls| tls.policy(peer_ip));
+        let machine = Box::new(handshake(policy.unwrap_or_default()));
         let output = machine.greeting().to_vec();
         Self {
             id,
-            peer_ip: half_open::peer_ip(socket.as_fd()),
+            peer_ip,
+            tls,
+            wire: Wire::Clear,
             socket,
             peer,
             input: Input::new(RECEIVE_BYTES),
@@ -278,14 +294,14 @@ impl Connection {
         }
     }
 
+    /// Whether the connection is under TLS, whose state stays in this process.
+    pub fn is_tls(&self) -> bool {
+        self.wire.is_tls()
+    }
+
     /// Whether the handshake has taken too long.
     pub fn is_overdue(&self, now_ms: u64) -> bool {
         matches!(self.phase, Phase::Handshake { deadline_ms, .. } if now_ms >= deadline_ms)
-    }
-
-    /// Whether reply bytes wait for the socket.
-    pub fn has_output(&self) -> bool {
-        self.sent < self.output.len()
     }
 
     /// Whether the client sends no more, or has gone.
@@ -320,7 +336,7 @@ impl Connection {
         if !self.readable || self.finishing || self.broken {
             return self.settle(Outcome::Waiting);
         }
-        if self.input.is_full() || self.is_paused(around) {
+        if self.is_full() || self.is_paused(around) {
             // Nothing is read now, so a client that has gone must be noticed here. One that only
             // sends no more waits for its replies: its DISC may be unread.
             return if self.polls(PollFlags::HUP | PollFlags::ERR) {
@@ -329,27 +345,20 @@ impl Connection {
                 self.settle(Outcome::Waiting)
             };
         }
-        let room = self.input.room(around.buffers);
-        let wanted = room.len();
-        let received = match recv(&self.socket, room, RecvFlags::DONTWAIT) {
-            Ok((_, n)) => n,
-            Err(Os::AGAIN) => {
-                self.readable = false;
-                return self.settle(Outcome::Waiting);
-            }
-            Err(Os::INTR) => return Outcome::Ready,
-            Err(_) => return self.gone(around),
-        };
-        if received == 0 {
+        if self.wire.has_ended() {
             return self.gone(around);
         }
-        self.input.filled(received);
-        // A short read emptied the socket; what comes later raises a new event, but for an end of
-        // file that was announced together with these bytes.
-        self.readable = received == wanted || self.hung_up;
-        match self.work(around) {
-            Outcome::Waiting if self.readable && !self.finishing => Outcome::Ready,
-            outcome => outcome,
+        if self.is_paced(around) {
+            return self.settle(Outcome::Ready);
+        }
+        match self.receive(around) {
+            Received::Some => {
+                let outcome = self.work(around);
+                self.after_work(outcome)
+            }
+            Received::Nothing => self.settle(Outcome::Waiting),
+            Received::Interrupted => Outcome::Ready,
+            Received::End => self.gone(around),
         }
     }
 
@@ -397,7 +406,12 @@ impl Connection {
         };
         let mut out = Vec::new();
         let told = std::mem::take(lookup);
-        let exports = told.exports(around.directory.seen_by(self.peer_ip));
+        let client = Client {
+            address: self.peer_ip,
+            identity: self.wire.identity(),
+            may_start_tls: self.tls.is_some() && !self.wire.is_tls(),
+        };
+        let exports = told.exports(around.directory.seen_by(client));
         let advance = match machine.advance(self.input.bytes(), &mut out, &exports) {
             Ok(advance) => advance,
             Err(error) => {
@@ -415,6 +429,9 @@ impl Connection {
                 if let Some(name) = advance.awaits {
                     *lookup = Lookup::Awaited(name);
                     return Some(Outcome::Looking);
+                }
+                if advance.starts_tls {
+                    self.start_tls();
                 }
                 // A paused handshake goes on once its output was sent (`after_sent`).
                 Some(Outcome::Waiting)
@@ -441,7 +458,8 @@ impl Connection {
         if !volume.enter(&self.peer) {
             return Outcome::Closed;
         }
-        tracing::info!(peer = %self.peer, volume = volume.label(), "client connected");
+        let tls = self.wire.version();
+        tracing::info!(peer = %self.peer, volume = volume.label(), tls, "client connected");
         let counters = (around.volume_counters)(&volume);
         let session = Session {
             volume,
@@ -487,61 +505,6 @@ impl Connection {
             replies::reply(finished, found, agreed, &mut self.output);
         }
         session.book(finished, &self.peer, around);
-    }
-
-    /// To be called before the connection does anything: it may have to say something.
-    pub fn equip(&mut self, buffers: &mut Buffers) {
-        if self.output.capacity() == 0 {
-            self.output = buffers.output();
-        }
-    }
-
-    /// To be called after whatever the connection did: gives back what it does not need, and books
-    /// what it holds.
-    pub fn rest(&mut self, buffers: &mut Buffers) {
-        self.input.rest(buffers);
-        if self.output.is_empty() {
-            buffers.give_output(std::mem::take(&mut self.output));
-        }
-        self.share.hold(self.held(), self.input.held());
-    }
-
-    /// Sends what is queued; true if the socket took everything.
-    pub fn flush_output(&mut self) -> bool {
-        while self.sent < self.output.len() && !self.broken {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match send(&self.socket, &self.output[self.sent..], flags) {
-                Ok(n) => {
-                    self.sent += n;
-                    self.progress.took(n);
-                }
-                Err(Os::AGAIN) => {
-                    self.drop_sent();
-                    self.unread = true;
-                    return false;
-                }
-                Err(Os::INTR) => {}
-                Err(_) => self.broken = true,
-            }
-        }
-        self.unread = false;
-        self.output.clear();
-        self.sent = 0;
-        true
-    }
-
-    /// Gives back the part of the replies that was sent once it is the larger one: a client that
-    /// always leaves something unread would make them grow for ever.
-    fn drop_sent(&mut self) {
-        if self.sent < self.output.len() - self.sent {
-            return;
-        }
-        if self.output.capacity() > SEND_BYTES_KEPT {
-            self.output = self.output[self.sent..].to_vec();
-        } else {
-            self.output.drain(..self.sent);
-        }
-        self.sent = 0;
     }
 
     /// Whether the connection is over: nothing in flight, nothing to send, no more to read.
@@ -616,7 +579,7 @@ impl Connection {
 
     /// Bytes held for requests and replies.
     fn held(&self) -> u64 {
-        self.requests.bytes() + self.output.len() as u64
+        self.requests.bytes() + (self.output.len() + self.wire.sealed()) as u64
     }
 
     /// Whether the next request has to wait. The payload of one that was begun never does: the
@@ -628,7 +591,7 @@ impl Connection {
         {
             return false;
         }
-        self.output.len() - self.sent >= SEND_BYTES_MAX
+        self.unsent() >= SEND_BYTES_MAX
             || self.requests.len() >= around.limits.requests_max
             || self.requests.bytes() >= around.limits.bytes_max
     }
@@ -661,12 +624,12 @@ impl Drop for Connection {
 
 /// A handshake that offers everything. Requests of any length are bounded: what is read or written
 /// by the protocol's payload, marks cost a record a shard, maps end after so many looks.
-fn handshake() -> ServerHandshake {
-    ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL)
+fn handshake(tls: TlsPolicy) -> ServerHandshake {
+    ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL).with_tls(tls)
 }
 
 fn dead_phase() -> Phase {
-    let machine = Box::new(handshake());
+    let machine = Box::new(handshake(TlsPolicy::Off));
     Phase::Handshake {
         machine,
         deadline_ms: 0,

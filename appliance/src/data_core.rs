@@ -24,13 +24,15 @@ use taipan_engine::ring::{Completed, FileSlot, Ring, involuntary_switches};
 use taipan_engine::shard::VolumeSlot;
 
 use crate::connection::{
-    Allowance, Buffers, Connection, ConnectionId, ConnectionLimits, Outcome, Surroundings,
+    Allowance, Buffers, Connection, ConnectionId, ConnectionLimits, Flushed, HandshakePace,
+    Outcome, Surroundings,
 };
 use crate::directory::Directory;
 use crate::doorbell::Doorbell;
 use crate::fetcher::Fetcher;
 use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
 use crate::metrics::{CoreCounters, Metrics};
+use crate::tls::TlsService;
 use crate::uploader::UploaderAddress;
 
 use effects::Carrier;
@@ -102,6 +104,8 @@ pub struct DataCoreParts {
     pub limits: ConnectionLimits,
     /// Bound on all connections of all cores together.
     pub allowance: Arc<Allowance>,
+    /// TLS, if it is offered.
+    pub tls: Option<Arc<TlsService>>,
     /// An idle core stays awake for its next event at most so long.
     pub spin: Duration,
     /// Last turn in milliseconds since `started`, for the watchdog.
@@ -145,6 +149,8 @@ pub struct DataCore {
     counters: Arc<CoreCounters>,
     limits: ConnectionLimits,
     allowance: Arc<Allowance>,
+    tls: Option<Arc<TlsService>>,
+    handshakes: HandshakePace,
     /// Spare buffers of connections.
     buffers: Buffers,
     /// Connections that wait for memory that others hold.
@@ -210,6 +216,8 @@ impl DataCore {
             metrics: parts.metrics,
             limits: parts.limits,
             allowance: parts.allowance,
+            tls: parts.tls,
+            handshakes: HandshakePace::default(),
             buffers: Buffers::default(),
             starved: VecDeque::new(),
             slots: Vec::new(),
@@ -449,11 +457,12 @@ impl DataCore {
         });
         let now_ms = self.now_ms();
         let deadline_ms = now_ms + self.limits.handshake_ms;
-        let allowance = Arc::clone(&self.allowance);
+        let (allowance, tls) = (Arc::clone(&self.allowance), self.tls.clone());
         let slot = &mut self.slots[index as usize];
         let id = slot.id;
         slot.since_ms = now_ms;
-        slot.connection = Some(Connection::new(id, socket, peer, deadline_ms, allowance));
+        let connection = Connection::new(id, socket, peer, deadline_ms, allowance, tls);
+        slot.connection = Some(connection);
         self.counters.connections.accepted.add(1);
         self.arm(id);
         self.unsent.push(index);
@@ -491,6 +500,7 @@ impl DataCore {
             limits: self.limits,
             maps_left: &mut self.maps_left,
             buffers: &mut self.buffers,
+            handshakes: &mut self.handshakes,
         };
         connection.equip(around.buffers);
         let outcome = work(&mut connection, &mut around);
@@ -525,9 +535,10 @@ impl DataCore {
 
     fn close(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
-        let Some(connection) = slot.connection.take() else {
+        let Some(mut connection) = slot.connection.take() else {
             return;
         };
+        connection.say_goodbye();
         // The poll holds the socket open until it is cancelled.
         let id = slot.id.packed();
         self.ring.cancel(connection.socket(), token::CLOSED | id);
@@ -586,24 +597,24 @@ impl DataCore {
             if slot.awaits_room {
                 continue;
             }
-            let all_sent = connection.flush_output();
+            let flushed = connection.flush_output();
             connection.rest(&mut self.buffers);
-            if all_sent {
-                if connection.is_over() {
-                    self.close(index);
-                } else if connection.is_broken() {
-                    // The client has gone; the event that says so is not looked at any more.
-                    self.serve(index, Connection::gone);
-                } else if connection.wants_turn() {
-                    self.queue(index);
+            match flushed {
+                Flushed::All if connection.is_over() => self.close(index),
+                // The client has gone; the event that says so is not looked at any more.
+                Flushed::All if connection.is_broken() => self.serve(index, Connection::gone),
+                Flushed::All if connection.wants_turn() => self.queue(index),
+                Flushed::All => {}
+                Flushed::Full => {
+                    slot.awaits_room = true;
+                    let token = token::WRITABLE | connection.id().packed();
+                    let events = u32::from(PollFlags::OUT.bits());
+                    self.ring.poll(connection.socket(), events, false, token);
                 }
-            } else {
-                slot.awaits_room = true;
-                let token = token::WRITABLE | connection.id().packed();
-                let events = u32::from(PollFlags::OUT.bits());
-                self.ring.poll(connection.socket(), events, false, token);
+                Flushed::Later => self.unsent.push(index),
             }
         }
+        unsent.append(&mut self.unsent);
         self.unsent = unsent;
     }
 

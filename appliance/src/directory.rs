@@ -3,7 +3,6 @@
 mod view;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -16,7 +15,7 @@ use taipan_engine::snapshot::QualifiedName;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
-use crate::access::{Access, Grant};
+use crate::access::{Access, Client, Grant};
 use crate::connection::CONTEXTS;
 
 pub use view::View;
@@ -228,8 +227,8 @@ impl Directory {
         }
     }
 
-    /// The directory as a client sees it; `None`: one of the unix socket.
-    pub fn seen_by(&self, client: Option<IpAddr>) -> Seen<'_> {
+    /// The directory as a client sees it.
+    pub fn seen_by<'a>(&'a self, client: Client<'a>) -> Seen<'a> {
         Seen {
             directory: self,
             client,
@@ -338,19 +337,28 @@ impl ExportDirectory for Directory {
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {
     directory: &'a Directory,
-    client: Option<IpAddr>,
+    client: Client<'a>,
 }
 
 impl Seen<'_> {
     /// What the client may do with an export: what it may with the volume, snapshots included.
     fn grant(&self, export: &str) -> Grant {
-        let volume = export.split_once('@').map_or(export, |(volume, _)| volume);
-        self.directory.access.grant(volume, self.client)
+        let volume = volume_of(export);
+        self.directory.access.grant(volume, &self.client)
     }
 
     /// The same whether there is such a volume or not: names are not to be guessed.
     fn refuse_strangers(&self, export: &str) -> Result<Grant, LookupError> {
         match self.grant(export) {
+            Grant::None
+                if self
+                    .directory
+                    .access
+                    .asks_for_certificate(volume_of(export), &self.client) =>
+            {
+                let text = "the volume is granted to clients with a certificate, under TLS";
+                Err(LookupError::TlsRequired(text.to_owned()))
+            }
             Grant::None => {
                 let text = "the volume is not granted to this client";
                 Err(LookupError::Policy(text.to_owned()))
@@ -360,9 +368,14 @@ impl Seen<'_> {
     }
 }
 
+/// The volume of an export: of itself, or of the snapshot that it is.
+fn volume_of(export: &str) -> &str {
+    export.split_once('@').map_or(export, |(volume, _)| volume)
+}
+
 impl ExportDirectory for Seen<'_> {
     fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
-        if !self.directory.access.lists_to(self.client) {
+        if !self.directory.access.lists_to(&self.client) {
             let text = "exports are not listed here";
             return Err(LookupError::Policy(text.to_owned()));
         }
@@ -401,6 +414,7 @@ mod tests {
         let rule = Rule {
             volumes: vec!["tenant/*".parse().unwrap()],
             clients: vec!["10.0.0.0/8".parse().unwrap()],
+            certificates: Vec::new(),
             grant,
         };
         let rules = vec![rule];
@@ -415,6 +429,13 @@ mod tests {
         directory
     }
 
+    fn at(address: Option<[u8; 4]>) -> Client<'static> {
+        Client {
+            address: address.map(Into::into),
+            ..Client::default()
+        }
+    }
+
     fn names(seen: Seen<'_>) -> Result<Vec<String>, LookupError> {
         let mut names = Vec::new();
         seen.list(&mut |name, _| names.push(name.to_owned()))?;
@@ -424,13 +445,13 @@ mod tests {
     #[test]
     fn clients_see_what_is_granted_to_them_and_guess_nothing() {
         let directory = directory(Listing::All, Grant::Read);
-        let friend = directory.seen_by(Some([10, 0, 0, 1].into()));
+        let friend = directory.seen_by(at(Some([10, 0, 0, 1])));
         assert_eq!(names(friend).unwrap(), ["other", "tenant/a"]);
         assert!(friend.find("tenant/a").unwrap().read_only);
         assert!(!friend.find("other").unwrap().read_only);
         assert!(matches!(friend.find("tenant/b"), Err(LookupError::Unknown)));
-        for client in [None, Some([11, 0, 0, 1].into())] {
-            let stranger = directory.seen_by(client);
+        for client in [None, Some([11, 0, 0, 1])] {
+            let stranger = directory.seen_by(at(client));
             assert_eq!(names(stranger).unwrap(), ["other"]);
             for name in ["tenant/a", "tenant/b", "tenant/a@s"] {
                 let refused = stranger.find(name);
@@ -445,13 +466,8 @@ mod tests {
     fn the_only_volume_is_not_everybodys_for_want_of_a_name() {
         let directory = directory(Listing::All, Grant::Write);
         directory.remove(&VolumeName::parse("other").unwrap());
-        assert!(
-            directory
-                .seen_by(Some([10, 0, 0, 1].into()))
-                .find("")
-                .is_ok()
-        );
-        let stranger = directory.seen_by(None).find("");
+        assert!(directory.seen_by(at(Some([10, 0, 0, 1]))).find("").is_ok());
+        let stranger = directory.seen_by(at(None)).find("");
         assert!(matches!(stranger, Err(LookupError::Policy(_))));
     }
 
@@ -463,9 +479,9 @@ mod tests {
             (Listing::None, false, false),
         ] {
             let directory = directory(listing, Grant::Write);
-            let client = Some([10, 0, 0, 1].into());
+            let client = at(Some([10, 0, 0, 1]));
             assert_eq!(names(directory.seen_by(client)).is_ok(), tcp);
-            assert_eq!(names(directory.seen_by(None)).is_ok(), unix);
+            assert_eq!(names(directory.seen_by(at(None))).is_ok(), unix);
             assert!(directory.seen_by(client).find("tenant/a").is_ok());
         }
     }

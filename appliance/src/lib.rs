@@ -35,6 +35,7 @@ pub mod signals;
 pub mod sockets;
 pub mod sync_mode;
 mod tail;
+pub mod tls;
 pub mod uploader;
 pub mod wal_damage;
 pub mod watchdog;

@@ -72,6 +72,10 @@ fn row(connection: &ConnectionInfo) -> [String; 12] {
         let snapshot = connection.snapshot.as_ref();
         snapshot.map_or_else(|| volume.to_string(), |name| format!("{volume}@{name}"))
     });
+    let client = match &connection.identity {
+        Some(identity) => format!("{} ({identity})", connection.client),
+        None => connection.client.clone(),
+    };
     let state = match connection.state {
         ConnectionState::Handshake => "handshake",
         ConnectionState::Joining => "joining",
@@ -80,7 +84,7 @@ fn row(connection: &ConnectionInfo) -> [String; 12] {
     };
     [
         connection.id.to_string(),
-        connection.client.clone(),
+        client,
         volume.unwrap_or_else(|| "-".to_owned()),
         state.to_owned(),
         human_seconds(connection.seconds),
@@ -114,7 +118,15 @@ mod tests {
             in_flight: 2,
             unsent_bytes: 0,
             features: vec!["structured_replies".to_owned()],
+            identity: None,
         };
+        let known = ConnectionInfo {
+            identity: Some("cn:backup".to_owned()),
+            ..one.clone()
+        };
+        let connections = vec![known];
+        let shown = list(&ConnectionList { connections });
+        assert!(shown.contains("10.0.0.7:40812 (cn:backup)  "), "{shown}");
         let connections = vec![one];
         let text = list(&ConnectionList { connections });
         assert_eq!(text.lines().count(), 2);

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 use std::str::FromStr;
 
 use super::document::Document;
-use super::print::text;
+use super::print::{text, word};
 use crate::access::{Access, Grant, Listing, Rule};
 
 const LISTINGS: [(&str, Listing); 3] = [
@@ -30,8 +30,9 @@ pub(super) fn read(doc: &mut Document) -> Access {
 fn read_rule(doc: &mut Document, index: usize) -> Rule {
     let key = |field: &str| format!("access[{index}].{field}");
     Rule {
-        volumes: read_list(doc, &key("volumes")),
-        clients: read_list(doc, &key("clients")),
+        volumes: read_list(doc, &key("volumes"), true),
+        clients: read_list(doc, &key("clients"), !doc.has(&key("certificates"))),
+        certificates: read_list(doc, &key("certificates"), false),
         grant: doc.choice(&key("grant"), &GRANTS).unwrap_or_else(|| {
             if !doc.has(&key("grant")) {
                 doc.problem(format!("{}: missing", key("grant")));
@@ -41,10 +42,11 @@ fn read_rule(doc: &mut Document, index: usize) -> Rule {
     }
 }
 
-/// A list that must not be empty: a rule for nobody is a mistake.
-fn read_list<T: FromStr<Err = String>>(doc: &mut Document, key: &str) -> Vec<T> {
+/// A list that must not be empty: a rule for nobody is a mistake. If it is not `required`, it may
+/// be left out.
+fn read_list<T: FromStr<Err = String>>(doc: &mut Document, key: &str, required: bool) -> Vec<T> {
     let texts = doc.texts(key).unwrap_or_default();
-    if texts.is_empty() {
+    if texts.is_empty() && (required || doc.has(key)) {
         doc.refuse(key, "missing or empty");
     }
     let mut list = Vec::new();
@@ -67,15 +69,15 @@ pub(super) fn print_rules(out: &mut String, access: &Access) -> fmt::Result {
     for rule in &access.rules {
         writeln!(out, "\n[[access]]")?;
         writeln!(out, "volumes = [{}]", list(&rule.volumes))?;
-        writeln!(out, "clients = [{}]", list(&rule.clients))?;
+        if !rule.clients.is_empty() {
+            writeln!(out, "clients = [{}]", list(&rule.clients))?;
+        }
+        if !rule.certificates.is_empty() {
+            writeln!(out, "certificates = [{}]", list(&rule.certificates))?;
+        }
         writeln!(out, "grant = {}", word(&GRANTS, rule.grant))?;
     }
     Ok(())
-}
-
-fn word<T: PartialEq + Copy>(words: &[(&str, T)], value: T) -> String {
-    let found = words.iter().find(|(_, other)| *other == value);
-    text(found.map_or("", |(word, _)| *word))
 }
 
 fn list(items: &[impl Display]) -> String {

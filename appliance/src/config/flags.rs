@@ -63,6 +63,13 @@ pub struct Flags {
     /// Serve NBD on the unix socket only
     #[arg(long)]
     pub no_listen: bool,
+    /// Directory with server-cert.pem, server-key.pem and ca-cert.pem (that of the clients'
+    /// authority): NBD over TCP needs TLS then
+    #[arg(long, value_name = "DIR")]
+    pub tls_certificates: Option<String>,
+    /// TLS of NBD over TCP: off, allow or require
+    #[arg(long, value_name = "MODE")]
+    pub tls: Option<String>,
     /// Unix socket for NBD [default: <data>/nbd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
@@ -116,6 +123,12 @@ impl Flags {
         let texts = [
             ("data", "--data", &self.data),
             ("nbd.socket", "--socket", &self.socket),
+            (
+                "tls.certificates",
+                "--tls-certificates",
+                &self.tls_certificates,
+            ),
+            ("tls.mode", "--tls", &self.tls),
             ("runtime_dir", "--runtime-dir", &self.runtime_dir),
             ("cores.data", "--cores", &self.cores),
             ("backend", "--backend", &self.backend),

@@ -79,6 +79,7 @@ pub fn load(flags: &Flags, machine: &Machine) -> Result<Config, Problems> {
     let config = interpret(&mut document, &flags.volumes, machine);
     check_clashes(&mut document, &config);
     places::check(&mut document, &config);
+    super::tls::check(&mut document, &config);
     let problems = document.finish();
     if problems.is_empty() {
         Ok(config)
@@ -127,6 +128,7 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
                 .unwrap_or(64 << 20),
         },
         access: super::access::read(doc),
+        tls: super::tls::read(doc),
         compaction: super::compaction::read(doc),
         reads: super::reads::read(doc),
         limits: read_limits(doc),

@@ -11,6 +11,7 @@ mod places;
 mod print;
 mod reads;
 mod settings;
+mod tls;
 
 pub use compaction::Compaction;
 pub use flags::{Cli, Command, Flags};
@@ -21,6 +22,7 @@ pub use settings::{
     MEMORY_BYTES_MIN, OnFull, VolumeConfig, VolumesOpen, WAL_BYTES_DEFAULT, WAL_BYTES_MAX,
     WAL_BYTES_MIN, Wal, WalSync,
 };
+pub use tls::Tls;
 
 #[cfg(test)]
 mod tests;

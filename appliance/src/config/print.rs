@@ -46,6 +46,7 @@ impl Config {
         writeln!(out, "listen = [{listen}]")?;
         writeln!(out, "socket = {}", path(&self.socket))?;
         super::access::print_listing(out, &self.access)?;
+        super::tls::print(out, self.tls.as_ref())?;
         writeln!(out, "\n[control]")?;
         writeln!(out, "socket = {}", path(&self.control_socket))?;
         writeln!(out, "\n[metrics]")?;
@@ -159,11 +160,17 @@ fn print_volume(out: &mut String, volume: &VolumeConfig) -> fmt::Result {
     writeln!(out, "requests_per_hour = {}", settings.requests_per_hour)
 }
 
+/// The word for a value.
+pub(super) fn word<T: PartialEq + Copy>(words: &[(&str, T)], value: T) -> String {
+    let found = words.iter().find(|(_, other)| *other == value);
+    text(found.map_or("", |(word, _)| *word))
+}
+
 pub(super) fn text(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-fn path(path: &Path) -> String {
+pub(super) fn path(path: &Path) -> String {
     text(&path.to_string_lossy())
 }
 

@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Who may use which volume.
     pub access: crate::access::Access,
+    /// TLS for NBD; `None`: it is off.
+    pub tls: Option<super::Tls>,
     /// Unix socket for NBD.
     pub socket: PathBuf,
     /// Unix socket of the control API.

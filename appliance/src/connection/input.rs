@@ -32,8 +32,9 @@ impl Input {
         self.capacity
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.end - self.start == self.capacity
+    /// Bytes that can be received before any are consumed.
+    pub(super) fn room_left(&self) -> usize {
+        self.capacity - (self.end - self.start)
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -147,7 +148,7 @@ mod tests {
         input.consume(4000);
         input.stow(true, &mut buffers);
         assert_eq!((input.held(), input.bytes()), (8000, &[7; 8000][..]));
-        assert!(!input.is_full());
+        assert_eq!(input.room_left(), 12_000);
         assert_eq!(input.room(&mut buffers).len(), 12_000);
         input.consume(6000);
         input.rest(&mut buffers);

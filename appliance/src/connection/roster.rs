@@ -71,8 +71,9 @@ impl Connection {
             read_bytes: tally.read_bytes,
             written_bytes: tally.written_bytes,
             in_flight: self.requests.len() as u64,
-            unsent_bytes: (self.output.len() - self.sent) as u64,
-            features: session.map_or_else(Vec::new, Session::features),
+            unsent_bytes: self.unsent() as u64,
+            features: self.features(),
+            identity: self.wire.identity().map(ToString::to_string),
         }
     }
 
@@ -92,6 +93,14 @@ impl Connection {
             Phase::Joining { .. } => ConnectionState::Joining,
             Phase::Transmission(_) => ConnectionState::Serving,
         }
+    }
+}
+
+impl Connection {
+    fn features(&self) -> Vec<String> {
+        let tls = self.wire.version().map(|version| format!("tls_{version}"));
+        let session = self.session().map_or_else(Vec::new, Session::features);
+        tls.into_iter().chain(session).collect()
     }
 }
 

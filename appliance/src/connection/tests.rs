@@ -24,6 +24,7 @@ mod foreign;
 mod lookup;
 mod payload;
 mod slow;
+mod tls;
 
 const SIZE: u64 = 1 << 40;
 const BLOCK: u64 = 4096;
@@ -77,6 +78,8 @@ struct Rig {
     maps_per_turn: u32,
     limits: ConnectionLimits,
     buffers: Buffers,
+    handshakes: HandshakePace,
+    now_ns: u64,
 }
 
 impl Rig {
@@ -86,6 +89,10 @@ impl Rig {
     }
 
     fn fresh_sharing(allowance: &Arc<Allowance>) -> Self {
+        Self::fresh_with(allowance, None)
+    }
+
+    fn fresh_with(allowance: &Arc<Allowance>, tls: Option<Arc<TlsService>>) -> Self {
         let (core, directory) = core_and_directory(SIZE);
         let (server, client) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
@@ -99,7 +106,7 @@ impl Rig {
             directory,
             counters: CoreCounters::default(),
             volume_counters: Arc::default(),
-            connection: Connection::new(id, server.into(), "test".into(), u64::MAX, allowance),
+            connection: Connection::new(id, server.into(), "test".into(), u64::MAX, allowance, tls),
             client,
             export: None,
             maps_per_turn: 100,
@@ -109,6 +116,8 @@ impl Rig {
                 handshake_ms: 1000,
             },
             buffers: Buffers::default(),
+            handshakes: HandshakePace::default(),
+            now_ns: 0,
         }
     }
 
@@ -157,9 +166,9 @@ impl Rig {
 
     /// Sends what the socket takes; true if that was all.
     fn flush(&mut self) -> bool {
-        let all_sent = self.connection.flush_output();
+        let flushed = self.connection.flush_output();
         self.connection.rest(&mut self.buffers);
-        all_sent
+        flushed == Flushed::All
     }
 
     fn turn(&mut self) -> Outcome {
@@ -178,11 +187,12 @@ impl Rig {
             core: &mut self.core,
             directory: &self.directory,
             counters: &self.counters,
-            now_ns: 0,
+            now_ns: self.now_ns,
             volume_counters: &|_| Arc::clone(volume_counters),
             limits: self.limits,
             maps_left: &mut self.maps_per_turn.clone(),
             buffers: &mut self.buffers,
+            handshakes: &mut self.handshakes,
         };
         self.connection.equip(around.buffers);
         let worked = work(&mut self.connection, &mut around);

@@ -109,9 +109,12 @@ pub struct ConnectionInfo {
     pub in_flight: u64,
     /// Bytes of replies that the client has not taken yet.
     pub unsent_bytes: u64,
-    /// What was negotiated beyond the plain protocol: `structured_replies`, `extended_headers`,
-    /// metadata contexts.
+    /// What was negotiated beyond the plain protocol: `tls_1.3`, `structured_replies`,
+    /// `extended_headers`, metadata contexts.
     pub features: Vec<String>,
+    /// Names in the client's certificate, if it has shown one: `cn:backup dns:backup.example`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
 }
 
 /// Answer of `GET /v1/connections`.

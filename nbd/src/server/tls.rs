@@ -6,7 +6,7 @@ use super::{HandshakeError, ServerHandshake};
 use crate::protocol::{option, option_reply};
 
 /// Whether a server offers TLS, or insists on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsPolicy {
     /// STARTTLS gets UNSUP.
     #[default]

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use taipan_engine::core::Io;
@@ -18,7 +18,7 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 /// Bytes of the volume that is copied.
-const COPIED: u64 = 256 << 20;
+pub(super) const COPIED: u64 = 256 << 20;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     requests_max: 100,
     bytes_max: 64 << 20,
@@ -26,7 +26,8 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
 };
 
 /// Serves whoever connects a volume of so many bytes, until `stop`.
-fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
+fn serve(size: u64, tls: Option<&Arc<TlsService>>, listener: &UnixListener, stop: &AtomicBool) {
+    let (begin, mut handshakes) = (Instant::now(), HandshakePace::default());
     let (mut core, directory) = core_and_directory(size);
     let (counters, volume_counters) = (CoreCounters::default(), Arc::default());
     let (allowance, mut buffers) = (Allowance::new(1 << 30), Buffers::default());
@@ -46,17 +47,19 @@ fn serve(size: u64, listener: &UnixListener, stop: &AtomicBool) {
                 "test".into(),
                 u64::MAX,
                 allowance,
+                tls.cloned(),
             )));
         }
         let mut around = Surroundings {
             core: &mut core,
             directory: &directory,
             counters: &counters,
-            now_ns: 0,
+            now_ns: begin.elapsed().as_nanos() as u64,
             volume_counters: &|_| Arc::clone(&volume_counters),
             limits: LIMITS,
             maps_left: &mut 2,
             buffers: &mut buffers,
+            handshakes: &mut handshakes,
         };
         for slot in &mut connections {
             let Some(connection) = slot else { continue };
@@ -106,7 +109,7 @@ pub(super) fn carry_out(
 }
 
 /// What the program prints; `None` if there is no such program.
-fn printed(program: &str, arguments: &[&str]) -> Option<String> {
+pub(super) fn printed(program: &str, arguments: &[&str]) -> Option<String> {
     let ran = Command::new("timeout")
         .args(["120", program])
         .args(arguments)
@@ -214,14 +217,19 @@ fn joined(map: &[(u64, u64, u64)]) -> Vec<(u64, u64, u64)> {
 
 /// Runs `clients` against a server of a volume of so many bytes; they get its socket, and the
 /// folder where that is.
-fn with_server(size: u64, clients: fn(&Path, &Path)) {
+pub(super) fn with_server(
+    size: u64,
+    tls: Option<Arc<TlsService>>,
+    clients: impl FnOnce(&Path, &Path),
+) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("nbd.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);
-    let server = std::thread::spawn(move || serve(size, &listener, &told));
-    let seen = std::panic::catch_unwind(|| clients(&socket, folder.path()));
+    let server = std::thread::spawn(move || serve(size, tls.as_ref(), &listener, &told));
+    let meet = || clients(&socket, folder.path());
+    let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meet));
     stop.store(true, Ordering::Relaxed);
     server.join().expect("the server serves");
     if let Err(what) = seen {
@@ -231,11 +239,20 @@ fn with_server(size: u64, clients: fn(&Path, &Path)) {
 
 #[test]
 fn clients_of_others_see_the_map() {
-    with_server(SIZE, |socket, _| see(socket));
+    with_server(SIZE, None, |socket, _| see(socket));
 }
 
 fn copy_there_and_back(socket: &Path, folder: &Path) {
     let uri = format!("nbd+unix:///vol0?socket={}", socket.display());
+    if copy(&uri, folder) {
+        let (from, compare) = (folder.join("source"), ["compare", "-f", "raw", "-F", "raw"]);
+        let paths = [from.to_str().unwrap(), &uri];
+        printed("qemu-img", &[&compare[..], &paths].concat());
+    }
+}
+
+/// Copies a sparse file to the volume and back; false if nobody can.
+pub(super) fn copy(uri: &str, folder: &Path) -> bool {
     let (source, copy) = (folder.join("source"), folder.join("copy"));
     let file = File::create(&source).unwrap();
     file.set_len(COPIED).unwrap();
@@ -244,20 +261,17 @@ fn copy_there_and_back(socket: &Path, folder: &Path) {
         file.write_all_at(&data, place * MIB + 4096).unwrap();
     }
     let (from, to) = (source.to_str().unwrap(), copy.to_str().unwrap());
-    if printed("nbdcopy", &["--flush", from, &uri]).is_none() {
-        return;
+    if printed("nbdcopy", &["--flush", from, uri]).is_none() {
+        return false;
     }
-    printed("nbdcopy", &[&uri, to]);
+    printed("nbdcopy", &[uri, to]);
     printed("cmp", &[from, to]);
     let stored = std::fs::metadata(&copy).unwrap().blocks() * 512;
     assert!(stored < 4 * MIB, "the copy holds {stored} bytes");
-    printed(
-        "qemu-img",
-        &["compare", "-f", "raw", "-F", "raw", from, &uri],
-    );
+    true
 }
 
 #[test]
 fn a_sparse_copy_comes_back_sparse() {
-    with_server(COPIED, copy_there_and_back);
+    with_server(COPIED, None, copy_there_and_back);
 }
