@@ -5,9 +5,11 @@
 
 mod interleave;
 mod runs;
+mod seats;
 
 pub use interleave::{ShardRuns, interleave};
 pub use runs::{Run, Runs};
+pub use seats::{Seat, Seats};
 
 /// Most runs that one shard answers.
 pub const RUNS_MAX: usize = 2048;
@@ -46,6 +48,8 @@ pub struct BlockState {
     pub stored: Stored,
     /// It is read without input and output.
     pub in_memory: bool,
+    /// Since which baselines it has changed, of those that were asked about.
+    pub changed: Seats,
 }
 
 impl BlockState {
@@ -54,6 +58,7 @@ impl BlockState {
         content: Content::Hole,
         stored: Stored::Committed,
         in_memory: true,
+        changed: Seats::NONE,
     };
 }
 
@@ -66,14 +71,30 @@ pub struct Extent {
     pub state: BlockState,
 }
 
-/// Which differences between blocks matter besides their content; fewer make longer extents. Of the
-/// others the answer says what it says of a hole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which differences between blocks matter; fewer make longer extents. Of the others the answer
+/// says what it says of a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
+    /// [`BlockState::content`].
+    pub content: bool,
     /// [`BlockState::stored`].
     pub stored: bool,
     /// [`BlockState::in_memory`].
     pub in_memory: bool,
+    /// [`BlockState::changed`]: since these baselines.
+    pub since: Seats,
+}
+
+impl Default for View {
+    /// Content alone.
+    fn default() -> Self {
+        Self {
+            content: true,
+            stored: false,
+            in_memory: false,
+            since: Seats::NONE,
+        }
+    }
 }
 
 impl View {
@@ -82,6 +103,7 @@ impl View {
     pub(crate) fn of(self, state: BlockState) -> BlockState {
         BlockState {
             content: match state.content {
+                _ if !self.content => Content::Hole,
                 Content::Zero if !self.stored => Content::Hole,
                 content => content,
             },
@@ -91,6 +113,7 @@ impl View {
                 Stored::Committed
             },
             in_memory: state.in_memory || !self.in_memory,
+            changed: state.changed,
         }
     }
 }

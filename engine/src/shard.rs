@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::block::{BlockNum, BlockSize, LocalBlock, ShardId};
+use crate::extents::Seat;
 use crate::identity::{BatchNum, Epoch, Lsn, VolumeId};
-use crate::index::{ChunkLoc, Hit, LeafChanges, Overlay, Point, ShardBase};
+use crate::index::{Baseline, ChunkLoc, Hit, LeafChanges, Overlay, Point, ShardBase};
 use crate::wal::{MarkKind, PlaceMap, RecordHead, ShardLog, Shortage};
 
 /// Index of a served volume in the tables of every core; reused after a delete.
@@ -67,6 +68,8 @@ struct ShardVolume {
     /// Points in `warm` at which the evicted ones are dropped.
     warm_limit: usize,
     base: ShardBase,
+    /// Earlier images, to tell what has changed.
+    baselines: Vec<(Seat, Baseline)>,
 }
 
 /// Fewest points of a read cache that are worth a look for evicted ones.
@@ -131,7 +134,26 @@ impl Shard {
             warm: Overlay::new(),
             warm_limit: WARM_POINTS_MIN,
             base,
+            baselines: Vec::new(),
         });
+    }
+
+    /// Keeps an earlier image of a volume, in terms of its present chunk table, to compare it with.
+    ///
+    /// # Panics
+    /// If the volume is not served.
+    pub fn add_baseline(&mut self, slot: VolumeSlot, seat: Seat, baseline: Baseline) {
+        self.remove_baseline(slot, seat);
+        let volume = self.volumes[slot.0 as usize].as_mut();
+        let volume = volume.expect("the core checked that the slot is served");
+        volume.baselines.push((seat, baseline));
+    }
+
+    /// Gives up an earlier image.
+    pub fn remove_baseline(&mut self, slot: VolumeSlot, seat: Seat) {
+        if let Some(Some(volume)) = self.volumes.get_mut(slot.0 as usize) {
+            volume.baselines.retain(|(taken, _)| *taken != seat);
+        }
     }
 
     /// Forgets a deleted volume.

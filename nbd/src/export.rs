@@ -202,6 +202,15 @@ pub enum LookupError {
     Unknown,
 }
 
+/// What a handshake waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The export's name as the client wrote it.
+    pub export: String,
+    /// A metadata context of it that the client selects; `None`: the export itself.
+    pub context: Option<String>,
+}
+
 /// Where the handshake looks exports up. It is asked anew for every option, so a size is never
 /// older than the GO that reports it.
 pub trait ExportDirectory {
@@ -215,6 +224,14 @@ pub trait ExportDirectory {
     /// pauses before the option that names it: see [`Advance::awaits`](crate::Advance::awaits).
     fn awaits(&self, name: &str) -> bool {
         let _ = name;
+        false
+    }
+
+    /// Whether something is still to be done before a client may select the metadata context of
+    /// that full name, such as loading what it is told from. The handshake then pauses before the
+    /// SET_META_CONTEXT that names it, as for an export. Asked only for exports that are there.
+    fn awaits_context(&self, name: &str, context: &str) -> bool {
+        let _ = (name, context);
         false
     }
 

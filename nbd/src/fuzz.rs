@@ -231,16 +231,20 @@ fn check_op(op: Op, export: &ExportInfo) {
     );
 }
 
-/// A directory that knows an export only when it is asked a second time.
+/// A directory that knows an export, and a context, only when it is asked a second time.
 struct Late<'a, E> {
     exports: &'a E,
     asked: Cell<bool>,
+    asked_for_context: Cell<bool>,
 }
 
 impl<'a, E> Late<'a, E> {
     fn of(exports: &'a E) -> Self {
-        let asked = Cell::new(false);
-        Self { exports, asked }
+        Self {
+            exports,
+            asked: Cell::new(false),
+            asked_for_context: Cell::new(false),
+        }
     }
 }
 
@@ -256,6 +260,11 @@ impl<E: ExportDirectory> ExportDirectory for Late<'_, E> {
 
     fn awaits(&self, _: &str) -> bool {
         !self.asked.replace(!self.asked.get())
+    }
+
+    fn awaits_context(&self, _: &str, _: &str) -> bool {
+        let asked = self.asked_for_context.get();
+        !self.asked_for_context.replace(!asked)
     }
 
     fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {

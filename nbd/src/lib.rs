@@ -55,7 +55,7 @@ pub use client::{
 pub use command::{Command, StatusQuery, status_payload};
 pub use errno::Errno;
 pub use export::{
-    BlockSizes, ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED,
+    Awaited, BlockSizes, ExportDirectory, ExportInfo, LookupError, PAYLOAD_BYTES_ACCEPTED,
     PAYLOAD_BYTES_ADVERTISED, TransmissionFlags,
 };
 pub use reply::{SIMPLE_REPLY_BYTES, SimpleReply, simple_reply};

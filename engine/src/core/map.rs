@@ -2,8 +2,10 @@
 
 use super::request::{Failure, Origin, Progress, RequestKey};
 use super::{Core, PeerMessage, Request};
-use crate::block::Span;
-use crate::extents::{Extent, MapQuery, ShardRuns, interleave};
+use crate::block::{ShardId, Span};
+use crate::extents::{Extent, MapQuery, Seat, ShardRuns, interleave};
+use crate::identity::VolumeId;
+use crate::index::Baseline;
 use crate::shard::{Shard, VolumeSlot};
 
 /// Fewest runs that a shard is asked for, unless fewer extents are wanted.
@@ -47,10 +49,14 @@ impl Core {
             len: query.len,
             block_size: volume.block_size,
         };
+        let answers = match self.map_shards(slot, span, query) {
+            Ok(answers) => answers,
+            Err(failure) => return Progress::Failed(failure),
+        };
         let map = PendingMap {
             span,
             extents_max: query.extents_max,
-            answers: self.map_shards(slot, span, query),
+            answers,
         };
         let mask = self.peers_of(span);
         if mask == 0 {
@@ -68,6 +74,32 @@ impl Core {
         Progress::Pending(key)
     }
 
+    /// Keeps an earlier image of the volume, the part of each of this core's shards, so that maps
+    /// can tell what has changed since. Nothing happens if that volume is not served any more.
+    pub fn add_baseline(
+        &mut self,
+        (slot, id): (VolumeSlot, VolumeId),
+        seat: Seat,
+        parts: Vec<(ShardId, Baseline)>,
+    ) {
+        if self.served(slot).is_none_or(|volume| volume.id != id) {
+            return;
+        }
+        for (shard, baseline) in parts {
+            let position = self.position(shard).expect("a part of an own shard");
+            self.shards[position].add_baseline(slot, seat, baseline);
+        }
+    }
+
+    /// Gives up an earlier image; maps that still ask about it fail.
+    pub fn remove_baseline(&mut self, (slot, id): (VolumeSlot, VolumeId), seat: Seat) {
+        if self.served(slot).is_some_and(|volume| volume.id == id) {
+            for shard in &mut self.shards {
+                shard.remove_baseline(slot, seat);
+            }
+        }
+    }
+
     /// The part of another core's map that is of own shards.
     pub(super) fn map_own(
         &self,
@@ -80,10 +112,15 @@ impl Core {
             len: query.len,
             block_size: volume.block_size,
         };
-        Ok(self.map_shards(slot, span, query))
+        self.map_shards(slot, span, query)
     }
 
-    fn map_shards(&self, slot: VolumeSlot, span: Span, query: MapQuery) -> Vec<ShardRuns> {
+    fn map_shards(
+        &self,
+        slot: VolumeSlot,
+        span: Span,
+        query: MapQuery,
+    ) -> Result<Vec<ShardRuns>, Failure> {
         // So many extents have at most as many runs in any one shard, and most often far fewer:
         // where shards differ, each row is several extents. Else the answer is a quarter as long.
         let runs_max = query.extents_max.min(RUNS_MIN.max(query.extents_max / 4));
@@ -92,7 +129,11 @@ impl Core {
         asked
             .zip(&self.shards)
             .filter(|((_, range), _)| !range.is_empty())
-            .map(|((id, range), shard)| (id, shard.map(slot, range, query.view, runs_max)))
+            .map(|((id, range), shard)| {
+                let runs = shard.map(slot, range, query.view, runs_max);
+                // Never taken for unchanged: what a block was then is not known.
+                Ok((id, runs.ok_or(Failure::Gone)?))
+            })
             .collect()
     }
 

@@ -74,6 +74,39 @@ impl Runs {
         out
     }
 
+    /// These runs, in which blocks that have changed according to `marks` have changed, too; as far
+    /// as both tell.
+    #[must_use]
+    pub fn marked(&self, marks: &Self) -> Self {
+        debug_assert_eq!(self.start, marks.start);
+        let mut out = Self::new(self.start);
+        let mut marks = marks.runs.iter().peekable();
+        for run in &self.runs {
+            while let Some(mark) = marks.peek() {
+                let mut state = run.state;
+                state.changed = state.changed.with(mark.state.changed);
+                out.push(run.end.min(mark.end), state);
+                if mark.end > run.end {
+                    break;
+                }
+                marks.next();
+            }
+        }
+        out
+    }
+
+    /// The parts of `range` that are told, with their states.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, BlockState)> {
+        let first = self.runs.partition_point(|run| run.end <= range.start);
+        let mut at = range.start.max(self.start);
+        let runs = self.runs[first..].iter();
+        runs.map_while(move |run| {
+            let part = at..run.end.min(range.end);
+            at = part.end;
+            (!part.is_empty()).then_some((part, run.state))
+        })
+    }
+
     /// Goes on with `next`, which begins where these end.
     pub fn append(&mut self, next: &Self) {
         debug_assert_eq!(next.start, self.end());

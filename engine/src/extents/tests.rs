@@ -12,11 +12,13 @@ const STATES: [BlockState; 3] = [
         content: Content::Zero,
         stored: Stored::Local,
         in_memory: true,
+        changed: Seats::NONE,
     },
     BlockState {
         content: Content::Data,
         stored: Stored::Committed,
         in_memory: false,
+        changed: Seats::NONE,
     },
 ];
 

@@ -59,10 +59,10 @@ fn leaf_keys(base: &VolumeBase) -> impl Iterator<Item = LeafKey> {
 }
 
 /// Where the chunks of the earlier image are in the table of the later one.
-struct Places(HashMap<ChunkOrdinal, ChunkOrdinal>);
+pub(super) struct Places(HashMap<ChunkOrdinal, ChunkOrdinal>);
 
 impl Places {
-    fn new(from: &VolumeBase, to: &VolumeBase) -> Self {
+    pub(super) fn new(from: &VolumeBase, to: &VolumeBase) -> Self {
         let later: HashMap<ChunkKey, ChunkOrdinal> = to
             .chunks()
             .map(|(ordinal, entry)| (entry.reference.key, ordinal))
@@ -75,7 +75,7 @@ impl Places {
     }
 
     /// The place in terms of the later image; [`Old::Elsewhere`] if its chunk is not in there.
-    fn of(&self, loc: ChunkLoc) -> Old {
+    pub(super) fn of(&self, loc: ChunkLoc) -> Old {
         match self.0.get(&loc.chunk) {
             Some(chunk) => Old::At(ChunkLoc {
                 chunk: *chunk,
@@ -88,7 +88,7 @@ impl Places {
 
 /// Where the earlier image has a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Old {
+pub(super) enum Old {
     Nowhere,
     At(ChunkLoc),
     Elsewhere,

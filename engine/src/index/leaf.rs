@@ -237,6 +237,11 @@ impl Leaf {
         }
     }
 
+    /// Whether this is that very leaf, not another one that says the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Blocks mapped, at least one.
     pub fn mapped(&self) -> u64 {
         u64::from(read_u16(&self.0, field::MAPPED.start))

@@ -5,6 +5,7 @@
 //! parts, and the reasons, are in `docs/internals/extent-index.md`.
 
 pub mod base;
+mod baseline;
 mod diff;
 pub mod leaf;
 pub mod overlay;
@@ -13,6 +14,7 @@ pub mod rebuild;
 pub mod volume;
 
 pub use base::{LeafChanges, ShardBase};
+pub use baseline::{Baseline, Comparison, Reassigned};
 pub use diff::{Changed, ChangedRun, changed_runs};
 pub use leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 pub use overlay::{Hit, Overlay, Point, Scan, Winners};

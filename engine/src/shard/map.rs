@@ -1,10 +1,12 @@
 //! The map of a range of one shard: base, frozen and active overlays, one painted over the other.
 
+mod changes;
+
 use std::ops::Range;
 
 use super::{Shard, ShardVolume, VolumeSlot};
-use crate::extents::{BlockState, Content, RUNS_MAX, Runs, Stored, View};
-use crate::index::{LEAF_BLOCKS, LeafKey, Overlay, Point, Scan, ShardBase};
+use crate::extents::{BlockState, Content, RUNS_MAX, Runs, Seat, Seats, Stored, View};
+use crate::index::{Baseline, LEAF_BLOCKS, LeafKey, Overlay, Point, Scan, ShardBase};
 
 /// Blocks of the first look; each further one is so many times wider.
 const FIRST_BLOCKS: u64 = 64;
@@ -23,30 +25,43 @@ const COMMITTED: BlockState = BlockState {
     content: Content::Data,
     stored: Stored::Committed,
     in_memory: false,
+    changed: Seats::NONE,
 };
 
 impl Shard {
     /// What the blocks `range` (shard-local) are: at most `runs_max` runs, and not more than
     /// [`RUNS_MAX`]. A shorter answer covers the beginning of the range, at least a block. The
     /// effort depends on the runs that are wanted, not on how long the range is, nor on how much is
-    /// known of what comes after the answer.
+    /// known of what comes after the answer. `None` if a baseline that is asked about is not there.
     ///
     /// # Panics
     /// If the volume is not served.
-    pub fn map(&self, slot: VolumeSlot, range: Range<u64>, view: View, runs_max: usize) -> Runs {
+    pub fn map(
+        &self,
+        slot: VolumeSlot,
+        range: Range<u64>,
+        view: View,
+        runs_max: usize,
+    ) -> Option<Runs> {
         let volume = self.volume(slot);
+        let baseline = |seat| {
+            let mut baselines = volume.baselines.iter();
+            baselines.find(|(taken, _)| *taken == seat)
+        };
+        let baselines = view.since.iter().map(baseline);
         let frozen = volume.frozen.iter().map(|(_, layer)| &**layer);
         let bytes = volume.block_size.bytes();
         let layers = Layers {
             base: &volume.base,
             warm: view.in_memory.then_some(&volume.warm),
             overlays: frozen.chain([&volume.active]).collect(),
+            baselines: baselines.collect::<Option<_>>()?,
             committed: view.of(COMMITTED),
             zeroed: view.of(self.zeroed()),
             resident: &|point| self.log.memory(point.place, bytes).is_some(),
             logged: &|point| view.of(self.logged(volume, point)),
         };
-        layers.map(range, runs_max.clamp(1, RUNS_MAX))
+        Some(layers.map(range, runs_max.clamp(1, RUNS_MAX)))
     }
 
     /// A block whose newest record is in the log.
@@ -61,6 +76,7 @@ impl Shard {
                 Stored::Undurable
             },
             in_memory: memory.is_some(),
+            changed: Seats::NONE,
         }
     }
 
@@ -75,6 +91,7 @@ impl Shard {
                 Stored::Undurable
             },
             in_memory: true,
+            changed: Seats::NONE,
         }
     }
 }
@@ -86,6 +103,8 @@ struct Layers<'a> {
     warm: Option<&'a Overlay>,
     /// Oldest first.
     overlays: Vec<&'a Overlay>,
+    /// Earlier images to compare with.
+    baselines: Vec<&'a (Seat, Baseline)>,
     /// Of blocks in chunks.
     committed: BlockState,
     /// Of zeroed ranges of overlays.
@@ -138,15 +157,19 @@ impl Layers<'_> {
             };
             runs = runs.painted(resident.map(|(at, _)| (at.0..at.0 + 1, state)));
         }
-        for Scan { points, zeros, .. } in layers {
+        for Scan { points, zeros, .. } in &layers {
             if !zeros.is_empty() {
-                runs = runs.painted(zeros.into_iter().map(|range| (range, self.zeroed)));
+                runs = runs.painted(zeros.iter().map(|range| (range.clone(), self.zeroed)));
             }
             if !points.is_empty() {
-                let points = points.into_iter();
-                let data = points.map(|(at, point)| (at.0..at.0 + 1, (self.logged)(point)));
+                let points = points.iter();
+                let data = points.map(|(at, point)| (at.0..at.0 + 1, (self.logged)(*point)));
                 runs = runs.painted(data);
             }
+        }
+        for baseline in &self.baselines {
+            let changes = self.changes(baseline, runs.range(), &layers, looks);
+            runs = runs.marked(&changes);
         }
         runs
     }
@@ -156,8 +179,12 @@ impl Layers<'_> {
 /// leaf was looked at, when `looks` are used up.
 fn committed(base: &ShardBase, range: Range<u64>, data: BlockState, looks: &mut usize) -> Runs {
     let mut runs = Runs::new(range.start);
-    let from = LeafKey((range.start / LEAF_BLOCKS) as u32);
-    let to = LeafKey(range.end.div_ceil(LEAF_BLOCKS) as u32);
+    if data == BlockState::HOLE {
+        // Nobody wants to know what is mapped.
+        runs.push(range.end, BlockState::HOLE);
+        return runs;
+    }
+    let (from, to) = leaves_of(&range);
     for (nth, (key, leaf)) in base.leaves_between(from, to).enumerate() {
         let first = key.first().0;
         if *looks == 0 && nth > 0 {
@@ -165,10 +192,8 @@ fn committed(base: &ShardBase, range: Range<u64>, data: BlockState, looks: &mut 
             runs.push(first, BlockState::HOLE);
             return runs;
         }
-        let within = |block: u64| block.clamp(first, first + LEAF_BLOCKS) - first;
-        let part = within(range.start) as u16..within(range.end) as u16;
         let mut used = LOOKS_PER_LEAF;
-        leaf.mapped_ranges(part, |mapped| {
+        leaf.mapped_ranges(part_of(&range, key), |mapped| {
             used += 1;
             runs.push(first + u64::from(mapped.start), BlockState::HOLE);
             runs.push(first + u64::from(mapped.end), data);
@@ -178,6 +203,19 @@ fn committed(base: &ShardBase, range: Range<u64>, data: BlockState, looks: &mut 
     }
     runs.push(range.end, BlockState::HOLE);
     runs
+}
+
+/// The leaves that `range` touches: first, and one beyond the last.
+fn leaves_of(range: &Range<u64>) -> (LeafKey, LeafKey) {
+    let from = LeafKey((range.start / LEAF_BLOCKS) as u32);
+    (from, LeafKey(range.end.div_ceil(LEAF_BLOCKS) as u32))
+}
+
+/// The part of `range` in one leaf, as indices of the leaf.
+fn part_of(range: &Range<u64>, key: LeafKey) -> Range<u16> {
+    let first = key.first().0;
+    let within = |block: u64| block.clamp(first, first + LEAF_BLOCKS) - first;
+    within(range.start) as u16..within(range.end) as u16
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::fmt;
 use std::mem;
 
 use crate::codec::{be_u32, be_u64};
-use crate::export::{ExportDirectory, ExportInfo};
+use crate::export::{Awaited, ExportDirectory, ExportInfo};
 use crate::framer::Framer;
 use crate::protocol::{
     CLIENT_FLAGS_BYTES, GREETING_BYTES, NBD_MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC,
@@ -91,10 +91,10 @@ pub struct Advance {
     /// belong into the next call *after* the output was sent; at least one byte of a non-empty
     /// input is consumed by every call, unless it awaits an export.
     pub consumed: usize,
-    /// The next option names this export, and it is not known yet whether there is one. To be
-    /// called again, with whatever input there is or none, once [`ExportDirectory::awaits`] says
-    /// that it is; until then no option is answered.
-    pub awaits: Option<String>,
+    /// The next option names this, and it is not known yet whether there is one. To be called
+    /// again, with whatever input there is or none, once [`ExportDirectory::awaits`] or
+    /// [`ExportDirectory::awaits_context`] says that it is; until then no option is answered.
+    pub awaits: Option<Awaited>,
     /// STARTTLS was acknowledged. Once the output was sent in the clear, what arrives is TLS; what
     /// comes out of that belongs into the next call. All input was consumed.
     pub starts_tls: bool,
@@ -282,15 +282,27 @@ impl ServerHandshake {
         data: &[u8],
         out: &mut Vec<u8>,
         exports: &dyn ExportDirectory,
-    ) -> Result<(Option<HandshakeEnd>, Option<String>), HandshakeError> {
-        let named = answer::export_named(option, data);
-        if let Some(name) = named.filter(|name| exports.awaits(name)) {
+    ) -> Result<(Option<HandshakeEnd>, Option<Awaited>), HandshakeError> {
+        if let Some(awaited) = self.awaited(option, data, exports) {
             self.held = data.to_vec();
             self.stage = Stage::Held { option };
-            return Ok((None, Some(name.to_owned())));
+            return Ok((None, Some(awaited)));
         }
         self.stage = Stage::OptionHeader;
         Ok((self.answer(option, data, out, exports)?, None))
+    }
+
+    /// What is to be known before the option can be answered.
+    fn awaited(&self, option: u32, data: &[u8], exports: &dyn ExportDirectory) -> Option<Awaited> {
+        let export = answer::export_named(option, data)?;
+        let context = match exports.awaits(export) {
+            true => None,
+            false => Some(self.context_awaited(option, data, exports)?),
+        };
+        Some(Awaited {
+            export: export.to_owned(),
+            context,
+        })
     }
 
     /// Bytes of an unfinished message that are held.

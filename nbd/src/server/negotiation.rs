@@ -84,6 +84,23 @@ impl ServerHandshake {
         }
     }
 
+    /// A context that SET_META_CONTEXT selects and that is not there yet.
+    pub(super) fn context_awaited(
+        &self,
+        option: u32,
+        data: &[u8],
+        exports: &dyn ExportDirectory,
+    ) -> Option<String> {
+        let selects = option == option::SET_META_CONTEXT && self.negotiated.headers.has_chunks();
+        if !selects || !self.offers(option) {
+            return None;
+        }
+        let request = ContextRequest::parse(data).ok()?;
+        let mut queries = request.queries.into_iter();
+        let awaited = queries.find(|query| exports.awaits_context(request.export, query));
+        awaited.map(str::to_owned)
+    }
+
     fn choose_headers(&mut self, option: u32, empty: bool, out: &mut Vec<u8>) {
         let wanted = if option == option::EXTENDED_HEADERS {
             HeaderStyle::Extended

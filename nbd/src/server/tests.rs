@@ -531,6 +531,13 @@ impl ExportDirectory for Awaiting {
     }
 }
 
+fn awaited(export: &str, context: Option<&str>) -> Option<Awaited> {
+    Some(Awaited {
+        export: export.to_owned(),
+        context: context.map(str::to_owned),
+    })
+}
+
 #[test]
 fn an_option_that_names_an_awaited_export_waits_and_so_do_those_behind_it() {
     let exports = Awaiting {
@@ -546,13 +553,13 @@ fn an_option_that_names_an_awaited_export_waits_and_so_do_those_behind_it() {
     let before_go = input.len() - options[2].len();
     let mut out = Vec::new();
     let first = server.advance(&input, &mut out, &exports).unwrap();
-    assert_eq!(first.awaits.as_deref(), Some("vol0"));
+    assert_eq!(first.awaits, awaited("vol0", None));
     assert_eq!((first.consumed, first.end), (before_go, None));
     assert_eq!(replies(&out).len(), 2, "only the first option is answered");
     let rest = &input[first.consumed..];
     let again = server.advance(rest, &mut out, &exports).unwrap();
     assert_eq!((again.consumed, again.end), (0, None), "still not known");
-    assert_eq!(again.awaits.as_deref(), Some("vol0"));
+    assert_eq!(again.awaits, awaited("vol0", None));
     assert_eq!(replies(&out).len(), 2);
     exports.known.set(true);
     let last = server.advance(rest, &mut out, &exports).unwrap();
@@ -562,3 +569,22 @@ fn an_option_that_names_an_awaited_export_waits_and_so_do_those_behind_it() {
     let answer = [option_reply::INFO, option_reply::ACK];
     assert_eq!(kinds, [answer, answer, answer].concat());
 }
+<<<<<<< HEAD
+=======
+
+#[test]
+fn what_was_held_is_forgotten_with_the_rest() {
+    let exports = Awaiting {
+        known: std::cell::Cell::new(false),
+    };
+    let mut server = ServerHandshake::new(HandshakeLimits::DEFAULT);
+    let input = stream(FIXED, &[option(option::EXPORT_NAME, b"vol0")]);
+    let mut out = Vec::new();
+    let held = server.advance(&input, &mut out, &exports).unwrap();
+    assert_eq!(held.awaits, awaited("vol0", None));
+    server.forget_negotiation();
+    exports.known.set(true);
+    let next = server.advance(&[], &mut out, &exports).unwrap();
+    assert_eq!((next.end, out.len()), (None, 0));
+}
+>>>>>>> 2294c43 (Maps tell what has changed since an earlier image of a volume: baselines of shards in terms of the present chunk table; the handshake waits for a context before it is selected)

@@ -1,8 +1,8 @@
 //! Maps against a model of every block, on one core and on several.
 
-use super::rig::{BLOCK, Rig, SLOT};
+use super::rig::{BLOCK, Rig, SLOT, VOLUME};
 use crate::core::{Failure, Origin, Progress, Ticket};
-use crate::extents::{BlockState, Content, Extent, MapQuery, Stored, View};
+use crate::extents::{BlockState, Content, Extent, MapQuery, Seat, Seats, Stored, View};
 use crate::identity::Epoch;
 use crate::lcg::Lcg;
 use crate::shard::VolumeSlot;
@@ -81,6 +81,7 @@ impl Model {
                 false => Stored::Undurable,
             },
             in_memory: cell.content != Content::Data || rig.is_resident(block),
+            changed: Seats::NONE,
         })
     }
 
@@ -130,6 +131,7 @@ impl Lcg {
             view: View {
                 stored: model.flushed && self.below(2) == 0,
                 in_memory: self.below(2) == 0,
+                ..View::default()
             },
             extents_max: [1, 2, 7, 1000][self.below(4) as usize],
         }
@@ -243,6 +245,7 @@ fn data_counts_as_undurable_until_it_is_flushed() {
         view: View {
             stored: true,
             in_memory: true,
+            ..View::default()
         },
         extents_max: 1,
     };
@@ -279,4 +282,55 @@ fn a_volume_that_is_not_served_has_no_map() {
     rig.turn();
     assert_eq!(rig.result(77), Some(Err(Failure::Gone)));
     assert!(rig.done[&77].extents.is_empty());
+}
+
+#[test]
+fn changes_are_told_since_a_baseline_that_all_cores_have() {
+    for cores in [1, 3] {
+        let mut rig = Rig::new(cores);
+        (0..20).for_each(|block| _ = rig.write(block, 1));
+        let cut = rig.cut();
+        rig.commit(cut, 0, &(0..20).collect::<Vec<_>>());
+        let seat = Seat::free(Seats::NONE).unwrap();
+        let query = MapQuery {
+            offset: 0,
+            len: 32 * BLOCK,
+            view: View {
+                content: false,
+                since: seat.into(),
+                ..View::default()
+            },
+            extents_max: 100,
+        };
+        let told = |rig: &mut Rig| -> Vec<(u64, bool)> {
+            let extents = rig.map_on(0, query);
+            let told = |extent: &Extent| (extent.len / BLOCK, extent.state.changed.contains(seat));
+            extents.iter().map(told).collect()
+        };
+        let origin = Origin::Client(Ticket(77));
+        let unknown = rig.cores[0].map(origin, SLOT, query, &mut Vec::new());
+        assert_eq!(unknown, Progress::Failed(Failure::Gone));
+        rig.keep_baseline(seat, 0, &(0..20).collect::<Vec<_>>());
+        assert_eq!(told(&mut rig), [(32, false)]);
+        rig.write(3, 2);
+        rig.mark(18 * BLOCK, 4 * BLOCK, MarkKind::Trim);
+        rig.write(30, 1);
+        let expected = [
+            (3, false),
+            (1, true),
+            (14, false),
+            (2, true),
+            (10, false),
+            (1, true),
+            (1, false),
+        ];
+        assert_eq!(told(&mut rig), expected);
+        rig.cut();
+        assert_eq!(told(&mut rig), expected, "sealed");
+        rig.cores
+            .iter_mut()
+            .for_each(|core| core.remove_baseline((SLOT, VOLUME), seat));
+        let gone = rig.cores[0].map(origin, SLOT, query, &mut Vec::new());
+        assert_eq!(gone, Progress::Failed(Failure::Gone));
+    }
 }

@@ -11,9 +11,11 @@ use crate::core::{
     Committed, Core, CoreLoad, Done, EpochClock, Failure, Fetch, Io, Origin, Progress, SealedCore,
     Ticket, WritePolicy,
 };
-use crate::extents::{Extent, MapQuery};
+use crate::extents::{Extent, MapQuery, Seat};
 use crate::identity::{Epoch, Incarnation, Lsn, VolumeId};
-use crate::index::{ChunkLoc, ChunkOrdinal, Leaf, LeafChanges, LeafKey, Overlay, ShardBase};
+use crate::index::{
+    Baseline, ChunkLoc, ChunkOrdinal, Leaf, LeafChanges, LeafKey, Overlay, ShardBase,
+};
 use crate::shard::{Shard, VolumeSlot};
 use crate::volume::VolumeSettings;
 use crate::wal::{BootId, LogConfig, LogIdentity, MarkKind, Recovered, ShardLog, WalId};
@@ -354,6 +356,20 @@ impl Rig {
             self.cores[index].committed(commit);
         }
         self.settle();
+    }
+
+    /// Keeps an image in which `blocks` are in chunk `chunk`, in this order of slots.
+    pub(super) fn keep_baseline(&mut self, seat: Seat, chunk: u32, blocks: &[u64]) {
+        let count = self.cores.len();
+        let part = |shard| {
+            let mut base = ShardBase::new();
+            base.install(leaves_of(shard, chunk, blocks));
+            (shard, Baseline::of(base))
+        };
+        for (index, core) in self.cores.iter_mut().enumerate() {
+            let own = ShardId::all().filter(|shard| shard.core(count) == index);
+            core.add_baseline((SLOT, VOLUME), seat, own.map(part).collect());
+        }
     }
 
     /// Whether the block is still in batch memory.

@@ -1,8 +1,8 @@
-//! Which blocks of a leaf are mapped, without where to.
+//! A part of a leaf: which of its blocks are mapped, and where to.
 
 use std::ops::Range;
 
-use super::{Leaf, LeafKind, field, partition, read_u16, run_at};
+use super::{ChunkLoc, Leaf, LeafKind, field, partition, read_u16, run_at};
 
 impl Leaf {
     /// Calls `visit` with the mapped blocks of `range` (indices in the leaf), as ranges that ascend
@@ -39,6 +39,42 @@ impl Leaf {
                     let word = word.iter().rev().fold(0, |w, &b| w << 8 | u64::from(b));
                     ranges_of(word, i as u16 * 64, &mut clipped);
                 }
+            }
+        }
+    }
+
+    /// Calls `visit` with the entries of `range` (indices in the leaf), ascending.
+    pub fn entries_in(&self, range: Range<u16>, mut visit: impl FnMut(u16, ChunkLoc)) {
+        match self.kind() {
+            LeafKind::Runs => {
+                let run = |i| run_at(self.body(), i);
+                let end_of = |i| run(i).first + run(i).count;
+                let first = partition(self.items(), |i| end_of(i) <= range.start);
+                let runs = (first..self.items()).map(run);
+                for run in runs.take_while(|run| run.first < range.end) {
+                    let from = run.first.max(range.start);
+                    let to = (run.first + run.count).min(range.end);
+                    (from..to).for_each(|index| visit(index, run.loc(index - run.first)));
+                }
+            }
+            LeafKind::Sparse => {
+                let index_at = |i| read_u16(self.body(), i * 2);
+                let first = partition(self.items(), |i| index_at(i) < range.start);
+                (first..self.items())
+                    .take_while(|i| index_at(*i) < range.end)
+                    .for_each(|i| visit(index_at(i), self.value(i)));
+            }
+            LeafKind::Dense => {
+                if range.is_empty() {
+                    return;
+                }
+                let mut at = self.rank(range.start);
+                self.mapped_ranges(range, |mapped| {
+                    for index in mapped {
+                        visit(index, self.value(at));
+                        at += 1;
+                    }
+                });
             }
         }
     }

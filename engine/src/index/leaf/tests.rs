@@ -42,7 +42,17 @@ fn check(model: &Model, leaf: Option<&Leaf>) {
     for range in [0..LEAF_BLOCKS as u16, 63..64, 100..2500, 4000..4096] {
         let mut mapped = Vec::new();
         leaf.mapped_ranges(range.clone(), |part| mapped.extend(part));
-        assert!(mapped.iter().eq(model.range(range).map(|(index, _)| index)));
+        assert!(
+            mapped
+                .iter()
+                .eq(model.range(range.clone()).map(|(index, _)| index))
+        );
+        let mut part = Vec::new();
+        leaf.entries_in(range.clone(), |index, loc| part.push((index, loc)));
+        assert!(
+            part.into_iter()
+                .eq(model.range(range).map(|(i, loc)| (*i, *loc)))
+        );
     }
     assert_eq!(Leaf::decode(leaf.encode()).unwrap(), *leaf);
     assert!(leaf.encode().len() <= LEAF_BYTES_MAX);

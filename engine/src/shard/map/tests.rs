@@ -45,18 +45,47 @@ const LOGGED: BlockState = BlockState {
     content: Content::Data,
     stored: Stored::Local,
     in_memory: true,
+    changed: Seats::NONE,
 };
 const ZEROED: BlockState = BlockState {
     content: Content::Zero,
     ..LOGGED
 };
-const RESIDENT: BlockState = BlockState {
-    in_memory: true,
-    ..COMMITTED
-};
-
 fn is_resident(point: Point) -> bool {
     point.lsn.0.is_multiple_of(2)
+}
+
+/// Another image in the next free seat: `base`, in which some of the first `blocks` are elsewhere or
+/// nowhere, and which has some more.
+fn earlier(base: &ShardBase, blocks: u64, dice: &mut Lcg) -> (Seat, Baseline) {
+    let mut then = base.clone();
+    let from = dice.below(blocks + 1);
+    for (key, leaf) in base.leaves() {
+        let mut entries = Vec::new();
+        leaf.for_each(|index, loc| {
+            let is_old = key.first().0 + u64::from(index) < from || blocks == 0;
+            match dice.below(4) {
+                0 if !is_old => {}
+                1 if !is_old => {
+                    let chunk = ChunkOrdinal(loc.chunk.0 + 1);
+                    entries.push((index, ChunkLoc { chunk, ..loc }));
+                }
+                _ => entries.push((index, loc)),
+            }
+        });
+        // Not the very same leaf, even if it says the same.
+        then.install([(key, Leaf::build(&entries))]);
+    }
+    let more = base_of([blocks + 5, blocks + 2 * LEAF_BLOCKS].into_iter());
+    if blocks > 0 {
+        let new = more.leaves().filter(|(key, _)| base.leaf(*key).is_none());
+        then.install(new.map(|(key, leaf)| (key, Some(leaf.clone()))));
+    }
+    let seats = [
+        Seat::free(Seats::NONE),
+        Seat::free(Seat::free(Seats::NONE).unwrap().into()),
+    ];
+    (seats[usize::from(blocks == 0)].unwrap(), Baseline::of(then))
 }
 
 /// Layers of which batch memory has what records with even LSNs wrote.
@@ -69,6 +98,7 @@ fn layers<'a>(
         base,
         warm,
         overlays,
+        baselines: Vec::new(),
         committed: COMMITTED,
         zeroed: ZEROED,
         resident: &is_resident,
@@ -78,6 +108,24 @@ fn layers<'a>(
 
 /// What lookups say of a block.
 fn state_of(layers: &Layers<'_>, block: u64) -> BlockState {
+    let local = LocalBlock(block);
+    let mut newest = layers.overlays.iter().rev();
+    let newest = newest.find_map(|layer| layer.lookup(local));
+    let has_changed = |(_, baseline): &&&(Seat, Baseline)| {
+        let then = baseline.base().lookup(local);
+        match newest {
+            Some(Hit::Data(_)) => true,
+            Some(Hit::Zero(_)) => then.is_some(),
+            None => then != layers.base.lookup(local),
+        }
+    };
+    let changed = layers.baselines.iter().filter(has_changed);
+    let mut state = content_of(layers, block);
+    state.changed = changed.map(|(seat, _)| *seat).collect();
+    state
+}
+
+fn content_of(layers: &Layers<'_>, block: u64) -> BlockState {
     let local = LocalBlock(block);
     match layers
         .overlays
@@ -90,8 +138,11 @@ fn state_of(layers: &Layers<'_>, block: u64) -> BlockState {
         None => {}
     }
     match layers.warm.and_then(|warm| warm.lookup(local)) {
-        Some(Hit::Data(point)) if is_resident(point) => RESIDENT,
-        _ if layers.base.lookup(local).is_some() => COMMITTED,
+        Some(Hit::Data(point)) if is_resident(point) => BlockState {
+            in_memory: true,
+            ..layers.committed
+        },
+        _ if layers.base.lookup(local).is_some() => layers.committed,
         _ => BlockState::HOLE,
     }
 }
@@ -120,6 +171,10 @@ fn any_bounds_tell_the_beginning_of_what_lookups_tell() {
         let blocks = [300, 3 * LEAF_BLOCKS][round % 2];
         let (mut warm, mut old, mut new) = (Overlay::new(), Overlay::new(), Overlay::new());
         let base = base_of((0..blocks).filter(|_| dice.below(3) == 0));
+        let baselines = [
+            earlier(&base, blocks, &mut dice),
+            earlier(&base, 0, &mut dice),
+        ];
         let every = 1 + dice.below(40);
         for lsn in 1..blocks / every {
             let at = dice.below(blocks);
@@ -133,7 +188,12 @@ fn any_bounds_tell_the_beginning_of_what_lookups_tell() {
                 _ => {}
             }
         }
-        let layers = layers(&base, Some(&warm), vec![&old, &new]);
+        let mut layers = layers(&base, Some(&warm), vec![&old, &new]);
+        layers.baselines = baselines.iter().take(round % 3).collect();
+        if round % 4 == 0 {
+            // Nobody wants to know what is mapped.
+            layers.committed = BlockState::HOLE;
+        }
         for _ in 0..10 {
             let start = dice.below(blocks);
             let range = start..start + 1 + dice.below(blocks + 10 - start);
@@ -214,4 +274,19 @@ fn a_look_at_the_base_ends_after_so_many_runs_or_looks() {
     let one = self::layers(&base, None, Vec::new()).map(range, 1);
     assert_eq!(one.as_slice().len(), 1);
     assert!(one.range().end < 10 * LEAF_BLOCKS, "{one:?}");
+}
+
+#[test]
+fn a_comparison_of_what_is_the_same_looks_at_no_entries() {
+    let base = base_of((0..300 * LEAF_BLOCKS).step_by(7));
+    let seat = Seat::free(Seats::NONE).unwrap();
+    let same = (seat, Baseline::of(base.clone()));
+    let mut layers = layers(&base, None, Vec::new());
+    layers.baselines.push(&same);
+    layers.committed = BlockState::HOLE;
+    let told = layers.map(0..300 * LEAF_BLOCKS, 64);
+    let runs = told.as_slice();
+    assert_eq!(runs.len(), 1);
+    assert!(runs[0].state.changed.is_empty());
+    assert!(runs[0].end >= 100 * LEAF_BLOCKS, "{told:?}");
 }

@@ -40,6 +40,7 @@ impl World {
             view: View {
                 stored: ticket.is_multiple_of(2),
                 in_memory: ticket.is_multiple_of(3),
+                ..View::default()
             },
             extents_max: 1 + (ticket % 9) as usize,
         };

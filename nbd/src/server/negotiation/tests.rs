@@ -404,3 +404,64 @@ fn the_golden_bytes_of_a_selected_context() {
     .concat();
     assert_eq!(out[20..20 + reply.len()], reply);
 }
+
+/// Contexts of which all but the first are awaited until they were asked for once.
+#[derive(Default)]
+struct Loading {
+    asked: std::cell::RefCell<Vec<String>>,
+}
+
+impl ExportDirectory for Loading {
+    fn list(&self, visit: &mut dyn FnMut(&str, &str)) -> Result<(), LookupError> {
+        Exports.list(visit)
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, LookupError> {
+        Exports.find(name)
+    }
+
+    fn awaits_context(&self, name: &str, context: &str) -> bool {
+        let mut asked = self.asked.borrow_mut();
+        let is_new =
+            name == "a" && context.starts_with("qemu:") && !asked.contains(&context.into());
+        if is_new {
+            asked.push(context.to_owned());
+        }
+        is_new
+    }
+
+    fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
+        Exports.contexts(name, visit)
+    }
+}
+
+#[test]
+fn a_selection_waits_for_each_of_its_contexts_and_nothing_else_does() {
+    let (mon, tue) = ("qemu:dirty-bitmap:since-mon", "qemu:dirty-bitmap:since-tue");
+    let wanted = context_data("a", &["base:allocation", mon, tue]);
+    let mut stream = vec![0, 0, 0, 3];
+    // Without chunks nothing can be selected, a list selects nothing.
+    send(&mut stream, option::SET_META_CONTEXT, &wanted);
+    send(&mut stream, option::STRUCTURED_REPLY, b"");
+    send(&mut stream, option::LIST_META_CONTEXT, &wanted);
+    send(
+        &mut stream,
+        option::SET_META_CONTEXT,
+        &context_data("b", &[mon]),
+    );
+    send(&mut stream, option::SET_META_CONTEXT, &wanted);
+    let exports = Loading::default();
+    let mut server = ServerHandshake::with_features(HandshakeLimits::DEFAULT, Features::ALL);
+    let mut out = Vec::new();
+    let first = server.advance(&stream, &mut out, &exports).unwrap();
+    assert_eq!(first.consumed, stream.len(), "the last one is held");
+    let context = |advance: Advance| advance.awaits.and_then(|awaited| awaited.context);
+    assert_eq!(context(first).as_deref(), Some(mon));
+    assert_eq!(server.negotiated.contexts.len(), 1, "those of before");
+    let second = server.advance(&[], &mut out, &exports).unwrap();
+    assert_eq!(context(second).as_deref(), Some(tue));
+    let third = server.advance(&[], &mut out, &exports).unwrap();
+    assert_eq!((third.awaits, third.end), (None, None));
+    let names = server.negotiated.contexts.iter().map(|c| c.name.as_str());
+    assert_eq!(names.collect::<Vec<_>>(), ["base:allocation", mon, tue]);
+}
