@@ -41,7 +41,7 @@ use input::Input;
 use lookup::Lookup;
 use receiving::Received;
 pub(crate) use replies::CONTEXTS;
-use replies::{Agreed, Found};
+use replies::{Agreed, Found, Since};
 use requests::{InFlight, Refused, Requests, WriteStream};
 use roster::Tally;
 pub use sending::Flushed;
@@ -140,7 +140,7 @@ enum Phase {
     Handshake {
         machine: Box<ServerHandshake>,
         deadline_ms: u64,
-        /// A snapshot that the client named.
+        /// What the client named and is not open.
         lookup: Lookup,
     },
     /// The handshake is done; dead connections of the volume are being closed on other cores.
@@ -157,6 +157,8 @@ struct Session {
     info: ExportInfo,
     /// What the client negotiated.
     terms: Terms,
+    /// The selected contexts that tell what has changed.
+    bitmaps: Vec<Since>,
     counters: Arc<VolumeCounters>,
     stream: Option<WriteStream>,
     refused: Option<Refused>,
@@ -171,8 +173,8 @@ pub enum Outcome {
     Waiting,
     /// There may be more to read: call again in the next turn.
     Ready,
-    /// The client named a snapshot that is not open: have [`Connection::awaited`] opened, then call
-    /// `found`.
+    /// The client named a snapshot that is not open, or a bitmap that is not loaded: have
+    /// [`Connection::awaited`] opened, then call `found`.
     Looking,
     /// The client chose a volume: close its dead connections, then call `join`.
     Joining,
@@ -426,8 +428,8 @@ impl Connection {
         match advance.end {
             None => {
                 self.output.extend_from_slice(&out);
-                if let Some(name) = advance.awaits {
-                    *lookup = Lookup::Awaited(name);
+                if let Some(awaited) = advance.awaits {
+                    *lookup = Lookup::Awaited(awaited);
                     return Some(Outcome::Looking);
                 }
                 if advance.starts_tls {
@@ -458,6 +460,10 @@ impl Connection {
         if !volume.enter(&self.peer) {
             return Outcome::Closed;
         }
+        let Some(bitmaps) = replies::hold_bitmaps(&volume, &selected.session, &self.peer) else {
+            volume.leave(&self.peer);
+            return Outcome::Closed;
+        };
         let tls = self.wire.version();
         tracing::info!(peer = %self.peer, volume = volume.label(), tls, "client connected");
         let counters = (around.volume_counters)(&volume);
@@ -465,6 +471,7 @@ impl Connection {
             volume,
             info: selected.info,
             terms: selected.session,
+            bitmaps,
             counters,
             stream: None,
             refused: None,
@@ -500,6 +507,7 @@ impl Connection {
         if !self.broken {
             let agreed = Agreed {
                 terms: &session.terms,
+                bitmaps: &session.bitmaps,
                 info: &session.info,
             };
             replies::reply(finished, found, agreed, &mut self.output);

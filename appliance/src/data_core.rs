@@ -333,6 +333,14 @@ impl DataCore {
                 self.core
                     .add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
             }
+            CoreMessage::AddBaseline(add) => {
+                let add = *add;
+                self.core
+                    .add_baseline((add.slot, add.id), add.seat, add.parts);
+            }
+            CoreMessage::RemoveBaseline { slot, id, seat } => {
+                self.core.remove_baseline((slot, id), seat);
+            }
             CoreMessage::RemoveVolume {
                 slot,
                 is_deleted,

@@ -1,5 +1,6 @@
 //! The volumes that this daemon serves, shared by all its threads.
 
+mod bitmaps;
 mod view;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 use crate::access::{Access, Client, Grant};
 use crate::connection::CONTEXTS;
 
+pub use bitmaps::{Bitmap, Bitmaps, Bookmark, HeldBitmap, is_since};
 pub use view::View;
 
 /// What an operator is told of a volume whose answered writes may be gone.
@@ -66,6 +68,8 @@ pub struct Volume {
     pub lineage: Lineage,
     /// Whether it is served, and why not.
     pub state: RwLock<(VolumeState, Option<String>)>,
+    /// What has changed since its snapshots, for clients.
+    pub bitmaps: Bitmaps,
     /// Set if this is no volume but a snapshot of one, opened for reading.
     pub view: Option<View>,
 }
@@ -97,6 +101,7 @@ impl Volume {
                 Lineage::Broken
             },
             state: RwLock::new((VolumeState::Online, None)),
+            bitmaps: Bitmaps::default(),
             view: None,
         }
     }
@@ -326,10 +331,14 @@ impl ExportDirectory for Directory {
         self.lacks_view(name)
     }
 
+    fn awaits_context(&self, name: &str, context: &str) -> bool {
+        self.lacks_bitmap(name, context)
+    }
+
     fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
         self.find(name)?;
-        CONTEXTS.into_iter().for_each(visit);
-        Ok(())
+        CONTEXTS.into_iter().for_each(&mut *visit);
+        self.visit_bitmaps(name, visit)
     }
 }
 
@@ -397,6 +406,10 @@ impl ExportDirectory for Seen<'_> {
 
     fn awaits(&self, name: &str) -> bool {
         self.grant(name) != Grant::None && self.directory.awaits(name)
+    }
+
+    fn awaits_context(&self, name: &str, context: &str) -> bool {
+        self.find(name).is_ok() && self.directory.awaits_context(name, context)
     }
 
     fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {

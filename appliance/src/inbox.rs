@@ -9,8 +9,9 @@ use taipan_engine::api::{ConnectionInfo, ShardStatus};
 use taipan_engine::arena::ArenaSlice;
 use taipan_engine::block::ShardId;
 use taipan_engine::core::{Committed, Failure, OpKey, PeerMessage};
+use taipan_engine::extents::Seat;
 use taipan_engine::identity::{Epoch, VolumeId};
-use taipan_engine::index::{Overlay, ShardBase};
+use taipan_engine::index::{Baseline, Overlay, ShardBase};
 use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::VolumeSettings;
 use taipan_nbd::LookupError;
@@ -74,7 +75,7 @@ pub enum CoreMessage {
         /// Checksums that did not match on the way.
         mismatches: u64,
     },
-    /// The snapshot that a connection's client named is open, or why it is not.
+    /// The snapshot or bitmap that a connection's client named is open, or why it is not.
     ViewOpened {
         /// The connection.
         connection: u64,
@@ -97,6 +98,17 @@ pub enum CoreMessage {
         is_deleted: bool,
         /// Dropped when done.
         ack: Sender<()>,
+    },
+    /// Keep an earlier image of a volume to compare it with. Acknowledged by dropping `ack`.
+    AddBaseline(Box<AddBaseline>),
+    /// Give up an earlier image of a volume: nobody asks about it any more.
+    RemoveBaseline {
+        /// The volume's slot.
+        slot: VolumeSlot,
+        /// Its identity.
+        id: VolumeId,
+        /// What the image is called.
+        seat: Seat,
     },
     /// Change a volume's settings.
     Configure {
@@ -154,6 +166,20 @@ pub struct AddVolume {
     /// Overlay and base of each of the core's shards.
     pub parts: Vec<(ShardId, Overlay, ShardBase)>,
     /// Dropped when the volume is served.
+    pub ack: Sender<()>,
+}
+
+/// An earlier image of a volume for one core.
+pub struct AddBaseline {
+    /// The volume's slot.
+    pub slot: VolumeSlot,
+    /// Its identity.
+    pub id: VolumeId,
+    /// What the image is called.
+    pub seat: Seat,
+    /// The part of each of the core's shards.
+    pub parts: Vec<(ShardId, Baseline)>,
+    /// Dropped when the core has it.
     pub ack: Sender<()>,
 }
 

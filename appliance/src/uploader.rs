@@ -1,6 +1,7 @@
 //! The uploader core: takes cuts, packs, stores, commits, and lets the data cores release their
 //! logs. A glommio executor runs it; all machines are the engine's.
 
+mod bitmaps;
 mod changes;
 mod chunks;
 mod compaction;
@@ -41,8 +42,9 @@ use crate::fetcher::ChunkTables;
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::metrics::Metrics;
 
+pub use bitmaps::BitmapWish;
 pub use control::Request;
-pub use views::ViewWish;
+pub use views::{Asker, ViewWish};
 pub use volume::UploadVolume;
 
 use changes::{Change, Creations};
@@ -72,6 +74,7 @@ pub(crate) enum Message {
     Event(VolumeId, Event),
     Request(Request),
     View(ViewWish),
+    Bitmap(BitmapWish),
     Changed(Box<Change>),
     Compact(VolumeId, EngineResult<Box<CompactionRead>>),
 }
@@ -115,6 +118,11 @@ impl UploaderAddress {
     /// A client names a snapshot that is not open.
     pub fn open_view(&self, wish: ViewWish) {
         self.send(Message::View(wish));
+    }
+
+    /// A client names a bitmap that is not loaded.
+    pub fn load_bitmap(&self, wish: BitmapWish) {
+        self.send(Message::Bitmap(wish));
     }
 
     /// Only a stopped uploader does not listen, and nothing is expected of it any more.
@@ -221,6 +229,8 @@ pub struct Uploader {
     creations: Creations,
     /// Snapshots that clients read.
     views: views::Views,
+    /// Bitmaps that clients use.
+    bitmaps: bitmaps::LoadedBitmaps,
     /// Those who wait for snapshots.
     snapshot_waits: Vec<snapshots::SnapshotWaiter>,
     wal_rate: WalRate,
@@ -351,6 +361,7 @@ impl Uploader {
             waiting: Vec::new(),
             creations: Creations::default(),
             views: views::Views::default(),
+            bitmaps: bitmaps::LoadedBitmaps::default(),
             snapshot_waits: Vec::new(),
             wal_rate: WalRate::default(),
             shown_ms: 0,
@@ -375,6 +386,7 @@ impl Uploader {
             } else {
                 self.run_waiting(now_ms);
                 self.serve_taken();
+                self.expire_bitmaps(now_ms);
                 self.expire_views(now_ms);
                 self.take_cut(now_ms);
                 self.run_compaction(now_ms);
@@ -420,6 +432,7 @@ impl Uploader {
             Message::Event(volume, event) => self.event(volume, event),
             Message::Request(request) => self.request(request),
             Message::View(wish) => self.open_view(wish),
+            Message::Bitmap(wish) => self.load_bitmap(wish),
             Message::Changed(change) => self.changed(*change),
             Message::Compact(id, result) => self.compaction_read(id, result),
         }

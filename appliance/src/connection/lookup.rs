@@ -1,20 +1,21 @@
-//! Snapshots that a client names: they are opened when they are asked for, and the handshake waits.
+//! Snapshots that a client names, and bitmaps since snapshots: they are opened when they are asked
+//! for, and the handshake waits.
 
-use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
+use taipan_nbd::{Awaited, ExportDirectory, ExportInfo, LookupError};
 
 use super::{Connection, Outcome, Phase, Surroundings};
 use crate::directory::Seen;
 
-/// How far the search for the snapshot is that the client named last.
+/// How far the search is for what the client named last.
 #[derive(Debug, Default)]
 pub(super) enum Lookup {
     /// There is none.
     #[default]
     Nothing,
     /// It is being opened.
-    Awaited(String),
+    Awaited(Awaited),
     /// It is open, or why it is not.
-    Told(String, Result<(), LookupError>),
+    Told(Awaited, Result<(), LookupError>),
 }
 
 impl Lookup {
@@ -25,23 +26,33 @@ impl Lookup {
     /// The directory as this client sees it.
     pub(super) fn exports<'a>(&'a self, directory: Seen<'a>) -> Exports<'a> {
         let refused = match self {
-            Self::Told(name, Err(why)) => Some((name.as_str(), why)),
+            Self::Told(awaited, Err(why)) => Some((awaited, why)),
             Self::Nothing | Self::Awaited(_) | Self::Told(_, Ok(())) => None,
         };
         Exports { directory, refused }
     }
 }
 
-/// The directory with what this client was told of a snapshot that cannot be had.
+/// The directory with what this client was told of something that cannot be had.
 pub(super) struct Exports<'a> {
     directory: Seen<'a>,
-    refused: Option<(&'a str, &'a LookupError)>,
+    refused: Option<(&'a Awaited, &'a LookupError)>,
 }
 
 impl Exports<'_> {
     fn check(&self, name: &str) -> Result<(), LookupError> {
         match self.refused {
-            Some((refused, why)) if refused == name => Err(why.clone()),
+            Some((refused, why)) if refused.context.is_none() && refused.export == name => {
+                Err(why.clone())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same of its contexts.
+    fn check_contexts(&self, name: &str) -> Result<(), LookupError> {
+        match self.refused {
+            Some((refused, why)) if refused.export == name => Err(why.clone()),
             _ => Ok(()),
         }
     }
@@ -61,25 +72,29 @@ impl ExportDirectory for Exports<'_> {
         self.check(name).is_ok() && self.directory.awaits(name)
     }
 
+    fn awaits_context(&self, name: &str, context: &str) -> bool {
+        self.check_contexts(name).is_ok() && self.directory.awaits_context(name, context)
+    }
+
     fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {
-        self.check(name)?;
+        self.check_contexts(name)?;
         self.directory.contexts(name, visit)
     }
 }
 
 impl Connection {
-    /// The snapshot for which the handshake waits.
-    pub fn awaited(&self) -> Option<&str> {
+    /// What the handshake waits for.
+    pub fn awaited(&self) -> Option<&Awaited> {
         match &self.phase {
             Phase::Handshake {
-                lookup: Lookup::Awaited(name),
+                lookup: Lookup::Awaited(awaited),
                 ..
-            } => Some(name),
+            } => Some(awaited),
             _ => None,
         }
     }
 
-    /// Whether it is known what became of the snapshot, and the handshake has not gone on.
+    /// Whether it is known what became of that, and the handshake has not gone on.
     pub(super) fn is_told(&self) -> bool {
         matches!(
             &self.phase,
@@ -90,7 +105,7 @@ impl Connection {
         )
     }
 
-    /// The snapshot for which the handshake waits is open, or cannot be had: it goes on.
+    /// What the handshake waits for is open, or cannot be had: it goes on.
     pub fn found(
         &mut self,
         result: Result<(), LookupError>,
@@ -100,7 +115,7 @@ impl Connection {
             return Outcome::Waiting;
         };
         match std::mem::take(lookup) {
-            Lookup::Awaited(name) => *lookup = Lookup::Told(name, result),
+            Lookup::Awaited(awaited) => *lookup = Lookup::Told(awaited, result),
             other => *lookup = other,
         }
         match self.work(around) {

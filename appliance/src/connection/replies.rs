@@ -9,8 +9,9 @@ use taipan_nbd::{
 
 use super::errors::Cause;
 use super::requests::InFlight;
+use crate::directory::{HeldBitmap, Volume, is_since};
 
-/// The metadata contexts of every volume.
+/// The metadata contexts of every volume, but for bitmaps.
 pub(crate) const CONTEXTS: [&str; 4] = [
     context::BASE_ALLOCATION,
     context::QEMU_ALLOCATION_DEPTH,
@@ -40,26 +41,52 @@ pub(super) struct Found<'a> {
     pub(super) extents: &'a [Extent],
 }
 
+/// A selected context that tells what has changed since a snapshot.
+pub(super) struct Since {
+    /// The context.
+    id: u32,
+    bitmap: HeldBitmap,
+}
+
+/// Holds the bitmaps of the contexts that a client selected; `None` if one is not loaded any more.
+pub(super) fn hold_bitmaps(volume: &Volume, terms: &Terms, peer: &str) -> Option<Vec<Since>> {
+    let contexts = terms.contexts().iter();
+    let bitmaps = contexts.filter(|context| is_since(&context.name));
+    let held = bitmaps.map(|context| {
+        let bitmap = volume.bitmaps.hold(&context.name, peer)?;
+        Some(Since {
+            id: context.id,
+            bitmap,
+        })
+    });
+    held.collect()
+}
+
 /// What was negotiated, and about what.
 #[derive(Clone, Copy)]
 pub(super) struct Agreed<'a> {
     pub(super) terms: &'a Terms,
+    pub(super) bitmaps: &'a [Since],
     pub(super) info: &'a ExportInfo,
 }
 
 /// The question to the core that a BLOCK_STATUS is.
-pub(super) fn map_query(query: &StatusQuery, terms: &Terms) -> MapQuery {
+pub(super) fn map_query(query: &StatusQuery, terms: &Terms, bitmaps: &[Since]) -> MapQuery {
     let asks = |name: &str| {
         let mut contexts = terms.contexts().iter();
         contexts.any(|context| context.name == name && query.contexts.contains(context.id))
     };
     let in_memory = asks(context::TAIPAN_RESIDENCY);
+    let asked = |since: &&Since| query.contexts.contains(since.id);
+    let since = bitmaps.iter().filter(asked);
     MapQuery {
         offset: query.offset,
         len: query.len,
         view: View {
+            content: asks(context::BASE_ALLOCATION) || asks(context::QEMU_ALLOCATION_DEPTH),
             stored: in_memory || asks(context::TAIPAN_DURABILITY),
             in_memory,
+            since: since.map(|since| since.bitmap.seat()).collect(),
         },
         extents_max: if query.one { 1 } else { EXTENTS_MAX },
     }
@@ -128,9 +155,16 @@ fn status(
     let mut left = query.contexts.len();
     for context in asked {
         left -= 1;
+        let mut bitmaps = agreed.bitmaps.iter();
+        let since = bitmaps.find(|since| since.id == context.id);
+        let status_of = |block: BlockState| match since {
+            Some(since) if block.changed.contains(since.bitmap.seat()) => state::DIRTY,
+            Some(_) => 0,
+            None => status_of(&context.name, block),
+        };
         let mut chunk = StatusChunk::new(to, query, context.id, agreed.info, out);
         for extent in extents {
-            if !chunk.push(extent.len, status_of(&context.name, extent.state)) {
+            if !chunk.push(extent.len, status_of(extent.state)) {
                 break;
             }
         }

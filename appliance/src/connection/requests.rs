@@ -477,7 +477,7 @@ impl Connection {
             return;
         };
         let slot = session.volume.slot;
-        let map = map_query(&query, &session.terms);
+        let map = map_query(&query, &session.terms, &session.bitmaps);
         let answer = (RequestKind::Status, Answer::Status(query));
         let mut request = InFlight::new(asked, answer, around.now_ns);
         // With a payload the length in the header is that of the payload.

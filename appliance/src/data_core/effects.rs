@@ -14,10 +14,11 @@ use taipan_engine::wal::WalWrite;
 
 use super::barrier_pace::BarrierPace;
 use super::{BarrierScope, token};
+use crate::directory::{Bookmark, Volume};
 use crate::fetcher::Fetcher;
 use crate::inbox::CoreAddress;
 use crate::metrics::CoreCounters;
-use crate::uploader::{UploaderAddress, ViewWish};
+use crate::uploader::{Asker, BitmapWish, UploaderAddress, ViewWish};
 
 /// Read buffers kept for reuse.
 const SPARE_BUFFERS: usize = 64;
@@ -99,11 +100,24 @@ impl Carrier {
 
     /// Has a snapshot opened for a connection of this core.
     pub(super) fn open_view(&self, name: QualifiedName, connection: u64) {
-        self.uploader.open_view(ViewWish {
-            name,
+        let asker = self.asker(connection);
+        self.uploader.open_view(ViewWish { name, asker });
+    }
+
+    /// Has a bitmap loaded for a connection of this core.
+    pub(super) fn load_bitmap(&self, export: Arc<Volume>, since: Bookmark, connection: u64) {
+        self.uploader.load_bitmap(BitmapWish {
+            export,
+            since,
+            asker: self.asker(connection),
+        });
+    }
+
+    fn asker(&self, connection: u64) -> Asker {
+        Asker {
             core: self.own.clone(),
             connection,
-        });
+        }
     }
 
     /// Starts everything that the core asked for, except replies and peer messages.

@@ -1,5 +1,5 @@
 //! Joining a volume: what is left of the client's former connections is closed first, on every
-//! core (DESIGN §4.8, `docs/internals/cores.md`). Before that a snapshot is opened if it is not.
+//! core (DESIGN §4.8, `docs/internals/cores.md`). Before that a snapshot is opened if it is not, or a bitmap loaded.
 
 use std::net::IpAddr;
 
@@ -22,18 +22,26 @@ pub(super) struct Inquiry {
 }
 
 impl DataCore {
-    /// A client named a snapshot that is not open: the uploader is asked for it.
+    /// A client named a snapshot that is not open, or a bitmap that is not loaded: the uploader is
+    /// asked for it.
     pub(super) fn start_lookup(&mut self, index: u32) {
         let Some(connection) = &self.slots[index as usize].connection else {
             return;
         };
-        let Some(name) = connection.awaited().map(str::parse) else {
+        let Some(awaited) = connection.awaited() else {
             return;
         };
         let number = connection.id().packed();
-        match name {
-            Ok(name) => self.carrier.open_view(name, number),
-            Err(_) => self.looked_up(number, Err(LookupError::Unknown)),
+        let Some(context) = &awaited.context else {
+            return match awaited.export.parse() {
+                Ok(name) => self.carrier.open_view(name, number),
+                Err(_) => self.looked_up(number, Err(LookupError::Unknown)),
+            };
+        };
+        match self.directory.bitmap_named(&awaited.export, context) {
+            Some((export, since)) => self.carrier.load_bitmap(export, since, number),
+            // Its snapshot was deleted at this moment: an unknown context is no error.
+            None => self.looked_up(number, Ok(())),
         }
     }
 

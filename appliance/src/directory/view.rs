@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use taipan_engine::identity::ManifestNum;
 use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_nbd::LookupError;
 
@@ -14,6 +15,8 @@ use super::{Directory, Volume};
 pub struct View {
     /// The snapshot.
     pub snapshot: SnapshotName,
+    /// The manifest whose image it is.
+    pub manifest: ManifestNum,
     /// A client has looked it up: it stays open for a while.
     wanted: AtomicBool,
     /// Clients that are connected.
@@ -22,9 +25,10 @@ pub struct View {
 
 impl View {
     /// A snapshot that nobody reads yet.
-    pub fn new(snapshot: SnapshotName) -> Self {
+    pub fn new(snapshot: SnapshotName, manifest: ManifestNum) -> Self {
         Self {
             snapshot,
+            manifest,
             wanted: AtomicBool::new(true),
             readers: Mutex::default(),
         }
@@ -183,7 +187,7 @@ mod tests {
         let snapshot = SnapshotName::parse("s").unwrap();
         let mut view = volume(1);
         *view.read_only.get_mut() = true;
-        view.view = Some(View::new(snapshot));
+        view.view = Some(View::new(snapshot, ManifestNum(5)));
         Arc::new(view)
     }
 

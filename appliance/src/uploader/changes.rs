@@ -20,6 +20,7 @@ use taipan_engine::shard::VolumeSlot;
 use taipan_engine::snapshot::Snapshot;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
+use super::bitmaps::BitmapChange;
 use super::effects::Means;
 use super::patience::{Answer, is_final, until_known, within};
 use super::takeover::Regained;
@@ -93,6 +94,7 @@ pub(crate) enum Change {
         answer: Answer,
     },
     ViewOpened(Box<ViewChange>),
+    BitmapLoaded(Box<BitmapChange>),
 }
 
 /// What the cores are told of a volume, or of a snapshot that is served like one.
@@ -310,7 +312,8 @@ impl Uploader {
     }
 
     /// Has every core stop serving the volume of that slot, and waits until they have.
-    pub(super) fn remove_from_cores(&self, slot: VolumeSlot, is_deleted: bool) {
+    pub(super) fn remove_from_cores(&mut self, slot: VolumeSlot, is_deleted: bool) {
+        self.forget_bitmaps_of(slot);
         let (ack, done) = bounded(0);
         for core in &self.cores {
             let ack = ack.clone();

@@ -402,6 +402,7 @@ impl Uploader {
     pub(super) fn changed(&mut self, change: Change) {
         match change {
             Change::ViewOpened(change) => self.view_opened(*change),
+            Change::BitmapLoaded(change) => self.bitmap_loaded(*change),
             Change::Created {
                 creation,
                 result,

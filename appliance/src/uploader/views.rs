@@ -12,7 +12,7 @@ use taipan_engine::failpoint;
 use taipan_engine::identity::VolumeId;
 use taipan_engine::index::{Overlay, VolumeBase};
 use taipan_engine::registry::{self, LocalHead};
-use taipan_engine::snapshot::{QualifiedName, Snapshot, SnapshotId, SnapshotName};
+use taipan_engine::snapshot::{QualifiedName, Snapshot, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, VolumeSettings};
 use taipan_nbd::LookupError;
 
@@ -26,28 +26,34 @@ use crate::inbox::{CoreAddress, CoreMessage};
 /// Snapshots that are open at a time: each has its index in memory.
 const VIEWS_MAX: usize = 64;
 /// A snapshot that nobody reads stays open for so long: whoever comes back finds it.
-const IDLE_MS: u64 = 30_000;
+pub(super) const IDLE_MS: u64 = 30_000;
 /// How long it may take to open one; a large index takes its time.
-const OPENING: Duration = Duration::from_secs(60);
+pub(super) const OPENING: Duration = Duration::from_secs(60);
 /// Readers that a refusal spells out.
 const READERS_TOLD: usize = 5;
 
-/// A client's wish to read a snapshot. Answered by [`CoreMessage::ViewOpened`].
-pub struct ViewWish {
-    /// The snapshot.
-    pub name: QualifiedName,
+/// A client whose handshake waits. Answered by [`CoreMessage::ViewOpened`].
+pub struct Asker {
     /// The client's core.
     pub core: CoreAddress,
     /// Its connection there.
     pub connection: u64,
 }
 
-impl ViewWish {
-    fn answer(self, result: std::result::Result<(), LookupError>) {
+impl Asker {
+    pub(super) fn answer(self, result: std::result::Result<(), LookupError>) {
         let connection = self.connection;
         self.core
             .send(CoreMessage::ViewOpened { connection, result });
     }
+}
+
+/// A client's wish to read a snapshot.
+pub struct ViewWish {
+    /// The snapshot.
+    pub name: QualifiedName,
+    /// The client.
+    pub asker: Asker,
 }
 
 /// The snapshots that are open, or about to be.
@@ -55,13 +61,15 @@ impl ViewWish {
 pub(super) struct Views {
     open: HashMap<QualifiedName, OpenView>,
     /// Who waits for those that are being opened.
-    opening: HashMap<QualifiedName, Vec<ViewWish>>,
+    opening: HashMap<QualifiedName, Vec<Asker>>,
     /// The snapshot of a volume that is being deleted: not opened any more.
     doomed: HashMap<VolumeId, SnapshotName>,
 }
 
 struct OpenView {
     volume: Arc<Volume>,
+    /// Its image. The leaves are those of the cores.
+    base: Rc<VolumeBase>,
     /// Whose snapshot it is.
     of: VolumeId,
     /// Since when nobody wants it.
@@ -102,7 +110,11 @@ async fn open(means: Rc<Means>, name: QualifiedName, of: VolumeId, snapshot: Sna
 }
 
 /// A snapshot as an export: nothing of it is ever written, so no promise about writes concerns it.
-fn served(name: &QualifiedName, id: SnapshotId, settings: &VolumeSettings) -> (LocalHead, View) {
+fn served(
+    name: &QualifiedName,
+    snapshot: &Snapshot,
+    settings: &VolumeSettings,
+) -> (LocalHead, View) {
     let settings = VolumeSettings {
         ack: Ack::default(),
         durability: Durability::default(),
@@ -111,33 +123,33 @@ fn served(name: &QualifiedName, id: SnapshotId, settings: &VolumeSettings) -> (L
         ..settings.clone()
     };
     // Its own identity, because its chunks have other ordinals than the volume's.
-    let local = LocalHead::named(VolumeId(id.0), name.volume.clone(), settings);
-    (local, View::new(name.snapshot.clone()))
+    let local = LocalHead::named(VolumeId(snapshot.id.0), name.volume.clone(), settings);
+    (local, View::new(name.snapshot.clone(), snapshot.manifest))
 }
 
 impl Uploader {
     /// A client named a snapshot that its core did not find open.
     pub(super) fn open_view(&mut self, wish: ViewWish) {
         if self.views.open.contains_key(&wish.name) {
-            return wish.answer(Ok(()));
+            return wish.asker.answer(Ok(()));
         }
         if let Some(waiting) = self.views.opening.get_mut(&wish.name) {
-            return waiting.push(wish);
+            return waiting.push(wish.asker);
         }
         match self.may_open(&wish.name) {
             Ok((of, snapshot)) => {
-                let (name, means) = (wish.name.clone(), Rc::clone(&self.means));
-                self.views.opening.insert(name.clone(), vec![wish]);
+                let (name, means) = (wish.name, Rc::clone(&self.means));
+                self.views.opening.insert(name.clone(), vec![wish.asker]);
                 self.spawn_change(open(means, name, of, snapshot));
             }
-            Err(error) => wish.answer(Err(refusal(&error))),
+            Err(error) => wish.asker.answer(Err(refusal(&error))),
         }
     }
 
     fn may_open(&mut self, name: &QualifiedName) -> Result<(VolumeId, Snapshot)> {
         let of = self.find_snapshot(&name.volume, &name.snapshot)?;
         let snapshot = self.committed(of, &name.snapshot)?.clone();
-        if self.views.doomed.get(&of) == Some(&name.snapshot) {
+        if self.is_doomed(of, &name.snapshot) {
             return Err(Error::new(ErrorKind::NotFound, "it is being deleted"));
         }
         if self.views.open.len() + self.views.opening.len() >= VIEWS_MAX && !self.close_idle() {
@@ -155,8 +167,8 @@ impl Uploader {
             tracing::warn!(snapshot = %name, %error, "a snapshot cannot be opened for reading");
         }
         let waiting = self.views.opening.remove(&name).unwrap_or_default();
-        for wish in waiting {
-            wish.answer(match &result {
+        for asker in waiting {
+            asker.answer(match &result {
                 Ok(()) => Ok(()),
                 Err(error) => Err(refusal(error)),
             });
@@ -175,7 +187,7 @@ impl Uploader {
             let text = "the snapshot was deleted meanwhile";
             return Err(Error::new(ErrorKind::NotFound, text));
         }
-        let (local, view) = served(&name, snapshot.id, &image.settings);
+        let (local, view) = served(&name, &snapshot, &image.settings);
         if self.volumes.contains_key(&local.id) {
             return Err(Error::corrupt("the snapshot has the id of a volume"));
         }
@@ -204,6 +216,7 @@ impl Uploader {
         tracing::info!(snapshot = %name, id = %snapshot.id, "snapshot opened for reading");
         let open = OpenView {
             volume,
+            base: Rc::new(image.base),
             of,
             idle_since_ms: None,
         };
@@ -249,6 +262,18 @@ impl Uploader {
         tracing::info!(snapshot = %name, "snapshot closed");
     }
 
+    /// The image of an open snapshot, if it is still that one that is open.
+    pub(super) fn image_of_view(&self, view: &Arc<Volume>) -> Option<Rc<VolumeBase>> {
+        let mut open = self.views.open.values();
+        let open = open.find(|open| Arc::ptr_eq(&open.volume, view))?;
+        Some(Rc::clone(&open.base))
+    }
+
+    /// Whether the snapshot is about to be deleted.
+    pub(super) fn is_doomed(&self, of: VolumeId, snapshot: &SnapshotName) -> bool {
+        self.views.doomed.get(&of) == Some(snapshot)
+    }
+
     /// The volume is another writer's from now on: its snapshots are no longer read here.
     pub(super) fn drop_views_of(&mut self, id: VolumeId) {
         let of = |(name, open): (&QualifiedName, &OpenView)| (open.of == id).then(|| name.clone());
@@ -271,17 +296,13 @@ impl Uploader {
             snapshot: snapshot.clone(),
         };
         let busy = |text: String| Err(Error::new(ErrorKind::Busy, text));
+        self.free_of_bitmaps(of, &name)?;
         if self.views.opening.contains_key(&name) {
             return busy(format!("{name} is being opened by a client"));
         }
         if let Some(open) = self.views.open.get(&name) {
             if !open.volume.close_unless_read() {
-                let readers = open.volume.readers();
-                let told = &readers[..readers.len().min(READERS_TOLD)];
-                let count = readers.len();
-                return busy(format!(
-                    "{name} is read by {count} clients: {told:?}; disconnect them first"
-                ));
+                return busy(used_by(&format!("{name} is read"), &open.volume.readers()));
             }
             self.drop_view(&name);
         }
@@ -295,8 +316,15 @@ impl Uploader {
     }
 }
 
+/// Who is in the way.
+pub(super) fn used_by(what: &str, clients: &[String]) -> String {
+    let told = &clients[..clients.len().min(READERS_TOLD)];
+    let count = clients.len();
+    format!("{what} by {count} clients: {told:?}; disconnect them first")
+}
+
 /// What a client is told.
-fn refusal(error: &Error) -> LookupError {
+pub(super) fn refusal(error: &Error) -> LookupError {
     match error.kind() {
         ErrorKind::NotFound => LookupError::Unknown,
         _ => LookupError::Policy(error.to_string()),

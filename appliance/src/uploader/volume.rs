@@ -155,6 +155,7 @@ impl UploadVolume {
         volume
             .index_bytes
             .store(base.heap_bytes() as u64, Ordering::Relaxed);
+        volume.bitmaps.set_bookmarks(self.commit.snapshots().iter());
         volume.last_commit_ms.store(now_ms, Ordering::Relaxed);
     }
 }
@@ -278,6 +279,8 @@ impl Uploader {
             .get_mut(&id)
             .expect("the publication is of this volume");
         volume.fill_tables(&self.tables);
+        self.bitmaps
+            .note_chunks(&volume.volume, volume.commit.base());
         volume.publishing = Some((publication.epoch, self.cores.len()));
         self.compaction_wrote(id, publication.chunk_bytes);
         let volume = &self.volumes[&id];
@@ -355,6 +358,7 @@ impl Uploader {
         let state = VolumeState::Fenced;
         volume.volume.set_state(state, Some(cause.to_owned()));
         volume.volume.closing.store(true, Ordering::Release);
+        self.forget_bitmaps_of(volume.volume.slot);
         for core in &self.cores {
             core.send(CoreMessage::FenceVolume {
                 slot: volume.volume.slot,

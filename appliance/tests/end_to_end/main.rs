@@ -8,6 +8,7 @@ mod a_clone_goes_its_own_way;
 mod a_crash_at_any_step_loses_nothing;
 mod a_discard_of_everything_costs_nothing;
 mod a_flush_covers_other_connections;
+mod a_foreign_tool_backs_up_what_changed;
 mod a_fresh_start_serves;
 mod a_kicked_client_keeps_what_was_answered;
 mod a_lost_cache_is_decided_by_the_operator;

@@ -569,22 +569,3 @@ fn an_option_that_names_an_awaited_export_waits_and_so_do_those_behind_it() {
     let answer = [option_reply::INFO, option_reply::ACK];
     assert_eq!(kinds, [answer, answer, answer].concat());
 }
-<<<<<<< HEAD
-=======
-
-#[test]
-fn what_was_held_is_forgotten_with_the_rest() {
-    let exports = Awaiting {
-        known: std::cell::Cell::new(false),
-    };
-    let mut server = ServerHandshake::new(HandshakeLimits::DEFAULT);
-    let input = stream(FIXED, &[option(option::EXPORT_NAME, b"vol0")]);
-    let mut out = Vec::new();
-    let held = server.advance(&input, &mut out, &exports).unwrap();
-    assert_eq!(held.awaits, awaited("vol0", None));
-    server.forget_negotiation();
-    exports.known.set(true);
-    let next = server.advance(&[], &mut out, &exports).unwrap();
-    assert_eq!((next.end, out.len()), (None, 0));
-}
->>>>>>> 2294c43 (Maps tell what has changed since an earlier image of a volume: baselines of shards in terms of the present chunk table; the handshake waits for a context before it is selected)

@@ -1,5 +1,6 @@
 //! Clients that name snapshots: the handshake waits until one is open, or known not to be.
 
+use taipan_engine::identity::ManifestNum;
 use taipan_engine::snapshot::SnapshotName;
 use taipan_nbd::LookupError;
 use taipan_nbd::protocol::{option, option_reply};
@@ -45,7 +46,11 @@ fn kinds(mut bytes: &[u8]) -> Vec<u32> {
 fn a_client_waits_until_its_snapshot_is_open() {
     let mut rig = asking("vol0@daily");
     assert_eq!(rig.turn(), Outcome::Looking);
-    assert_eq!(rig.connection.awaited(), Some("vol0@daily"));
+    let awaited = rig.connection.awaited().unwrap();
+    assert_eq!(
+        (awaited.export.as_str(), &awaited.context),
+        ("vol0@daily", &None)
+    );
     assert!(rig.received().is_empty(), "nothing is answered yet");
     let local = LocalHead::named(
         VolumeId(9),
@@ -54,7 +59,10 @@ fn a_client_waits_until_its_snapshot_is_open() {
     );
     let mut view = Volume::serving(VolumeSlot(1), &local, true);
     *view.read_only.get_mut() = true;
-    view.view = Some(View::new(SnapshotName::parse("daily").unwrap()));
+    view.view = Some(View::new(
+        SnapshotName::parse("daily").unwrap(),
+        ManifestNum(5),
+    ));
     let view = Arc::new(view);
     let name = "vol0@daily".parse().unwrap();
     rig.directory.insert_view(name, Arc::clone(&view));
