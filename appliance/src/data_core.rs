@@ -30,7 +30,7 @@ use crate::connection::{
 use crate::directory::Directory;
 use crate::doorbell::Doorbell;
 use crate::fetcher::Fetcher;
-use crate::inbox::{CoreAddress, CoreMessage, CoreReport};
+use crate::inbox::{AddVolume, CoreAddress, CoreMessage, CoreReport};
 use crate::metrics::{CoreCounters, Metrics};
 use crate::tls::TlsService;
 use crate::uploader::UploaderAddress;
@@ -327,16 +327,10 @@ impl DataCore {
             CoreMessage::Seal => {}
             CoreMessage::Committed(commit) => self.core.committed(commit),
             CoreMessage::BackendFull(full) => self.core.set_backend_full(full),
-            CoreMessage::AddVolume(add) => {
-                let add = *add;
-                let (slot, id, committed) = (add.slot, add.id, add.committed);
-                self.core
-                    .add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
-            }
+            CoreMessage::AddVolume(add) => self.add_volume(*add),
             CoreMessage::AddBaseline(add) => {
-                let add = *add;
-                self.core
-                    .add_baseline((add.slot, add.id), add.seat, add.parts);
+                let volume = (add.slot, add.id);
+                self.core.add_baseline(volume, add.seat, add.parts);
             }
             CoreMessage::RemoveBaseline { slot, id, seat } => {
                 self.core.remove_baseline((slot, id), seat);
@@ -346,11 +340,7 @@ impl DataCore {
                 is_deleted,
                 ack,
             } => {
-                self.close_volume(slot);
-                match is_deleted {
-                    true => self.core.remove_volume(slot),
-                    false => _ = self.core.detach_volume(slot),
-                }
+                self.remove_volume(slot, is_deleted);
                 drop(ack);
             }
             CoreMessage::FenceVolume { slot } => {
@@ -373,6 +363,20 @@ impl DataCore {
             CoreMessage::Roster(request) => self.answer_operator(request),
             CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
             CoreMessage::Stop => self.stopped = true,
+        }
+    }
+
+    fn add_volume(&mut self, add: AddVolume) {
+        let (slot, id, committed) = (add.slot, add.id, add.committed);
+        self.core
+            .add_volume(slot, id, &add.settings, add.read_only, committed, add.parts);
+    }
+
+    fn remove_volume(&mut self, slot: VolumeSlot, is_deleted: bool) {
+        self.close_volume(slot);
+        match is_deleted {
+            true => self.core.remove_volume(slot),
+            false => _ = self.core.detach_volume(slot),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Joining a volume: what is left of the client's former connections is closed first, on every
-//! core (DESIGN §4.8, `docs/internals/cores.md`). Before that a snapshot is opened if it is not, or a bitmap loaded.
+//! core (DESIGN §4.8, `docs/internals/cores.md`). Before that a snapshot
+//! is opened if it is not, or a bitmap loaded.
 
 use std::net::IpAddr;
 

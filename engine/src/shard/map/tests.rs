@@ -55,8 +55,8 @@ fn is_resident(point: Point) -> bool {
     point.lsn.0.is_multiple_of(2)
 }
 
-/// Another image in the next free seat: `base`, in which some of the first `blocks` are elsewhere or
-/// nowhere, and which has some more.
+/// Another image in a seat: `base`, in which some of the first `blocks` are elsewhere or nowhere,
+/// and which has some more.
 fn earlier(base: &ShardBase, blocks: u64, dice: &mut Lcg) -> (Seat, Baseline) {
     let mut then = base.clone();
     let from = dice.below(blocks + 1);

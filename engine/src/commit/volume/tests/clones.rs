@@ -349,10 +349,11 @@ impl Family {
         }
     }
 
-    fn verify(&self) {
-        for (world, rig) in &self.members {
+    fn verify(&mut self) {
+        for (world, rig) in &mut self.members {
             world.verify();
             verify_all(world, rig);
+            rig.check_changes(world);
         }
     }
 }
@@ -362,7 +363,7 @@ proptest! {
 
     /// Writes, zeroes, snapshots, clones of anything, interrupted and repeated creations, crashes,
     /// openings, deletions, freeing and sweeps: every volume and every snapshot reads as it should
-    /// at every moment.
+    /// at every moment, and what has changed since each snapshot is told.
     #[test]
     fn a_family_of_clones_reads_as_its_cuts_whatever_happens(
         steps in prop::collection::vec((0..6usize, 0..13u8, 0..64u64, 1..40u64), 1..40)

@@ -1,23 +1,27 @@
 //! A volume in a backend in memory: shards, a model of its blocks, and a driver of its commits that
 //! can be stopped after any effect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::executor::block_on;
 
 use crate::backend::{Backend, MemBackend};
-use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId};
+use crate::block::{BlockNum, BlockSize, LocalBlock, SHARD_COUNT, ShardId};
 use crate::chunk::verify_slot;
 use crate::commit::{CommitConfig, Effect, Event, HeadUpdate, Random, VolumeCommit};
 use crate::error::{Error, Result};
 use crate::identity::{BatchNum, Epoch, Lsn, ManifestNum, VolumeId, WriterToken};
 use crate::index::rebuild::rebuild;
-use crate::index::{Overlay, Point, ShardBase, VolumeBase};
+use crate::index::{
+    Baseline, Comparison, LEAF_BLOCKS, LeafKey, Overlay, Point, Reassigned, ShardBase, VolumeBase,
+};
 use crate::manifest::Manifest;
 use crate::object::{ObjectKey, SealedRef};
 use crate::pack::{PackBlock, PackPlan};
-use crate::registry::read_history;
+use crate::registry::{read_history, read_snapshot};
+use crate::snapshot::Snapshot;
 use crate::volume::{VolumeName, VolumeSettings};
 use crate::wal::place::Place;
 
@@ -56,6 +60,8 @@ pub(super) struct World {
 pub(super) struct Rig {
     pub(super) commit: VolumeCommit,
     shards: Vec<ShardBase>,
+    /// Earlier images that the shards keep.
+    baselines: Vec<KeptBaseline>,
     pub(super) now_ms: u64,
     /// Names of the effects so far.
     pub(super) trace: Vec<&'static str>,
@@ -63,6 +69,13 @@ pub(super) struct Rig {
     pub(super) head_failures: u32,
     /// Source reads that give wrong bytes first.
     pub(super) rotten_reads: u32,
+}
+
+/// An image of a snapshot that the shards keep.
+struct KeptBaseline {
+    of: Snapshot,
+    shards: Vec<Baseline>,
+    reassigned: Arc<Reassigned>,
 }
 
 /// A config under which checkpoints, parts and deletes come often.
@@ -135,6 +148,7 @@ impl World {
         let shards = ShardId::all().map(|shard| rebuilt.base.shard(shard).clone());
         Rig {
             shards: shards.collect(),
+            baselines: Vec::new(),
             commit: VolumeCommit::new(
                 history.head().clone(),
                 rebuilt,
@@ -320,6 +334,9 @@ impl Rig {
                     .head_record
                     .expect("published before the head was saved");
                 assert_eq!(saved.committed_epoch, publication.epoch);
+                for kept in &self.baselines {
+                    kept.reassigned.note(self.commit.base());
+                }
                 for (shard, leaves) in self.shards.iter_mut().zip(publication.leaves) {
                     shard.install(leaves);
                 }
@@ -345,6 +362,57 @@ impl Rig {
         for (shard, ours) in ShardId::all().zip(&self.shards) {
             assert!(ours.leaves().eq(self.commit.base().shard(shard).leaves()));
         }
+    }
+
+    /// Has the shards keep an earlier image of each snapshot of which they have none, and checks
+    /// that what has changed since is what the model says.
+    pub(super) fn check_changes(&mut self, world: &World) {
+        let snapshots: Vec<Snapshot> = self.commit.snapshots().iter().cloned().collect();
+        self.baselines.retain(|kept| snapshots.contains(&kept.of));
+        for snapshot in snapshots {
+            if !self.baselines.iter().any(|kept| kept.of == snapshot) {
+                self.keep(world, snapshot);
+            }
+        }
+        let now = &world.cuts[&self.commit.head().epoch];
+        for kept in &self.baselines {
+            let then = &world.cuts[&kept.of.epoch];
+            let differs = |block: &&u64| then.get(block) != now.get(block);
+            let expected: BTreeSet<u64> = then
+                .keys()
+                .chain(now.keys())
+                .filter(differs)
+                .copied()
+                .collect();
+            assert_eq!(self.changed(kept), expected, "since {:?}", kept.of.name);
+        }
+    }
+
+    fn keep(&mut self, world: &World, of: Snapshot) {
+        let read = read_snapshot(&world.backend, world.volume, &of);
+        let (_, image) = block_on(read).unwrap();
+        let base = self.commit.base();
+        let reassigned = Arc::new(Reassigned::new(base));
+        let comparison = Comparison::new(&image.base, base, Arc::clone(&reassigned));
+        let shards = ShardId::all()
+            .map(|shard| comparison.shard(shard))
+            .collect();
+        self.baselines.push(KeptBaseline {
+            of,
+            shards,
+            reassigned,
+        });
+    }
+
+    fn changed(&self, kept: &KeptBaseline) -> BTreeSet<u64> {
+        let mut changed = BTreeSet::new();
+        let (first, all) = (LeafKey(0), 0..LEAF_BLOCKS as u16);
+        for (shard, (now, then)) in ShardId::all().zip(self.shards.iter().zip(&kept.shards)) {
+            then.changed(first, now.leaf(first), all.clone(), |part| {
+                changed.extend(part.map(|local| LocalBlock(local.into()).global(shard).0));
+            });
+        }
+        changed
     }
 
     fn read(&mut self, block: &PackBlock, out: &mut [u8]) -> Result<()> {
