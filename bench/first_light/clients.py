@@ -35,10 +35,11 @@ class Load:
         return "read" if "read" in self.rw else "write"
 
 
-def own_client(bench, server, load, seed):
+def own_client(bench, server, load, seed, uri=None, offset=0):
     """taipan-bench; the result in the form of `measure`."""
-    command = [bench, "run", server.uri(), "--rw", load.rw, "--bs", load.block, "--json"]
+    command = [bench, "run", uri or server.uri(), "--rw", load.rw, "--bs", load.block, "--json"]
     command += ["--iodepth", load.depth, "--size", load.area, "--seed", seed]
+    command += ["--offset", offset]
     command += ["--progress", "never"]
     if load.seconds:
         command += ["--runtime", load.seconds]

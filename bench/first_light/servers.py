@@ -170,8 +170,8 @@ class Taipand(Server):
         log = Path(home) / "taipand.log"
         super().__init__("taipand", command, self.data / "nbd.sock", log, environment)
 
-    def uri(self):
-        return f"nbd+unix:///{VOLUME}?socket={self.socket}"
+    def uri(self, volume=VOLUME):
+        return f"nbd+unix:///{volume}?socket={self.socket}"
 
     def start(self, ready=None):
         return super().start(ready or self.healthy)
@@ -183,17 +183,18 @@ class Taipand(Server):
         except OSError:
             return False
 
-    def call(self, method, path, timeout=SETTLE_SECONDS_MAX):
+    def call(self, method, path, body=None, timeout=SETTLE_SECONDS_MAX):
         connection = UnixHttp(self.data / "control.sock", timeout)
+        headers = {"Content-Type": "application/json"} if body else {}
         try:
-            connection.request(method, path)
+            connection.request(method, path, body and json.dumps(body), headers)
             answer = connection.getresponse()
-            body = answer.read()
+            text = answer.read()
         finally:
             connection.close()
         if answer.status >= 300:
-            raise BenchError(f"{method} {path}: {answer.status} {body[:500]!r}")
-        return json.loads(body) if body else None
+            raise BenchError(f"{method} {path}: {answer.status} {text[:500]!r}")
+        return json.loads(text) if text else None
 
     def status(self):
         return self.call("GET", "/v1/status")

@@ -69,6 +69,8 @@ pub struct Config {
     pub batch_delete: bool,
     /// Smallest part but the last of a multipart upload, in bytes.
     pub part_bytes_min: usize,
+    /// Bytes of memory for bodies that are touched at the start.
+    pub prepared_bytes: usize,
 }
 
 impl Default for Config {
@@ -84,6 +86,7 @@ impl Default for Config {
             checksums_verified: true,
             batch_delete: true,
             part_bytes_min: 5 << 20,
+            prepared_bytes: 0,
         }
     }
 }
@@ -94,6 +97,7 @@ pub(crate) struct World {
     store: Mutex<store::Store>,
     faults: Faults,
     stats: stats::Recorder,
+    prepared: body::Prepared,
 }
 
 impl World {
@@ -133,6 +137,7 @@ impl FakeS3 {
             store: Mutex::new(store::Store::default()),
             faults: Faults::new(config.script.clone(), down),
             stats: stats::Recorder::default(),
+            prepared: body::Prepared::of(config.prepared_bytes),
             config,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()

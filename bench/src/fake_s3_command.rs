@@ -44,6 +44,10 @@ pub(crate) struct FakeS3Args {
     #[arg(long)]
     no_checksums: bool,
 
+    /// Memory for bodies that is touched at the start, so that taking them in costs less later
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
+    prepared_mib: usize,
+
     /// Answers 501 to DeleteObjects
     #[arg(long)]
     no_batch_delete: bool,
@@ -106,6 +110,7 @@ fn config(args: &FakeS3Args) -> Result<Config> {
         conditional_writes: args.conditional_writes.into(),
         checksums_verified: !args.no_checksums,
         batch_delete: !args.no_batch_delete,
+        prepared_bytes: args.prepared_mib << 20,
         ..Config::default()
     })
 }

@@ -55,14 +55,21 @@ class S3Server:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+# What a second or two of a limited upload brings, and more.
+PREPARED_MIB = 512
+
+
 class FakeS3(S3Server):
     """The in-memory server of taipan-bench: it counts, and faults can be scripted."""
 
-    def __init__(self, bench, home):
+    def __init__(self, bench, home, aside=False):
+        """With aside it runs only when nothing else would, as a server elsewhere takes no CPU."""
         super().__init__("fake-s3", home)
         port_file = self.home / "ports"
         self.admin = None
         command = [bench, "fake-s3", "--bucket", BUCKET, "--port-file", port_file]
+        if aside:
+            command = ["chrt", "--idle", "0", *command, "--prepared-mib", PREPARED_MIB]
         self.spawn(command, port_file.exists)
         self.address, self.admin = port_file.read_text().split()
 
@@ -132,9 +139,9 @@ def sdk_loop(options, server, prefix, rw, objects, requests=None, concurrency=No
     return json.loads(run(command))
 
 
-def taipand(options, server, home, volume_bytes, extra=(), prefix="bench", wal=None):
+def taipand(options, server, home, volume_bytes, extra=(), prefix="bench", wal=None, port=None):
     """A daemon with directories of its own and its chunks in the bucket."""
     extra = ["--backend", server.url(prefix), *options.extra, *extra]
     wal = wal or options.wal_bytes
-    port = options.metrics_port
+    port = port or options.metrics_port
     return Taipand(options.taipand, home, wal, volume_bytes, port, extra, KEYS)

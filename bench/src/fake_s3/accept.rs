@@ -16,6 +16,9 @@ use super::serve::serve;
 
 /// Between attempts to take the port again after having played dead.
 const REBIND: Duration = Duration::from_millis(20);
+/// Most that is received or sent in one call. Hyper's 400 KiB are a millisecond in the kernel, which
+/// a server on the machine of what is measured takes from it, and one elsewhere does not.
+const BUFFER_BYTES_MAX: usize = 32 << 10;
 
 /// Serves both listeners until the sender of `stopped` is gone.
 pub(crate) async fn serve_until(
@@ -79,7 +82,9 @@ async fn connection(world: Arc<World>, stream: TcpStream, mut down: watch::Recei
     // Without it a reply in two pieces waits for an acknowledgement; slow is all that would be.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| serve(Arc::clone(&world), request));
-    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let serving = http1::Builder::new()
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         // An error is a client that went away, or a cut that was scripted.
         _ = serving => {}

@@ -32,7 +32,9 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Cut> {
     let (parts, incoming) = request.into_parts();
-    let body = receive(incoming, &[]).await?.unwrap_or_default();
+    let body = receive(incoming, &[], &world.prepared)
+        .await?
+        .unwrap_or_default();
     let query = parts.uri.query().unwrap_or_default();
     let reply = match (parts.method.as_str(), parts.uri.path()) {
         ("GET", "/-/faults") => Reply::json(&faults_now(world)),

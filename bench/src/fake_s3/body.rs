@@ -25,6 +25,37 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Time for what was sent so far to leave before a connection is cut.
 const BEFORE_CUT: Duration = Duration::from_millis(50);
 
+/// Bytes that one piece of [`Prepared`] memory takes: a chunk with its header and checksums.
+const PREPARED_BYTES: usize = (4 << 20) + (64 << 10);
+
+/// Memory for bodies that was touched before anything is measured. Pages that a process touches
+/// first take the kernel, and below it the host of a virtual machine, some microseconds each: a
+/// server elsewhere would not take those from what is measured on this machine.
+#[derive(Debug)]
+pub(crate) struct Prepared(Mutex<Vec<Vec<u8>>>);
+
+impl Prepared {
+    /// At least so many bytes.
+    pub(crate) fn of(bytes: usize) -> Self {
+        // Anything but zeros, which the allocator has without touching them.
+        let piece = || vec![1; PREPARED_BYTES];
+        let pieces = (0..bytes.div_ceil(PREPARED_BYTES)).map(|_| piece());
+        Self(Mutex::new(pieces.collect()))
+    }
+
+    /// An empty vector with room for `len` bytes, touched before as long as there is some.
+    fn take(&self, len: usize) -> Vec<u8> {
+        let small = len <= PREPARED_BYTES / 2;
+        let piece = match small || len > PREPARED_BYTES {
+            true => None,
+            false => locked(&self.0).pop(),
+        };
+        let mut room = piece.unwrap_or_else(|| Vec::with_capacity(len));
+        room.clear();
+        room
+    }
+}
+
 /// The server cuts the connection here.
 #[derive(Debug)]
 pub(crate) struct Cut;
@@ -80,12 +111,13 @@ fn reserve_all(limits: &[Arc<Limiter>], bytes: usize) -> Option<Instant> {
 pub(crate) async fn receive(
     mut incoming: Incoming,
     limits: &[Arc<Limiter>],
+    prepared: &Prepared,
 ) -> Result<Result<Bytes, Refusal>, Cut> {
     let told = incoming.size_hint().lower();
     if told > BODY_BYTES_MAX as u64 {
         return Ok(Err(Refusal::too_large()));
     }
-    let mut body = Vec::with_capacity((told as usize).min(AHEAD_BYTES_MAX));
+    let mut body = prepared.take((told as usize).min(AHEAD_BYTES_MAX));
     while let Some(frame) = incoming.frame().await {
         let Ok(data) = frame.map_err(|_| Cut)?.into_data() else {
             continue;
@@ -192,6 +224,19 @@ impl Body for ReplyBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prepared_memory_is_taken_for_large_bodies_until_there_is_none() {
+        let prepared = Prepared::of(PREPARED_BYTES + 1);
+        assert_eq!(prepared.take(100).capacity(), 100);
+        for _ in 0..2 {
+            let room = prepared.take(4 << 20);
+            assert!(room.is_empty());
+            assert_eq!(room.capacity(), PREPARED_BYTES);
+        }
+        assert_eq!(prepared.take(4 << 20).capacity(), 4 << 20);
+        assert!(prepared.take(PREPARED_BYTES + 1).capacity() > PREPARED_BYTES);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_link_is_shared_in_order() {

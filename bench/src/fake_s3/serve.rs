@@ -29,7 +29,7 @@ pub(crate) async fn serve(
         Ok(call) => call,
         Err(refusal) => {
             // Read to the end, so that the client sees the refusal and not a broken pipe.
-            drop(receive(incoming, &[]).await?);
+            drop(receive(incoming, &[], &world.prepared).await?);
             let headless = parts.method == hyper::Method::HEAD;
             return Ok(http_of(&refusal.reply("", headless), None));
         }
@@ -48,7 +48,7 @@ pub(crate) async fn serve(
     if plan.action == Some(Action::CutBefore) {
         return Err(Cut);
     }
-    let received = receive(incoming, &plan.limits).await?;
+    let received = receive(incoming, &plan.limits, &world.prepared).await?;
     ticket.received(received.as_ref().map_or(0, Bytes::len));
     let delay = plan.delay + world.config.delay;
     if !delay.is_zero() {
