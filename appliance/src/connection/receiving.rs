@@ -75,7 +75,14 @@ impl Connection {
             }
         };
         match received {
-            Ok(0) => Received::End,
+            Ok(0) => {
+                if self.wire.is_handshaking() {
+                    let text = "left during the TLS handshake: does it trust the certificate?";
+                    tracing::info!(peer = %self.peer, "{text}");
+                    around.counters.connections.handshake_failures.add(1);
+                }
+                Received::End
+            }
             Ok(n) => {
                 // A short read emptied the socket; what comes later raises a new event, but for an
                 // end of file that was announced together with these bytes.

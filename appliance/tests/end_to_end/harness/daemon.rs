@@ -331,6 +331,11 @@ impl Daemon {
         signal(&self.child, Signal::TERM);
     }
 
+    /// SIGHUP: it looks at its certificates.
+    pub(crate) fn hang_up(&self) {
+        signal(&self.child, Signal::HUP);
+    }
+
     /// SIGSTOP: nothing of it runs until [`Self::resume`].
     pub(crate) fn pause(&self) {
         signal(&self.child, Signal::STOP);
