@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -21,7 +21,7 @@ use taipan_engine::wal::LogConfig;
 use taipan_engine::wal::files::WalFiles;
 use taipan_engine::wal::region_files::boot_id;
 
-use crate::boot::{BootVolume, Recovered};
+use crate::boot::{Arrivals, BootVolume, Recovered};
 use crate::budget::{MemoryBudget, machine_memory_bytes};
 use crate::caretaker::{Caretaker, Lacking, Left, Unlisted};
 use crate::config::Config;
@@ -31,7 +31,7 @@ use crate::data_core::{DataCore, DataCoreParts};
 use crate::directory::Directory;
 use crate::fetcher::{ChunkTables, Fetcher, FetcherParts, ReadSettings};
 use crate::inbox::{CoreAddress, CoreMessage};
-use crate::listeners::Listeners;
+use crate::listeners::Acceptor;
 use crate::metrics::Metrics;
 use crate::quarantine::Quarantine;
 use crate::recovery::ReadyShard;
@@ -73,10 +73,13 @@ impl Assembly {
         parts: Parts<'_>,
         volumes: Vec<BootVolume>,
         recovered: Recovered,
-        left: Left,
+        (left, arrivals): (Left, Arrivals),
     ) -> Result<Box<Service>> {
         let config = parts.config;
-        let listeners = Listeners::bind(&config.listen, &config.socket, &config.limits)?;
+        let Arrivals {
+            mut listeners,
+            clients,
+        } = arrivals;
         let listening = listeners.addresses();
         let shards = recovered.shards.iter();
         let arenas: Vec<ArenaReader> = shards.map(|shard| shard.arena.clone()).collect();
@@ -127,14 +130,22 @@ impl Assembly {
             started: self.started,
             files: recovered.files,
         });
+        listeners.count_open(clients.len());
+        for client in clients {
+            let core = usize::from(client.passed.core) % addresses.len();
+            addresses[core].send(CoreMessage::Resume(client));
+        }
         if backend_asked {
             service.create_configured()?;
         }
-        let acceptor = start_acceptor(listeners, addresses, self.directory, self.metrics)?;
+        let offers = listeners.offers()?;
+        let acceptor = Acceptor::start(listeners, addresses, self.metrics)?;
         service.adopt(Threads {
             data,
             uploader: Some(upload),
             acceptor: Some(acceptor),
+            paused: None,
+            offers,
         });
         Ok(Box::new(service))
     }
@@ -347,23 +358,6 @@ impl Assembly {
             started: self.started,
         }
     }
-}
-
-/// Starts the thread that accepts connections, and gives what ends it.
-fn start_acceptor(
-    listeners: Listeners,
-    cores: Vec<CoreAddress>,
-    directory: Arc<Directory>,
-    metrics: Arc<Metrics>,
-) -> Result<(std::thread::JoinHandle<()>, Arc<AtomicBool>)> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let accept = move || listeners.run(&cores, &directory, &metrics, &stopped);
-    let thread = std::thread::Builder::new()
-        .name("acceptor".to_owned())
-        .spawn(accept)
-        .map_err(|e| Error::io("starting the acceptor", e))?;
-    Ok((thread, stop))
 }
 
 /// Clears the pages of batch memory beside the first requests: otherwise each first write to a page

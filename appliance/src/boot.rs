@@ -16,15 +16,18 @@ use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::Overlay;
 use taipan_engine::registry::{self, LocalHeads, RecordFate};
 use taipan_engine::wal::LogConfig;
+use taipan_engine::wal::region_files::PreparedRegions;
 
 use crate::assembly::Assembly;
-use crate::backend_check::open_checked;
+use crate::backend_check::{CheckedBackend, open_checked};
 use crate::caretaker::{Again, Left};
 use crate::config::Config;
 use crate::connection::Allowance;
 use crate::daemon::{Parts, Running};
 use crate::directory::{Directory, Volume};
 use crate::fetcher::ChunkTables;
+use crate::handoff::{Handed, Successor};
+use crate::listeners::Listeners;
 use crate::lock::free_bytes;
 use crate::metrics::Metrics;
 use crate::opening::Opened;
@@ -50,22 +53,39 @@ impl BootVolume {
 }
 
 /// Recovers and starts the data plane.
-pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
+pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let started = Instant::now();
     let armed = failpoint::arm_from_environment().map_err(Error::invalid)?;
     if armed > 0 {
         tracing::warn!(armed, "FAILPOINTS ARE ARMED: this daemon fails on purpose");
     }
+    let successor = parts.successor.take();
+    let takeover = successor.is_some();
+    let prepared = match prepare(&mut parts, takeover) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            if let Some(successor) = successor {
+                successor.give_up(&error);
+            }
+            return Err(error);
+        }
+    };
     let config = parts.config;
-    let backend = open_checked(config, parts.data.path())?;
+    let Prepared {
+        backend,
+        wanted,
+        regions,
+        sync,
+        listeners,
+    } = prepared;
+    let clients = successor.map_or(Ok(Vec::new()), Successor::switch)?;
+    let switched = Instant::now();
     let wal_dir = parts.data.path().join("wal");
-    let wal_bytes = config.wal.bytes_on(free_bytes(parts.data.path())?);
-    let arena_bytes = parts.budget.batch_bytes_per_shard() as usize;
-    let undurable_bytes = config.wal.flush_size_bytes as usize / SHARD_COUNT;
-    let wanted =
-        LogConfig::for_wal(wal_bytes / 16, arena_bytes)?.with_undurable_max(undurable_bytes)?;
-    let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted)?;
-    let sync = SyncChoice::decide(&wal_dir, config.wal.sync)?;
+    let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted, regions)?;
+    let sync = match sync {
+        Some(sync) => sync,
+        None => SyncChoice::decide(&wal_dir, config.wal.sync)?,
+    };
     tracing::info!(mode = sync.name(), barrier = ?sync.barrier, reason = sync.reason, "WAL sync");
 
     let (backend, copies) = with_copies(backend, config, parts.data.path());
@@ -100,7 +120,8 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         sync,
         started,
     };
-    let running = assembly.start(parts, volumes, recovered, left)?;
+    let arrivals = Arrivals { listeners, clients };
+    let running = assembly.start(parts, volumes, recovered, (left, arrivals))?;
     let clean = is_intact(running.directory());
     tracing::info!(
         seconds = started.elapsed().as_secs_f64(),
@@ -110,6 +131,13 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         memory_survived,
         "serving"
     );
+    if takeover {
+        let seconds = switched.elapsed().as_secs_f64();
+        tracing::info!(
+            seconds,
+            "taken over: the clients of the daemon before are served"
+        );
+    }
     running.set_recovery(RecoveryStatus {
         seconds: started.elapsed().as_secs_f64(),
         batches: figures.batches,
@@ -118,6 +146,52 @@ pub fn start(parts: Parts<'_>) -> Result<Box<dyn Running>> {
         clean,
     });
     Ok(running)
+}
+
+/// What is ready before anything of the data directory is touched.
+struct Prepared {
+    backend: Arc<CheckedBackend>,
+    /// Sizes of the log as configured.
+    wanted: LogConfig,
+    /// Only for a takeover, in which time is short later.
+    regions: Option<PreparedRegions>,
+    sync: Option<SyncChoice>,
+    listeners: Listeners,
+}
+
+/// Who connects, and who is connected.
+pub(crate) struct Arrivals {
+    pub(crate) listeners: Listeners,
+    pub(crate) clients: Vec<Handed>,
+}
+
+/// Does what can be done, and can fail, while another daemon may serve still (`takeover`).
+fn prepare(parts: &mut Parts<'_>, takeover: bool) -> Result<Prepared> {
+    let (config, data) = (parts.config, parts.data.path());
+    let backend = open_checked(config, data)?;
+    let wal_bytes = config.wal.bytes_on(free_bytes(data)?);
+    let arena_bytes = parts.budget.batch_bytes_per_shard() as usize;
+    let undurable_bytes = config.wal.flush_size_bytes as usize / SHARD_COUNT;
+    let wanted =
+        LogConfig::for_wal(wal_bytes / 16, arena_bytes)?.with_undurable_max(undurable_bytes)?;
+    let listeners = Listeners::bind(
+        &config.listen,
+        &config.socket,
+        &config.limits,
+        parts.inherited,
+    )?;
+    let (mut regions, mut sync) = (None, None);
+    if takeover {
+        sync = Some(SyncChoice::decide(&data.join("wal"), config.wal.sync)?);
+        regions = Some(PreparedRegions::reserve(&parts.runtime_dir, arena_bytes)?);
+    }
+    Ok(Prepared {
+        backend,
+        wanted,
+        regions,
+        sync,
+        listeners,
+    })
 }
 
 /// Whether no answered write of any volume may be missing.

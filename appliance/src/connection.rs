@@ -6,6 +6,7 @@ mod buffers;
 mod errors;
 mod failure_log;
 pub(crate) mod half_open;
+mod handed;
 mod input;
 mod lookup;
 mod receiving;
@@ -37,6 +38,7 @@ pub use allowance::{Allowance, MODEST_BYTES};
 pub use buffers::Buffers;
 use failure_log::FailureLog;
 pub use half_open::Pulse;
+use handed::{Rest, Resuming};
 use input::Input;
 use lookup::Lookup;
 use receiving::Received;
@@ -149,6 +151,8 @@ enum Phase {
         held: Vec<u8>,
     },
     Transmission(Box<Session>),
+    /// It comes from another process.
+    Resuming(Box<Resuming>),
 }
 
 /// A client that transmits.
@@ -214,6 +218,8 @@ pub struct Connection {
     starved: bool,
     /// A request waits for the next turn.
     late: bool,
+    /// Whether it is on its way to another process.
+    rest: Rest,
 }
 
 impl Connection {
@@ -255,6 +261,7 @@ impl Connection {
             hung_up: false,
             starved: false,
             late: false,
+            rest: Rest::default(),
         }
     }
 
@@ -291,7 +298,7 @@ impl Connection {
     /// The volume, once chosen.
     pub fn volume(&self) -> Option<&Arc<Volume>> {
         match &self.phase {
-            Phase::Handshake { .. } => None,
+            Phase::Handshake { .. } | Phase::Resuming(_) => None,
             Phase::Joining { session, .. } | Phase::Transmission(session) => Some(&session.volume),
         }
     }
@@ -335,7 +342,7 @@ impl Connection {
                 outcome => return outcome,
             }
         }
-        if !self.readable || self.finishing || self.broken {
+        if !self.readable || self.finishing || self.broken || self.is_resting() {
             return self.settle(Outcome::Waiting);
         }
         if self.is_full() || self.is_paused(around) {
@@ -378,6 +385,7 @@ impl Connection {
                     }
                 }
                 Phase::Joining { .. } => return Outcome::Waiting,
+                Phase::Resuming(_) => return self.resume(around),
                 Phase::Transmission(_) => {
                     let outcome = self.take_requests(around);
                     return self.settle(outcome);
@@ -536,7 +544,7 @@ impl Connection {
     /// Whether a turn could get further: bytes to work on, or to receive.
     pub fn wants_turn(&self) -> bool {
         let has_work = self.readable || self.is_told() || !self.input.bytes().is_empty();
-        !self.finishing && !self.broken && has_work
+        !self.finishing && !self.broken && !self.is_resting() && has_work
     }
 
     /// Whether nothing is in flight and everything is sent, or never can be.
@@ -619,6 +627,9 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(volume) = self.volume() {
             volume.leave(&self.peer);
+            if self.is_handed() {
+                return;
+            }
             tracing::info!(peer = %self.peer, volume = volume.label(), "client disconnected");
         }
         if let Phase::Transmission(session) = &self.phase

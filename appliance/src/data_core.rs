@@ -5,6 +5,7 @@ mod barrier_pace;
 mod effects;
 mod joining;
 mod outbox;
+mod parking;
 mod publish;
 mod roster;
 mod vigil;
@@ -38,6 +39,7 @@ use crate::uploader::UploaderAddress;
 use effects::Carrier;
 use joining::Inquiry;
 use outbox::Outbox;
+use parking::Parking;
 use publish::Published;
 use vigil::{Vigil, Watch};
 
@@ -168,6 +170,7 @@ pub struct DataCore {
     started: Instant,
     now_ns: u64,
     quiesce: Option<Quiesce>,
+    parking: Option<Parking>,
     stopped: bool,
     looked_after_ms: u64,
     published: Published,
@@ -231,6 +234,7 @@ impl DataCore {
             started: parts.started,
             now_ns: 0,
             quiesce: None,
+            parking: None,
             stopped: false,
             looked_after_ms: 0,
             published: Published::default(),
@@ -281,6 +285,7 @@ impl DataCore {
         self.send_output();
         self.look_after_connections(now_ms);
         self.check_quiesce(now_ms);
+        self.check_parking(now_ms);
         self.published.publish(now_ms, &self.core, &self.counters);
         self.sleep_or_submit()
     }
@@ -362,6 +367,13 @@ impl DataCore {
             }
             CoreMessage::Roster(request) => self.answer_operator(request),
             CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
+            CoreMessage::Park(reply) => self.start_parking(reply),
+            CoreMessage::Unpark => self.unpark(),
+            CoreMessage::Release(ack) => {
+                self.release();
+                drop(ack);
+            }
+            CoreMessage::Resume(handed) => self.resume(handed),
             CoreMessage::Stop => self.stopped = true,
         }
     }
@@ -447,9 +459,28 @@ impl DataCore {
     }
 
     fn accept(&mut self, socket: std::os::fd::OwnedFd, peer: String) {
+        let Some(index) = self.free_slot() else {
+            return;
+        };
+        let now_ms = self.now_ms();
+        let deadline_ms = now_ms + self.limits.handshake_ms;
+        let (allowance, tls) = (Arc::clone(&self.allowance), self.tls.clone());
+        let slot = &mut self.slots[index as usize];
+        let id = slot.id;
+        slot.since_ms = now_ms;
+        let connection = Connection::new(id, socket, peer, deadline_ms, allowance, tls);
+        slot.connection = Some(connection);
+        self.counters.connections.accepted.add(1);
+        self.arm(id);
+        self.unsent.push(index);
+        self.queue(index);
+    }
+
+    /// Room for a connection, unless the core stops or there is none.
+    fn free_slot(&mut self) -> Option<u32> {
         if self.quiesce.is_some() || self.slots.len() - self.free.len() >= MAX_CONNECTIONS {
             self.counters.connections.refused.add(1);
-            return;
+            return None;
         }
         let index = self.free.pop().unwrap_or_else(|| {
             let id = ConnectionId {
@@ -467,18 +498,7 @@ impl DataCore {
             self.slots.push(slot);
             id.index
         });
-        let now_ms = self.now_ms();
-        let deadline_ms = now_ms + self.limits.handshake_ms;
-        let (allowance, tls) = (Arc::clone(&self.allowance), self.tls.clone());
-        let slot = &mut self.slots[index as usize];
-        let id = slot.id;
-        slot.since_ms = now_ms;
-        let connection = Connection::new(id, socket, peer, deadline_ms, allowance, tls);
-        slot.connection = Some(connection);
-        self.counters.connections.accepted.add(1);
-        self.arm(id);
-        self.unsent.push(index);
-        self.queue(index);
+        Some(index)
     }
 
     /// Arms the multishot poll of a connection's socket.
@@ -643,7 +663,8 @@ impl DataCore {
                 tracing::info!(peer = connection.peer(), "handshake took too long: closed");
                 self.counters.connections.handshake_failures.add(1);
                 self.close(index);
-            } else if connection.is_in_the_way(now_ms, &mut self.buffers) {
+            } else if !connection.is_handed() && connection.is_in_the_way(now_ms, &mut self.buffers)
+            {
                 let peer = connection.peer();
                 tracing::warn!(peer, "takes no replies, and others need the memory: closed");
                 self.serve(index, Connection::gone);
@@ -697,8 +718,10 @@ impl DataCore {
         if busy || !self.inbox.is_empty() {
             return self.ring.submit();
         }
-        let looks_again =
-            self.quiesce.is_some() || !self.starved.is_empty() || !self.inquiries.is_empty();
+        let looks_again = self.quiesce.is_some()
+            || self.is_parking()
+            || !self.starved.is_empty()
+            || !self.inquiries.is_empty();
         let due_ms = if looks_again { 5 } else { TURN_MS_MAX };
         let timeout_ms = self.core.deadline_ms().unwrap_or(due_ms).clamp(1, due_ms);
         if self.carrier.take_made_durable() {

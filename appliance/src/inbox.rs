@@ -19,6 +19,7 @@ use taipan_nbd::LookupError;
 use crate::connection::ConnectionId;
 use crate::doorbell::Doorbell;
 use crate::fetcher::Blocks;
+use crate::handoff::Handed;
 
 /// What operators ask about the connections of a core.
 pub enum RosterRequest {
@@ -147,6 +148,15 @@ pub enum CoreMessage {
     /// Answer what is in flight, make it durable, close the sockets, accept no more; then drop the
     /// sender.
     Quiesce(Sender<()>),
+    /// Read no more requests, answer what is in flight, make it durable, and give the connections
+    /// in the state that they are in then; or say why that cannot be now.
+    Park(Sender<Result<Vec<Handed>, String>>),
+    /// There was no hand-off: serve on.
+    Unpark,
+    /// The parked connections are another process's: forget them, then drop the sender.
+    Release(Sender<()>),
+    /// A connection of the daemon before.
+    Resume(Handed),
     /// End the loop.
     Stop,
 }

@@ -4,6 +4,7 @@
 //! through [`control::Appliance`] and the counters of [`metrics`].
 
 pub mod access;
+pub mod activation;
 mod assembly;
 mod backend_check;
 pub mod boot;
@@ -18,7 +19,9 @@ pub mod deadline;
 pub mod directory;
 pub mod doorbell;
 pub mod fetcher;
+pub mod handoff;
 pub mod inbox;
+pub mod inherited;
 pub mod listeners;
 pub mod lock;
 pub mod logging;

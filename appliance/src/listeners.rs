@@ -2,102 +2,107 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::sockopt;
 use taipan_engine::error::{Error, Result};
 
 use crate::config::Limits;
 use crate::connection::half_open::keep_alive;
 use crate::directory::Directory;
+use crate::handoff::{Offer, Purpose};
 use crate::inbox::{CoreAddress, CoreMessage};
+use crate::inherited::{Inherited, Listening, Origin, Socket};
 use crate::metrics::Metrics;
 use crate::sockets::{listen_tcp, listen_unix};
 
-/// How often the acceptor looks whether it should end.
-const LOOK_MS: i64 = 200;
 /// Who may connect to the unix socket: owner and group.
 const SOCKET_MODE: u32 = 0o660;
 const HOLD_BACK: Duration = Duration::from_millis(100);
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
-}
-
 /// All listening sockets.
+#[derive(Debug)]
 pub struct Listeners {
-    sockets: Vec<Listener>,
+    sockets: Vec<Socket>,
     limits: Limits,
+    /// Connections that came to the data cores in any way.
+    handed_over: u64,
 }
 
 impl Listeners {
-    /// Binds everything; an error names the address.
-    pub fn bind(tcp: &[SocketAddr], unix: &Path, limits: &Limits) -> Result<Self> {
-        let mut sockets = Vec::new();
-        for address in tcp {
-            let listener = listen_tcp(*address, "NBD")?;
-            let failed = |e| Error::io(format!("listen on {address}"), e);
-            listener.set_nonblocking(true).map_err(failed)?;
-            sockets.push(Listener::Tcp(listener));
+    /// Takes what is inherited and binds the rest; an error names the address.
+    pub fn bind(
+        tcp: &[SocketAddr],
+        unix: &Path,
+        limits: &Limits,
+        inherited: &mut Inherited,
+    ) -> Result<Self> {
+        let mut sockets = inherited.tcp(Purpose::Nbd, tcp, |address| listen_tcp(address, "NBD"))?;
+        sockets.extend(inherited.unix(Purpose::Nbd, unix, |path| listen_unix(path, SOCKET_MODE))?);
+        for socket in &sockets {
+            let set = match &socket.listening {
+                Listening::Tcp(tcp) => tcp.set_nonblocking(true),
+                Listening::Unix(unix, _) => unix.set_nonblocking(true),
+            };
+            set.map_err(|e| Error::io("preparing a listening socket", e))?;
         }
-        let listener = listen_unix(unix, SOCKET_MODE)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|e| Error::io("listen on the socket", e).with_path(unix))?;
-        sockets.push(Listener::Unix(listener, unix.to_owned()));
         Ok(Self {
             sockets,
             limits: limits.clone(),
+            handed_over: 0,
         })
     }
 
     /// The addresses, for the log and the status (a port of 0 shows the one that was given).
     pub fn addresses(&self) -> Vec<String> {
-        let address = |listener: &Listener| match listener {
-            Listener::Tcp(tcp) => tcp
+        let address = |socket: &Socket| match &socket.listening {
+            Listening::Tcp(tcp) => tcp
                 .local_addr()
                 .map_or_else(|e| format!("tcp ({e})"), |a| a.to_string()),
-            Listener::Unix(_, path) => format!("unix:{}", path.display()),
+            Listening::Unix(_, path) => format!("unix:{}", path.display()),
         };
         self.sockets.iter().map(address).collect()
     }
 
-    /// Accepts until `stop` is set, then closes the listening sockets.
-    pub fn run(
-        self,
-        cores: &[CoreAddress],
-        directory: &Arc<Directory>,
-        metrics: &Metrics,
-        stop: &AtomicBool,
-    ) {
-        let mut handed_over = 0;
-        while !stop.load(Ordering::Acquire) {
+    /// The sockets for a daemon that follows.
+    pub fn offers(&self) -> Result<Vec<Offer>> {
+        let offer = |socket| Offer::of(Purpose::Nbd, socket);
+        self.sockets.iter().map(offer).collect()
+    }
+
+    /// So many connections are there without having been accepted here.
+    pub fn count_open(&mut self, connections: usize) {
+        self.handed_over += connections as u64;
+    }
+
+    /// Accepts until `halt`; gives the sockets back, which listen still.
+    fn run(mut self, cores: &[CoreAddress], metrics: &Metrics, halt: &Halt) -> Self {
+        while !halt.wanted.load(Ordering::Acquire) {
             let mut polled: Vec<PollFd<'_>> = self
                 .sockets
                 .iter()
-                .map(|l| PollFd::from_borrowed_fd(l.fd(), PollFlags::IN))
+                .map(|socket| socket.listening.fd())
+                .chain([halt.bell.as_fd()])
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
                 .collect();
-            let wait = Timespec {
-                tv_sec: 0,
-                tv_nsec: LOOK_MS * 1_000_000,
-            };
-            if poll(&mut polled, Some(&wait)).is_err() {
+            if poll(&mut polled, None).is_err() {
                 continue;
             }
             let ready: Vec<bool> = polled
                 .iter()
                 .map(|p| p.revents().contains(PollFlags::IN))
                 .collect();
-            for (listener, _) in self.sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
-                while let Some((socket, peer)) = self.accept(listener) {
+            let mut accepted = 0;
+            for (socket, _) in self.sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
+                while let Some((client, peer)) = self.accept(&socket.listening) {
+                    let handed_over = self.handed_over + accepted;
                     let open = handed_over - ended_connections(metrics);
                     if open >= u64::from(self.limits.connections_max) {
                         metrics.refused_connections.add(1);
@@ -105,28 +110,35 @@ impl Listeners {
                         continue;
                     }
                     let core = handed_over as usize % cores.len();
+                    let socket = client;
                     cores[core].send(CoreMessage::Accepted { socket, peer });
-                    handed_over += 1;
+                    accepted += 1;
                 }
             }
+            self.handed_over += accepted;
         }
-        directory.stop();
-        for listener in &self.sockets {
-            if let Listener::Unix(_, path) = listener {
+        self
+    }
+
+    /// No more clients: the sockets are closed, and their paths removed.
+    fn close(self) {
+        let removable = |socket: &&Socket| socket.origin != Origin::Activated;
+        for socket in self.sockets.iter().filter(removable) {
+            if let Listening::Unix(_, path) = &socket.listening {
                 let _ = fs::remove_file(path);
             }
         }
     }
 
-    fn accept(&self, listener: &Listener) -> Option<(OwnedFd, String)> {
+    fn accept(&self, listener: &Listening) -> Option<(OwnedFd, String)> {
         match listener {
-            Listener::Tcp(tcp) => {
+            Listening::Tcp(tcp) => {
                 let (stream, peer) = tcp.accept().inspect_err(hold_back).ok()?;
                 stream.set_nonblocking(true).ok()?;
                 self.tune(&stream);
                 Some((stream.into(), peer.to_string()))
             }
-            Listener::Unix(unix, _) => {
+            Listening::Unix(unix, _) => {
                 let (stream, _) = unix.accept().inspect_err(hold_back).ok()?;
                 stream.set_nonblocking(true).ok()?;
                 let peer = sockopt::socket_peercred(&stream)
@@ -152,11 +164,63 @@ impl Listeners {
     }
 }
 
-impl Listener {
-    fn fd(&self) -> rustix::fd::BorrowedFd<'_> {
+impl Listening {
+    fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(tcp) => tcp.as_fd(),
             Self::Unix(unix, _) => unix.as_fd(),
+        }
+    }
+}
+
+/// Asks the acceptor to end.
+struct Halt {
+    wanted: AtomicBool,
+    bell: OwnedFd,
+}
+
+/// The thread that accepts connections.
+pub struct Acceptor {
+    thread: JoinHandle<Listeners>,
+    halt: Arc<Halt>,
+}
+
+impl Acceptor {
+    /// Starts it.
+    pub fn start(
+        listeners: Listeners,
+        cores: Vec<CoreAddress>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let failed = |e| Error::io("starting the acceptor", e);
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let halt = Arc::new(Halt {
+            wanted: AtomicBool::new(false),
+            bell,
+        });
+        let halted = Arc::clone(&halt);
+        let thread = std::thread::Builder::new()
+            .name("acceptor".to_owned())
+            .spawn(move || listeners.run(&cores, &metrics, &halted))
+            .map_err(failed)?;
+        Ok(Self { thread, halt })
+    }
+
+    /// Accepts no more; who connects waits in the backlogs of the sockets.
+    pub fn pause(self) -> Result<Listeners> {
+        self.halt.wanted.store(true, Ordering::Release);
+        // Room for it is always there.
+        let _ = rustix::io::write(&self.halt.bell, &1_u64.to_ne_bytes());
+        let ended = self.thread.join();
+        ended.map_err(|_| Error::invalid("the acceptor panicked"))
+    }
+
+    /// Ends: no connection, and no negotiation, gets any further.
+    pub fn stop(self, directory: &Directory) {
+        let paused = self.pause();
+        directory.stop();
+        if let Ok(listeners) = paused {
+            listeners.close();
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,8 +26,7 @@ const RAMFS_MAGIC: u64 = 0x8584_58f6;
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    // Held, never read again: the lock goes with it.
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
@@ -55,8 +55,42 @@ impl DataDir {
             .map_err(|e| Error::io("writing the lock file", e).with_path(&lock_path))?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// The directory that a running daemon holds and hands over with its lock: both hold it until
+    /// that one ends.
+    pub fn share(path: &Path, lock: OwnedFd) -> Result<Self> {
+        let lock = File::from(lock);
+        let lock_path = path.join(LOCK_NAME);
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        let (held, there) = (lock.metadata(), fs::metadata(&lock_path));
+        let same = held
+            .ok()
+            .map(identity)
+            .is_some_and(|held| Some(held) == there.ok().map(identity));
+        if !same {
+            let text = "the running daemon holds another lock file than this one";
+            return Err(Error::invalid(text).with_path(lock_path));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            lock,
+        })
+    }
+
+    /// The lock once more, for a successor.
+    pub fn lock_again(&self) -> Result<OwnedFd> {
+        let again = self.lock.try_clone();
+        let again = again.map_err(|e| Error::io("opening the lock file again", e))?;
+        Ok(again.into())
+    }
+
+    /// Notes this process as the one that holds the directory.
+    pub fn sign(&mut self) -> Result<()> {
+        write_pid(&mut self.lock)
+            .map_err(|e| Error::io("writing the lock file", e).with_path(self.path.join(LOCK_NAME)))
     }
 
     /// Where it is.
@@ -200,6 +234,22 @@ mod tests {
         DataDir::open(dir.path()).unwrap_err();
         let text = fs::read_to_string(dir.path().join(LOCK_NAME)).unwrap();
         assert_eq!(text.trim(), std::process::id().to_string());
+    }
+
+    #[test]
+    fn a_successor_holds_the_lock_on_when_the_first_holder_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let mut second = DataDir::share(dir.path(), first.lock_again().unwrap()).unwrap();
+        drop(first);
+        second.sign().unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let _other = DataDir::open(elsewhere.path()).unwrap();
+        DataDir::share(elsewhere.path(), second.lock_again().unwrap()).unwrap_err();
+        drop(second);
+        DataDir::open(dir.path()).unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use taipan_appliance::config::{Cli, Command, Config, Flags, Machine, load};
+use taipan_appliance::daemon::Arrival;
 use taipan_appliance::{boot, daemon, logging, wal_damage};
 
 /// Exit code for a wrong command line or configuration, as clap uses it.
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
         Some(Command::AcceptWalDamage { shards, yes, flags }) => {
             accept_wal_damage(&flags, &shards, yes)
         }
-        None => serve(&cli.flags),
+        None => serve(&cli.flags, cli.takeover),
     }
 }
 
@@ -53,13 +54,17 @@ fn accept_wal_damage(flags: &Flags, shards: &str, yes: bool) -> ExitCode {
     }
 }
 
-fn serve(flags: &Flags) -> ExitCode {
+fn serve(flags: &Flags, takeover: bool) -> ExitCode {
     let config = match load_or_explain(flags) {
         Ok(config) => config,
         Err(code) => return code,
     };
     logging::start(&config.log);
-    match daemon::run(&config, boot::start) {
+    let arrival = match takeover {
+        true => Arrival::Takeover,
+        false => Arrival::Start,
+    };
+    match daemon::run(&config, arrival, boot::start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

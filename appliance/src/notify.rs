@@ -14,13 +14,19 @@ pub enum Progress {
     Serving,
     /// It was told to stop; what is in flight is answered and made durable.
     Stopping,
+    /// Another process serves from now on.
+    HandedOver {
+        /// That process.
+        pid: u32,
+    },
 }
 
 impl Progress {
-    fn message(self) -> &'static [u8] {
+    fn message(self) -> String {
         match self {
-            Self::Serving => b"READY=1\nSTATUS=serving",
-            Self::Stopping => b"STOPPING=1\nSTATUS=stopping",
+            Self::Serving => "READY=1\nSTATUS=serving".to_owned(),
+            Self::Stopping => "STOPPING=1\nSTATUS=stopping".to_owned(),
+            Self::HandedOver { pid } => format!("MAINPID={pid}\nSTATUS=handed over"),
         }
     }
 }
@@ -43,7 +49,7 @@ fn send(socket: &OsStr, progress: Progress) -> io::Result<()> {
         None => SocketAddr::from_pathname(socket)?,
     };
     let message = progress.message();
-    let sent = UnixDatagram::unbound()?.send_to_addr(message, &address)?;
+    let sent = UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)?;
     if sent != message.len() {
         return Err(io::ErrorKind::WriteZero.into());
     }
@@ -70,6 +76,7 @@ mod tests {
         for (listener, socket) in listeners {
             send(&socket, Progress::Serving).unwrap();
             send(&socket, Progress::Stopping).unwrap();
+            send(&socket, Progress::HandedOver { pid: 7 }).unwrap();
             let told = || {
                 let mut message = [0; 100];
                 let len = listener.recv(&mut message).unwrap();
@@ -77,6 +84,7 @@ mod tests {
             };
             assert!(told().starts_with("READY=1\n"));
             assert!(told().starts_with("STOPPING=1\n"));
+            assert!(told().starts_with("MAINPID=7\n"));
         }
         assert!(send(dir.path().join("none").as_os_str(), Progress::Serving).is_err());
     }

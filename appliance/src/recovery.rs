@@ -17,7 +17,7 @@ use taipan_engine::registry::{RecordFate, replayed_overlay};
 use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
 use taipan_engine::wal::region::RegionPage;
 use taipan_engine::wal::region_files::{
-    RegionFile, boot_id, create_region, list_regions, region_name,
+    PreparedRegions, RegionFile, boot_id, create_region, list_regions, region_name, remove_prepared,
 };
 use taipan_engine::wal::{
     BootId, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_shard,
@@ -67,8 +67,14 @@ pub struct RecoveryFigures {
 }
 
 impl Replayed {
-    /// Opens or creates the WAL in `dir` and replays it with the regions in `runtime_dir`.
-    pub fn open(dir: &Path, runtime_dir: &Path, wanted: &LogConfig) -> Result<Self> {
+    /// Opens or creates the WAL in `dir` and replays it with the regions in `runtime_dir`. If
+    /// regions of the right size are prepared there, they are used.
+    pub fn open(
+        dir: &Path,
+        runtime_dir: &Path,
+        wanted: &LogConfig,
+        prepared: Option<PreparedRegions>,
+    ) -> Result<Self> {
         let files = WalFiles::open(dir, wanted)?;
         let config = files.fit(wanted)?;
         let boot = boot_id()?;
@@ -76,7 +82,12 @@ impl Replayed {
         let incarnation = files.state().incarnation;
         let (regions, shards) = std::thread::scope(|scope| {
             // The kernel takes its time to find the memory: beside the replay.
-            let regions = scope.spawn(|| create_regions(runtime_dir, incarnation, &config));
+            let regions = scope.spawn(|| match prepared {
+                Some(regions) if regions.bytes() == config.arena_bytes => {
+                    regions.claim(incarnation)
+                }
+                _ => create_regions(runtime_dir, incarnation, &config),
+            });
             let shards = replay_all(&files, boot, &found);
             (regions.join().expect("no panic"), shards)
         });
@@ -291,6 +302,7 @@ fn set_aside(path: &Path) -> Result<()> {
 
 /// Fresh regions for all shards; what a failed attempt made is removed again.
 fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> Result<Vec<File>> {
+    remove_prepared(dir)?;
     let mut regions = Vec::new();
     for shard in ShardId::all() {
         match create_region(dir, incarnation, shard, config.arena_bytes) {

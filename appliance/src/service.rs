@@ -1,8 +1,11 @@
 //! The running data plane as the control plane and the daemon see it.
 
+mod ending;
+mod parking;
+
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,10 +30,11 @@ use crate::budget::{MemoryBudget, resident_bytes};
 use crate::config::Config;
 use crate::connection::ConnectionId;
 use crate::control::Appliance;
-use crate::daemon::Running;
 use crate::directory::{Directory, Volume};
 use crate::fetcher::Fetcher;
+use crate::handoff::Offer;
 use crate::inbox::{CoreAddress, CoreMessage, CoreReport, RosterRequest};
+use crate::listeners::{Acceptor, Listeners};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::quarantine::Quarantine;
 use crate::sync_mode::SyncChoice;
@@ -40,8 +44,6 @@ use crate::uploader::{Request, UploaderAddress, UploaderState};
 const REPORT_WAIT: Duration = Duration::from_secs(2);
 /// How long the uploader may take for a request other than a drain.
 const REQUEST_WAIT: Duration = Duration::from_secs(110);
-/// How long a stop waits for the cores to answer and flush.
-const QUIESCE_WAIT: Duration = Duration::from_secs(20);
 /// The uploader turns once a second at least unless it waits for the backend.
 const UPLOADER_STILL: Duration = Duration::from_secs(30);
 
@@ -81,15 +83,19 @@ pub struct ServiceParts {
     pub files: WalFiles,
 }
 
-/// The threads of the data plane.
+/// The threads of the data plane, and what goes with them.
 #[derive(Default)]
 pub struct Threads {
     /// Data cores.
     pub data: Vec<JoinHandle<std::io::Result<()>>>,
     /// The uploader.
     pub uploader: Option<JoinHandle<()>>,
-    /// The acceptor and what ends it.
-    pub acceptor: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
+    /// The acceptor.
+    pub acceptor: Option<Acceptor>,
+    /// Its sockets while it pauses.
+    pub paused: Option<Listeners>,
+    /// The same for a successor, until they are asked for.
+    pub offers: Vec<Offer>,
 }
 
 /// The running data plane.
@@ -120,7 +126,11 @@ impl Service {
 
     /// Takes over the threads.
     pub fn adopt(&self, threads: Threads) {
-        *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        *self.threads() = threads;
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The volumes.
@@ -168,54 +178,6 @@ impl Service {
             }
         }
         Ok(())
-    }
-}
-
-impl Running for Service {
-    fn appliance(&self) -> Arc<dyn Appliance> {
-        Arc::clone(&self.shared) as Arc<dyn Appliance>
-    }
-
-    fn stop(self: Box<Self>, drain: bool) -> Result<()> {
-        self.shared.set_run_state(RunState::Stopping);
-        let mut threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some((acceptor, stop)) = threads.acceptor.take() {
-            stop.store(true, Ordering::Release);
-            let _ = acceptor.join();
-        }
-        let (ack, quiet) = bounded(0);
-        for core in &self.shared.parts.addresses {
-            core.send(CoreMessage::Quiesce(ack.clone()));
-        }
-        drop(ack);
-        // The channel closes when every core has answered, flushed and closed its sockets.
-        let _ = quiet.recv_timeout(QUIESCE_WAIT);
-        let mut result = if drain { self.shared.drain() } else { Ok(()) };
-        let durable = self.shared.everything_durable();
-        if !durable {
-            let text = "not everything answered could be made durable; the memory regions are kept";
-            result = result.and(Err(Error::new(ErrorKind::Io, text)));
-        }
-        let closed = self.shared.ask(|reply| Request::Stop {
-            clean: durable,
-            reply,
-        });
-        for core in &self.shared.parts.addresses {
-            core.send(CoreMessage::Stop);
-        }
-        for thread in threads.data {
-            if let Ok(Err(error)) = thread.join() {
-                result = result.and(Err(Error::io("a data core failed", error)));
-            }
-        }
-        if let Some(uploader) = threads.uploader {
-            let _ = uploader.join();
-        }
-        if durable && closed.is_ok() {
-            self.shared.remove_regions();
-        }
-        result.and(closed)
     }
 }
 
@@ -319,32 +281,6 @@ impl Shared {
             given.push(answer);
         }
         given
-    }
-
-    fn everything_durable(&self) -> bool {
-        let reports = self.reports();
-        reports.len() == self.parts.addresses.len()
-            && reports
-                .iter()
-                .flat_map(|report| &report.shards)
-                .all(|shard| shard.failure.is_none() && shard.durable_batch >= shard.last_batch)
-    }
-
-    /// The regions of this process hold nothing that is not durable elsewhere.
-    fn remove_regions(&self) {
-        let Ok(regions) = taipan_engine::wal::region_files::list_regions(&self.parts.runtime_dir)
-        else {
-            return;
-        };
-        let own = self.parts.files.state().incarnation;
-        for region in regions
-            .into_iter()
-            .filter(|region| region.incarnation <= own)
-        {
-            if let Err(error) = std::fs::remove_file(&region.path) {
-                tracing::warn!(path = %region.path.display(), %error, "region not removed");
-            }
-        }
     }
 
     fn now_ms(&self) -> u64 {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{self, Error};
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 31] = [
+pub const NAMES: [&str; 35] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -45,6 +45,10 @@ pub const NAMES: [&str; 31] = [
     "head.save",
     "region.append",
     "quarantine.write",
+    "handoff.switch",
+    "handoff.take",
+    "handoff.taken",
+    "handoff.release",
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

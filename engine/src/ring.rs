@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod buffer;
+mod descriptor;
 mod preemption;
 mod tcp_health;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 pub use buffer::AlignedBuf;
+pub use descriptor::descriptor;
 pub use preemption::involuntary_switches;
 pub use tcp_health::{TcpHealth, tcp_health};
 

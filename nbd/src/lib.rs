@@ -64,6 +64,6 @@ pub use server::{
     Advance, Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
     TlsPolicy,
 };
-pub use session::{CONTEXTS_MAX, ContextIds, HeaderStyle, MetaContext, Session};
+pub use session::{Agreement, CONTEXTS_MAX, ContextIds, HeaderStyle, MetaContext, Session};
 pub use validate::{Op, Refusal, validate};
 pub use wide_request::{EXTENDED_REQUEST_BYTES, LengthTooLong, Request};

@@ -101,7 +101,47 @@ pub struct Session {
     df_bytes_max: u32,
 }
 
+/// What a [`Session`] consists of, for a server that hands it to another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreement {
+    /// Which headers requests and replies have.
+    pub headers: HeaderStyle,
+    /// The contexts in the order in which they were selected.
+    pub contexts: Vec<MetaContext>,
+    /// BLOCK_STATUS may name contexts, where the rest allows it.
+    pub block_status_payload: bool,
+    /// Longest READ with the DF flag, in bytes.
+    pub df_bytes_max: u32,
+}
+
 impl Session {
+    /// What was agreed on.
+    pub fn agreement(&self) -> Agreement {
+        Agreement {
+            headers: self.headers,
+            contexts: self.contexts.clone(),
+            block_status_payload: self.block_status_payload,
+            df_bytes_max: self.df_bytes_max,
+        }
+    }
+
+    /// Goes on with what another server of this kind agreed on; `None` if none can have: contexts
+    /// without chunks, ids out of range or twice.
+    pub fn resume(agreement: Agreement) -> Option<Self> {
+        let contexts = &agreement.contexts;
+        let mut ids = ContextIds::default();
+        let legal = contexts.iter().all(|context| ids.insert(context.id));
+        if !legal || !contexts.is_empty() && !agreement.headers.has_chunks() {
+            return None;
+        }
+        Some(Self::new(
+            agreement.headers,
+            agreement.contexts,
+            agreement.block_status_payload,
+            agreement.df_bytes_max,
+        ))
+    }
+
     pub(crate) fn new(
         headers: HeaderStyle,
         contexts: Vec<MetaContext>,

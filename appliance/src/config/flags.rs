@@ -19,6 +19,9 @@ pub struct Cli {
     /// What to do instead of serving.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// Take over from the daemon that serves this data directory: its clients do not notice
+    #[arg(long)]
+    pub takeover: bool,
     /// How to serve.
     #[command(flatten)]
     pub flags: Flags,

@@ -74,6 +74,12 @@ impl Input {
         }
     }
 
+    /// Begins with bytes that another process received.
+    pub(super) fn put(&mut self, bytes: Vec<u8>) {
+        (self.start, self.end) = (0, bytes.len());
+        self.buffer = bytes;
+    }
+
     pub(super) fn consume(&mut self, n: usize) {
         assert!(
             n <= self.end - self.start,

@@ -90,6 +90,10 @@ impl Connection {
                 lookup: Lookup::Awaited(awaited),
                 ..
             } => Some(awaited),
+            Phase::Resuming(resuming) => match &resuming.lookup {
+                Lookup::Awaited(awaited) => Some(awaited),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -111,8 +115,10 @@ impl Connection {
         result: Result<(), LookupError>,
         around: &mut Surroundings<'_>,
     ) -> Outcome {
-        let Phase::Handshake { lookup, .. } = &mut self.phase else {
-            return Outcome::Waiting;
+        let lookup = match &mut self.phase {
+            Phase::Handshake { lookup, .. } => lookup,
+            Phase::Resuming(resuming) => &mut resuming.lookup,
+            _ => return Outcome::Waiting,
         };
         match std::mem::take(lookup) {
             Lookup::Awaited(awaited) => *lookup = Lookup::Told(awaited, result),

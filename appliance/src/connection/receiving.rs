@@ -114,7 +114,7 @@ impl Connection {
                 let counters = &around.counters.connections;
                 match self.phase {
                     Phase::Handshake { .. } => counters.handshake_failures.add(1),
-                    Phase::Joining { .. } | Phase::Transmission(_) => {
+                    Phase::Joining { .. } | Phase::Transmission(_) | Phase::Resuming(_) => {
                         counters.protocol_errors.add(1);
                     }
                 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use taipan_engine::core::{Done, Failure, Origin, Progress, RequestKey};
 use taipan_engine::wal::MarkKind;
+use taipan_nbd::protocol::command_flag;
 use taipan_nbd::{
     Command, Errno, ExportInfo, HeaderStyle, Op, Refusal, ReplyTo, Request, StatusQuery,
 };
@@ -56,9 +57,9 @@ struct Pending {
 
 /// A request as it came, with the style that it came in.
 #[derive(Clone, Copy)]
-struct Asked {
-    style: HeaderStyle,
-    request: Request,
+pub(super) struct Asked {
+    pub(super) style: HeaderStyle,
+    pub(super) request: Request,
 }
 
 impl Asked {
@@ -74,18 +75,32 @@ impl Asked {
 /// A write whose payload is larger than the receive buffer: taken in piece by piece.
 pub(super) struct WriteStream {
     pub(super) request: u32,
+    pub(super) asked: Request,
     offset: u64,
-    remaining: usize,
+    pub(super) remaining: usize,
     fua: bool,
+}
+
+impl WriteStream {
+    /// The rest of a request that another process began.
+    pub(super) fn resume(request: u32, asked: Request, remaining: u64) -> Self {
+        Self {
+            request,
+            asked,
+            offset: asked.offset + asked.length - remaining,
+            remaining: remaining as usize,
+            fua: asked.flags & command_flag::FUA != 0,
+        }
+    }
 }
 
 /// A request that is refused once its payload was thrown away. Not before: libnbd drops the answer
 /// to a command that it is still sending, and then waits for one for ever.
 pub(super) struct Refused {
-    to: ReplyTo,
-    errno: Errno,
+    pub(super) asked: Asked,
+    pub(super) errno: Errno,
     /// Bytes still to come.
-    payload: usize,
+    pub(super) payload: usize,
 }
 
 /// The table of requests in flight.
@@ -120,7 +135,18 @@ impl Requests {
             .collect()
     }
 
-    fn insert(&mut self, request: InFlight) -> u32 {
+    /// Whether nothing is in flight but this request, of which no part is in the core.
+    pub(super) fn has_only(&self, index: u32) -> bool {
+        let request = self.slots[index as usize].as_ref();
+        self.len() == 1 && request.is_some_and(|request| request.parts == 1)
+    }
+
+    /// Why a part of the request failed, if one did.
+    pub(super) fn failure(&self, index: u32) -> Option<Failure> {
+        self.slots[index as usize].as_ref()?.failure
+    }
+
+    pub(super) fn insert(&mut self, request: InFlight) -> u32 {
         self.bytes += request.held;
         match self.free.pop() {
             Some(index) => {
@@ -213,6 +239,22 @@ impl InFlight {
     }
 }
 
+impl InFlight {
+    /// A write of which another process has taken a part in, and that failed perhaps.
+    pub(super) fn streamed(
+        asked: Asked,
+        kind: (RequestKind, Answer),
+        started_ns: u64,
+        failure: Option<Failure>,
+    ) -> Self {
+        Self {
+            held: 0,
+            failure,
+            ..Self::new(asked, kind, started_ns)
+        }
+    }
+}
+
 impl Session {
     /// Counts an answered request and logs an error that is sent, once in a while.
     pub(super) fn book(&mut self, finished: &InFlight, peer: &str, around: &Surroundings<'_>) {
@@ -262,7 +304,7 @@ impl Connection {
     }
 
     fn take_what_fits(&mut self, around: &mut Surroundings<'_>) {
-        while !self.finishing && !self.broken && !self.is_paused(around) {
+        while !self.finishing && !self.broken && !self.is_resting() && !self.is_paused(around) {
             if !self.unread && self.output.len() >= BURST_BYTES {
                 self.late = true;
                 break;
@@ -383,7 +425,7 @@ impl Connection {
         let failed = Failed::refused(request, refusal.errno);
         session.failed(&failed, &self.peer, around.now_ns);
         session.refused = Some(Refused {
-            to: asked.to(),
+            asked,
             errno: refusal.errno,
             payload: refusal.payload as usize,
         });
@@ -406,7 +448,7 @@ impl Connection {
         if refused.payload > 0 {
             return false;
         }
-        Cause::Refused(refused.errno).answer(refused.to, &mut self.output);
+        Cause::Refused(refused.errno).answer(refused.asked.to(), &mut self.output);
         session.refused = None;
         true
     }
@@ -521,6 +563,7 @@ impl Connection {
             };
             session.stream = Some(WriteStream {
                 request,
+                asked: asked.request,
                 offset,
                 remaining: len,
                 fua,

@@ -16,6 +16,26 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// What another process counted.
+    pub(super) fn of([requests, errors, read_bytes, written_bytes]: [u64; 4]) -> Self {
+        Self {
+            requests,
+            errors,
+            read_bytes,
+            written_bytes,
+        }
+    }
+
+    /// The same for another process.
+    pub(super) fn counts(&self) -> [u64; 4] {
+        [
+            self.requests,
+            self.errors,
+            self.read_bytes,
+            self.written_bytes,
+        ]
+    }
+
     /// A request of so many bytes succeeded.
     #[inline]
     pub(super) fn succeeded(&mut self, kind: RequestKind, bytes: u64) {
@@ -79,7 +99,7 @@ impl Connection {
 
     fn session(&self) -> Option<&Session> {
         match &self.phase {
-            Phase::Handshake { .. } => None,
+            Phase::Handshake { .. } | Phase::Resuming(_) => None,
             Phase::Joining { session, .. } | Phase::Transmission(session) => Some(session),
         }
     }
@@ -90,7 +110,7 @@ impl Connection {
         }
         match &self.phase {
             Phase::Handshake { .. } => ConnectionState::Handshake,
-            Phase::Joining { .. } => ConnectionState::Joining,
+            Phase::Joining { .. } | Phase::Resuming(_) => ConnectionState::Joining,
             Phase::Transmission(_) => ConnectionState::Serving,
         }
     }

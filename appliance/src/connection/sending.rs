@@ -38,6 +38,9 @@ impl Connection {
 
     /// Sends what is queued.
     pub fn flush_output(&mut self) -> Flushed {
+        if self.is_handed() {
+            return Flushed::All;
+        }
         let flushed = match self.wire.channel() {
             None => self.send_clear(),
             Some(_) => self.send_sealed(),

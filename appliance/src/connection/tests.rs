@@ -21,6 +21,7 @@ use taipan_nbd::{
 use super::*;
 
 mod foreign;
+mod handed;
 mod lookup;
 mod payload;
 mod slow;

@@ -1,8 +1,7 @@
 //! The servers of the control plane: bound first, so that a clash is seen at start, then run on a
 //! thread of their own.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,6 +16,8 @@ use tokio::sync::watch;
 use super::bounded::Bounded;
 use super::model::Appliance;
 use super::{health, routes};
+use crate::handoff::{Offer, Purpose};
+use crate::inherited::{Inherited, Listening, Origin, Socket};
 use crate::sockets::{listen_tcp, listen_unix};
 
 /// Open connections of each server.
@@ -31,8 +32,10 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 pub struct Servers {
     /// The socket file; `None` once it is removed.
     control_path: Option<PathBuf>,
-    control: Option<UnixListener>,
-    metrics: Option<TcpListener>,
+    /// The same of the daemon before, until this one answers.
+    passed_path: Option<PathBuf>,
+    control: Option<Socket>,
+    metrics: Option<Socket>,
     metrics_address: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
@@ -41,26 +44,58 @@ pub struct Servers {
 impl Servers {
     /// Listens on the control socket (mode 0600) and on the metrics address, if any. Nothing is
     /// answered before [`Servers::start`]; requests wait in the backlog.
-    pub fn bind(control_socket: &Path, metrics: Option<SocketAddr>) -> Result<Self> {
-        let metrics = metrics
-            .map(|address| listen_tcp(address, "metrics"))
-            .transpose()?;
+    /// What is inherited is taken instead.
+    pub fn bind(
+        control_socket: &Path,
+        metrics: Option<SocketAddr>,
+        inherited: &mut Inherited,
+    ) -> Result<Self> {
+        let metrics = inherited.tcp(Purpose::Metrics, metrics.as_slice(), |address| {
+            listen_tcp(address, "metrics")
+        })?;
+        let control = inherited.unix(Purpose::Control, control_socket, |path| {
+            listen_unix(path, 0o600)
+        })?;
+        let control = only(control, Purpose::Control)?;
+        let path_of = |socket: &Socket, origin: Origin| match &socket.listening {
+            Listening::Unix(_, path) if socket.origin == origin => Some(path.clone()),
+            _ => None,
+        };
+        let passed_path = control
+            .as_ref()
+            .and_then(|socket| path_of(socket, Origin::Passed));
+        let control_path = control
+            .as_ref()
+            .and_then(|socket| path_of(socket, Origin::Bound));
+        let metrics = only(metrics, Purpose::Metrics)?;
         let metrics_address = match &metrics {
-            Some(listener) => Some(
+            Some(Socket {
+                listening: Listening::Tcp(listener),
+                ..
+            }) => Some(
                 listener
                     .local_addr()
                     .map_err(|e| Error::io("asking for the metrics address", e))?,
             ),
-            None => None,
+            _ => None,
         };
         Ok(Self {
-            control: Some(listen_unix(control_socket, 0o600)?),
-            control_path: Some(control_socket.to_owned()),
+            control_path,
+            passed_path,
+            control,
             metrics,
             metrics_address,
             stop: watch::Sender::new(false),
             thread: None,
         })
+    }
+
+    /// The sockets for a daemon that follows; to be called before [`Servers::start`].
+    pub fn offers(&self) -> Result<Vec<Offer>> {
+        let control = self.control.iter().map(|socket| (Purpose::Control, socket));
+        let metrics = self.metrics.iter().map(|socket| (Purpose::Metrics, socket));
+        let offer = |(purpose, socket)| Offer::of(purpose, socket);
+        control.chain(metrics).map(offer).collect()
     }
 
     /// Where metrics are served, with the port that was assigned if port 0 was asked for.
@@ -77,21 +112,21 @@ impl Servers {
             .thread_name("control-call")
             .build()
             .map_err(failed)?;
-        let control = match self.control.take() {
-            Some(listener) => {
+        let control = match self.control.take().map(|socket| socket.listening) {
+            Some(Listening::Unix(listener, _)) => {
                 listener.set_nonblocking(true).map_err(failed)?;
                 let _inside = runtime.enter();
                 Some(tokio::net::UnixListener::from_std(listener).map_err(failed)?)
             }
-            None => None,
+            _ => None,
         };
-        let metrics = match self.metrics.take() {
-            Some(listener) => {
+        let metrics = match self.metrics.take().map(|socket| socket.listening) {
+            Some(Listening::Tcp(listener)) => {
                 listener.set_nonblocking(true).map_err(failed)?;
                 let _inside = runtime.enter();
                 Some(tokio::net::TcpListener::from_std(listener).map_err(failed)?)
             }
-            None => None,
+            _ => None,
         };
         let stop = self.stop.subscribe();
         let work = async move {
@@ -108,7 +143,15 @@ impl Servers {
             .spawn(move || drive(runtime, cpu, work))
             .map_err(failed)?;
         self.thread = Some(thread);
+        self.control_path = self.control_path.take().or_else(|| self.passed_path.take());
         Ok(())
+    }
+
+    /// A successor answers from now on: no more is accepted here, the socket files stay, and what
+    /// is still being answered ends with the process.
+    pub fn leave(mut self) {
+        self.stop.send_replace(true);
+        (self.control_path, self.thread) = (None, None);
     }
 
     /// Stops accepting, gives answers in flight a short time, and removes the control socket.
@@ -131,6 +174,18 @@ impl Drop for Servers {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The socket for a purpose that has one.
+fn only(sockets: Vec<Socket>, purpose: Purpose) -> Result<Option<Socket>> {
+    if sockets.len() > 1 {
+        let text = format!(
+            "the service manager passed several sockets for {}",
+            purpose.name()
+        );
+        return Err(Error::invalid(text));
+    }
+    Ok(sockets.into_iter().next())
 }
 
 fn drive(runtime: Runtime, cpu: Option<usize>, work: impl Future<Output = ()>) {

@@ -14,6 +14,7 @@ use taipan_engine::error::ErrorKind;
 use taipan_engine::volume::VolumeName;
 
 use super::{Appliance, Pretended, Servers};
+use crate::inherited::Inherited;
 
 struct Running {
     appliance: Arc<Pretended>,
@@ -27,7 +28,7 @@ fn start() -> Running {
     let dir = tempfile::tempdir().unwrap();
     let control = dir.path().join("control.sock");
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    let mut servers = Servers::bind(&control, Some(any_port)).unwrap();
+    let mut servers = Servers::bind(&control, Some(any_port), &mut Inherited::default()).unwrap();
     let appliance = Arc::new(Pretended::default());
     let shared: Arc<dyn Appliance> = appliance.clone();
     servers.start(shared, None).unwrap();
@@ -231,10 +232,10 @@ fn the_control_socket_is_private_and_goes_with_the_daemon() {
 #[test]
 fn a_clash_of_addresses_is_seen_before_anything_starts() {
     let daemon = start();
-    let dir = tempfile::tempdir().unwrap();
-    let error = Servers::bind(&dir.path().join("c"), Some(daemon.metrics)).unwrap_err();
+    let (dir, mut none) = (tempfile::tempdir().unwrap(), Inherited::default());
+    let error = Servers::bind(&dir.path().join("c"), Some(daemon.metrics), &mut none).unwrap_err();
     assert!(error.to_string().contains("metrics"), "{error}");
-    let error = Servers::bind(&daemon.control, None).unwrap_err();
+    let error = Servers::bind(&daemon.control, None, &mut none).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
 }
 

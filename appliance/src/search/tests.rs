@@ -45,7 +45,7 @@ impl Machine {
 
     fn replay(&self) -> Replayed {
         let config = LogConfig::for_wal(4 << 20, 4 << 20).unwrap();
-        Replayed::open(&self.path("wal"), &self.path("run"), &config).unwrap()
+        Replayed::open(&self.path("wal"), &self.path("run"), &config, None).unwrap()
     }
 
     /// Writes a durable record of the volume into the log of one shard.

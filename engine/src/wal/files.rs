@@ -104,6 +104,19 @@ impl WalFiles {
         &self.files[shard.index()]
     }
 
+    /// Lets another process take the files over, though this one has them open still. Nothing may
+    /// be written any more.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn unlock(&self) -> Result<()> {
+        for file in &self.files {
+            rustix::fs::flock(file, FlockOperation::Unlock)
+                .map_err(|errno| Error::io("unlocking a WAL file", errno.into()))?;
+        }
+        Ok(())
+    }
+
     /// The file of a shard for [`super::recover_shard`].
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Region files in the runtime directory: one per shard and writer, on tmpfs so that they outlive
 //! the process but not the host.
 
+mod prepared;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::identity::Incarnation;
 
 use super::config::BootId;
+
+pub use prepared::{PreparedRegions, remove_prepared};
 
 /// `f_type` of tmpfs, see statfs(2).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -70,20 +74,23 @@ pub fn create_region(
     shard: ShardId,
     bytes: usize,
 ) -> Result<File> {
-    let path = dir.join(region_name(incarnation, shard));
+    reserve(&dir.join(region_name(incarnation, shard)), bytes)
+}
+
+fn reserve(path: &Path, bytes: usize) -> Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&path)
-        .map_err(|e| Error::io("creating a memory region", e).with_path(&path))?;
+        .open(path)
+        .map_err(|e| Error::io("creating a memory region", e).with_path(path))?;
     let reserved = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64);
     if let Err(errno) = reserved {
         // The error that matters is the first.
-        let _ = fs::remove_file(&path);
+        let _ = fs::remove_file(path);
         let what = format!("reserving {bytes} bytes for a memory region (see --cache-size)");
-        return Err(Error::io(what, errno.into()).with_path(&path));
+        return Err(Error::io(what, errno.into()).with_path(path));
     }
     Ok(file)
 }

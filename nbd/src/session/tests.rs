@@ -338,3 +338,24 @@ proptest! {
         prop_assert_eq!(extended.validate(&request, &export), plain);
     }
 }
+
+#[test]
+fn a_session_goes_on_as_it_was_and_an_impossible_one_does_not() {
+    let before = session(HeaderStyle::Extended, 3);
+    assert_eq!(Session::resume(before.agreement()), Some(before));
+    let with = |headers, ids: &[u32]| Agreement {
+        headers,
+        contexts: session(headers, 2)
+            .contexts
+            .into_iter()
+            .zip(ids)
+            .map(|(context, id)| MetaContext { id: *id, ..context })
+            .collect(),
+        ..Agreement::default()
+    };
+    assert!(Session::resume(with(HeaderStyle::Structured, &[2, 1])).is_some());
+    assert_eq!(Session::resume(with(HeaderStyle::Simple, &[1])), None);
+    for ids in [[0, 1], [1, 1], [1, 65]] {
+        assert_eq!(Session::resume(with(HeaderStyle::Structured, &ids)), None);
+    }
+}

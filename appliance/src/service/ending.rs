@@ -1,0 +1,142 @@
+//! How the data plane ends: in order, or because another process serves on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use taipan_engine::api::RunState;
+use taipan_engine::error::{Error, ErrorKind, Result};
+
+use super::{Service, Shared};
+use crate::control::Appliance;
+use crate::daemon::Running;
+use crate::handoff::{Handed, Offer};
+use crate::inbox::CoreMessage;
+use crate::uploader::Request;
+
+/// How long a stop waits for the cores to answer and flush.
+const QUIESCE_WAIT: Duration = Duration::from_secs(20);
+/// How long the last batches may take to become durable when no more requests come.
+const DURABLE_WAIT: Duration = Duration::from_secs(1);
+const DURABLE_PAUSE: Duration = Duration::from_millis(5);
+
+impl Running for Service {
+    fn appliance(&self) -> Arc<dyn Appliance> {
+        Arc::clone(&self.shared) as Arc<dyn Appliance>
+    }
+
+    fn offers(&self) -> Result<Vec<Offer>> {
+        Ok(std::mem::take(&mut self.threads().offers))
+    }
+
+    fn park(&self) -> Result<Vec<Handed>> {
+        self.park_all()
+    }
+
+    fn unpark(&self) -> Result<()> {
+        self.unpark_all()
+    }
+
+    fn release(self: Box<Self>) -> Result<()> {
+        self.shared.set_run_state(RunState::Stopping);
+        let (ack, released) = bounded(0);
+        for core in &self.shared.parts.addresses {
+            core.send(CoreMessage::Release(ack.clone()));
+        }
+        drop(ack);
+        let _ = released.recv_timeout(QUIESCE_WAIT);
+        let closed = self.close(Ok(()));
+        let unlocked = self.shared.parts.files.unlock();
+        closed.and(unlocked)
+    }
+
+    fn stop(self: Box<Self>, drain: bool) -> Result<()> {
+        self.shared.set_run_state(RunState::Stopping);
+        if let Some(acceptor) = self.threads().acceptor.take() {
+            acceptor.stop(&self.shared.parts.directory);
+        }
+        let (ack, quiet) = bounded(0);
+        for core in &self.shared.parts.addresses {
+            core.send(CoreMessage::Quiesce(ack.clone()));
+        }
+        drop(ack);
+        // The channel closes when every core has answered, flushed and closed its sockets.
+        let _ = quiet.recv_timeout(QUIESCE_WAIT);
+        let drained = if drain { self.shared.drain() } else { Ok(()) };
+        self.close(drained)
+    }
+}
+
+impl Service {
+    /// No client is left: notes that everything is durable, if it is, and ends all threads.
+    fn close(&self, mut result: Result<()>) -> Result<()> {
+        let threads = std::mem::take(&mut *self.threads());
+        let durable = self.shared.durable_soon();
+        if !durable {
+            let text = "not everything answered could be made durable; the memory regions are kept";
+            result = result.and(Err(Error::new(ErrorKind::Io, text)));
+        }
+        let closed = self.shared.ask(|reply| Request::Stop {
+            clean: durable,
+            reply,
+        });
+        for core in &self.shared.parts.addresses {
+            core.send(CoreMessage::Stop);
+        }
+        for thread in threads.data {
+            if let Ok(Err(error)) = thread.join() {
+                result = result.and(Err(Error::io("a data core failed", error)));
+            }
+        }
+        if let Some(uploader) = threads.uploader {
+            let _ = uploader.join();
+        }
+        if durable && closed.is_ok() {
+            self.shared.remove_regions();
+        }
+        result.and(closed)
+    }
+}
+
+impl Shared {
+    fn everything_durable(&self) -> bool {
+        let reports = self.reports();
+        reports.len() == self.parts.addresses.len()
+            && reports
+                .iter()
+                .flat_map(|report| &report.shards)
+                .all(|shard| shard.failure.is_none() && shard.durable_batch >= shard.last_batch)
+    }
+
+    /// The same, a moment later if need be: a core that was quiet first may have got parts of
+    /// requests of the others since.
+    pub(super) fn durable_soon(&self) -> bool {
+        let deadline = Instant::now() + DURABLE_WAIT;
+        loop {
+            if self.everything_durable() {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(DURABLE_PAUSE);
+        }
+    }
+
+    /// The regions of this process hold nothing that is not durable elsewhere.
+    fn remove_regions(&self) {
+        let Ok(regions) = taipan_engine::wal::region_files::list_regions(&self.parts.runtime_dir)
+        else {
+            return;
+        };
+        let own = self.parts.files.state().incarnation;
+        for region in regions
+            .into_iter()
+            .filter(|region| region.incarnation <= own)
+        {
+            if let Err(error) = std::fs::remove_file(&region.path) {
+                tracing::warn!(path = %region.path.display(), %error, "region not removed");
+            }
+        }
+    }
+}
