@@ -218,7 +218,9 @@ fn lighten(running: &dyn Running) {
         let _late = done.send(appliance.drain());
     };
     let thread = std::thread::Builder::new().name("lighten".to_owned());
-    let result = thread.spawn(commit).map(|_| ended.recv_timeout(LIGHTEN_WAIT));
+    let result = thread
+        .spawn(commit)
+        .map(|_| ended.recv_timeout(LIGHTEN_WAIT));
     tracing::info!(?result, "committed before the hand-off");
 }
 

@@ -20,6 +20,7 @@ mod a_snapshot_is_a_cut_that_stays;
 mod a_virtual_machine_survives_restarts;
 mod an_outage_of_s3_is_waited_out;
 mod bad_settings_are_refused;
+mod clients_do_not_notice_a_successor;
 mod clients_see_the_map;
 mod copied_bytes_come_back;
 mod damage_is_reported;

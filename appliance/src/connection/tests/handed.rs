@@ -26,7 +26,9 @@ fn requests_that_have_come_in_part_end_where_the_rest_of_them_goes() {
         let mut rig = Rig::connect(wishes);
         let style = rig.style();
         // In the middle of the payload, several times, and of the next header.
-        let data: Vec<u8> = (0..2 * HALF).map(|at| (at / 1000 % 251) as u8 + 1).collect();
+        let data: Vec<u8> = (0..2 * HALF)
+            .map(|at| (at / 1000 % 251) as u8 + 1)
+            .collect();
         let mut bytes = rig.header(command::WRITE, 0, (BLOCK, data.len() as u64));
         bytes.extend_from_slice(&data);
         let read = rig.header(

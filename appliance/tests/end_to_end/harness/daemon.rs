@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -187,9 +188,57 @@ impl Rig {
         self.volumes.clear();
     }
 
+    /// Another process takes over from the daemon, which must end without an error, unless a
+    /// failpoint ends it.
+    pub(crate) fn succeed(&self, mut daemon: Daemon, failpoints: &str) -> Daemon {
+        let mut successor = self.spawn_successor(&daemon, &[], failpoints);
+        let pid = u64::from(successor.pid());
+        let ready = |successor: &Daemon| successor.controls() && successor.status()["pid"] == pid;
+        if let Some(status) = successor.await_ready(ready) {
+            panic!("the successor ended ({status}): {}", successor.said());
+        }
+        let status = daemon.ended(STOP_LIMIT);
+        let killed = status.signal() == Some(Signal::KILL.as_raw());
+        assert!(status.success() || killed, "the predecessor: {status}");
+        successor
+    }
+
+    /// A successor that a failpoint ends.
+    pub(crate) fn succeed_to_crash(&self, daemon: &Daemon, failpoints: &str) {
+        let mut successor = self.spawn_successor(daemon, &[], failpoints);
+        let status = successor.ended(STOP_LIMIT);
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{failpoints}");
+    }
+
+    /// A successor that must refuse. Gives what it said.
+    pub(crate) fn refused_succession(&self, daemon: &Daemon, flags: &[&str]) -> String {
+        let mut successor = self.spawn_successor(daemon, flags, "");
+        let status = successor.ended(READY_LIMIT);
+        assert_eq!(status.code().map(|code| code > 0), Some(true), "{status}");
+        successor.said()
+    }
+
+    fn spawn_successor(&self, daemon: &Daemon, flags: &[&str], failpoints: &str) -> Daemon {
+        let flags = [&["--takeover"], flags].concat();
+        let place = (daemon.tcp, daemon.metrics);
+        let log = daemon
+            .log
+            .with_extension(format!("after-{}.log", daemon.pid()));
+        self.spawn_at(place, log, &flags, failpoints)
+    }
+
     fn spawn(&self, flags: &[&str], failpoints: &str) -> Daemon {
-        let (tcp, metrics) = (free_address(), free_address());
-        let log = self.path("taipand.log");
+        let place = (free_address(), free_address());
+        self.spawn_at(place, self.path("taipand.log"), flags, failpoints)
+    }
+
+    fn spawn_at(
+        &self,
+        (tcp, metrics): (SocketAddr, SocketAddr),
+        log: PathBuf,
+        flags: &[&str],
+        failpoints: &str,
+    ) -> Daemon {
         let output = File::create(&log).expect("a log file");
         let mut command = Command::new(built("taipand"));
         command
