@@ -1,15 +1,17 @@
 #!/usr/bin/python3
 """A libnbd client that keeps one connection and never opens another.
 
-usage: steady_client.py URI SECONDS
+usage: steady_client.py URI
 
 Writes and reads blocks with many requests in flight, checks every block that it reads against what
-was answered, and says at the end how long the server was silent at most, in milliseconds.
+was answered, until its standard input ends, and then says how long the server was silent at most,
+in milliseconds.
 """
 
 import random
 import struct
 import sys
+import threading
 import time
 
 import nbd
@@ -69,11 +71,10 @@ class Client:
 
         self.handle.aio_pread(buffer, block * BLOCK, completion=completed)
 
-    def run(self, seconds):
-        end = time.monotonic() + seconds
+    def run(self, told):
         said = False
-        while time.monotonic() < end or self.handle.aio_in_flight() > 0:
-            while time.monotonic() < end and self.handle.aio_in_flight() < IN_FLIGHT:
+        while not told.is_set() or self.handle.aio_in_flight() > 0:
+            while not told.is_set() and self.handle.aio_in_flight() < IN_FLIGHT:
                 block = self.choice.randrange(BLOCKS)
                 if block in self.busy:
                     continue
@@ -92,11 +93,13 @@ class Client:
 
 
 def main():
-    uri, seconds = sys.argv[1:]
+    (uri,) = sys.argv[1:]
     handle = nbd.NBD()
     handle.connect_uri(uri)
     client = Client(handle)
-    client.run(float(seconds))
+    told = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), told.set()), daemon=True).start()
+    client.run(told)
     print(f"longest silence {client.longest * 1000:.0f} ms", flush=True)
     handle.shutdown()
 
