@@ -15,6 +15,7 @@ mod requests;
 mod roster;
 mod sending;
 mod stalled;
+mod throttled;
 mod wire;
 
 use std::net::IpAddr;
@@ -48,6 +49,7 @@ use requests::{InFlight, Refused, Requests, WriteStream};
 use roster::Tally;
 pub use sending::Flushed;
 use stalled::Progress;
+use throttled::Toll;
 pub use wire::HandshakePace;
 use wire::Wire;
 
@@ -220,6 +222,8 @@ pub struct Connection {
     late: bool,
     /// Whether it is on its way to another process.
     rest: Rest,
+    /// Whether the next request may begin as far as the volume's limits go.
+    toll: Toll,
 }
 
 impl Connection {
@@ -262,6 +266,7 @@ impl Connection {
             starved: false,
             late: false,
             rest: Rest::default(),
+            toll: Toll::default(),
         }
     }
 
@@ -345,7 +350,7 @@ impl Connection {
         if !self.readable || self.finishing || self.broken || self.is_resting() {
             return self.settle(Outcome::Waiting);
         }
-        if self.is_full() || self.is_paused(around) {
+        if self.is_full() || self.is_paused(around) || self.turn_ns().is_some() {
             // Nothing is read now, so a client that has gone must be noticed here. One that only
             // sends no more waits for its replies: its DISC may be unread.
             return if self.polls(PollFlags::HUP | PollFlags::ERR) {

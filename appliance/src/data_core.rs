@@ -8,6 +8,7 @@ mod outbox;
 mod parking;
 mod publish;
 mod roster;
+mod throttled;
 mod vigil;
 
 use std::collections::{HashMap, VecDeque};
@@ -157,6 +158,9 @@ pub struct DataCore {
     buffers: Buffers,
     /// Connections that wait for memory that others hold.
     starved: VecDeque<u32>,
+    /// Connections whose next request has its turn later.
+    throttled: Vec<u32>,
+    looked_throttled_ns: u64,
     slots: Vec<Slot>,
     free: Vec<u32>,
     ready: VecDeque<u32>,
@@ -223,6 +227,8 @@ impl DataCore {
             handshakes: HandshakePace::default(),
             buffers: Buffers::default(),
             starved: VecDeque::new(),
+            throttled: Vec::new(),
+            looked_throttled_ns: 0,
             slots: Vec::new(),
             free: Vec::new(),
             ready: VecDeque::new(),
@@ -265,6 +271,9 @@ impl DataCore {
         // One a turn: most likely there is still nothing for it, and others are to be served.
         if let Some(index) = self.starved.pop_front() {
             self.queue(index);
+        }
+        if !self.throttled.is_empty() {
+            self.wake_throttled();
         }
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else {
@@ -541,6 +550,9 @@ impl DataCore {
         if connection.is_starved() && !self.starved.contains(&index) {
             self.starved.push_back(index);
         }
+        if connection.turn_ns().is_some() && !self.throttled.contains(&index) {
+            self.throttled.push(index);
+        }
         self.slots[index as usize].connection = Some(connection);
         if has_output && !self.slots[index as usize].awaits_room {
             self.unsent.push(index);
@@ -735,7 +747,9 @@ impl DataCore {
         self.bell.flag().prepare();
         if self.inbox.is_empty() {
             let begin = Instant::now();
-            self.ring.wait(Duration::from_millis(timeout_ms))?;
+            let timeout = Duration::from_millis(timeout_ms);
+            let timeout = self.nap().map_or(timeout, |nap| nap.min(timeout));
+            self.ring.wait(timeout)?;
             if awake {
                 self.vigil.slept(begin.elapsed());
             }

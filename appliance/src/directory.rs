@@ -18,6 +18,7 @@ use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
 use crate::access::{Access, Client, Grant};
 use crate::connection::CONTEXTS;
+use crate::throttle::Throttle;
 
 pub use bitmaps::{Bitmap, Bitmaps, Bookmark, HeldBitmap, is_since};
 pub use view::View;
@@ -38,6 +39,8 @@ pub struct Volume {
     pub slot: VolumeSlot,
     /// Its settings now.
     pub settings: RwLock<VolumeSettings>,
+    /// How fast clients may use it.
+    pub throttle: Throttle,
     /// Open connections on all cores.
     pub connections: AtomicU32,
     /// Refuse writes.
@@ -82,6 +85,7 @@ impl Volume {
             id: local.id,
             slot,
             settings: RwLock::new(local.settings.clone()),
+            throttle: Throttle::of(&local.settings),
             connections: AtomicU32::new(0),
             read_only: AtomicBool::new(false),
             closing: AtomicBool::new(false),

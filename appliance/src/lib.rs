@@ -38,6 +38,7 @@ pub mod signals;
 pub mod sockets;
 pub mod sync_mode;
 mod tail;
+pub mod throttle;
 pub mod tls;
 pub mod uploader;
 pub mod wal_damage;

@@ -13,9 +13,9 @@ use crossbeam_channel::bounded;
 use futures::executor::block_on;
 use taipan_engine::api::{
     BackendState, BackendStatus, ChunkUsage, CompactionStatus, ConnectionInfo, ConnectionName,
-    MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus, RunState, ShardStatus, SnapshotInfo,
-    Status, TakeSnapshot, UploadInfo, UploadStatus, VolumeChanges, VolumeInfo, VolumePatch,
-    VolumeState, WalStatus, WarmStatus, WarmVolume,
+    DelayInfo, MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus, RunState, ShardStatus,
+    SnapshotInfo, Status, TakeSnapshot, UploadInfo, UploadStatus, VolumeChanges, VolumeInfo,
+    VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
@@ -339,6 +339,10 @@ impl Shared {
             last_commit_age_seconds: (committed_ms > 0)
                 .then(|| self.now_ms().saturating_sub(committed_ms) as f64 / 1000.0),
             upload,
+            delays: DelayInfo {
+                requests: volume.throttle.delays().requests,
+                seconds: Duration::from_nanos(volume.throttle.delays().waited_ns).as_secs_f64(),
+            },
             quarantine: Quarantine::of(&self.parts.data_dir).held(volume.id),
         }
     }

@@ -109,6 +109,20 @@ pub struct CreateVolume {
     /// Requests in an hour above which commits wait that only the interval makes due; 0: no budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_hour: Option<u64>,
+    /// Requests of clients that begin in a second; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes that clients read and write in a second; 0: no limit.
+    #[serde(
+        alias = "bandwidth",
+        default,
+        deserialize_with = "size::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub bandwidth_bytes: Option<u64>,
+    /// Seconds of both that an idle volume saves up; 0: one second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_seconds: Option<u64>,
 }
 
 impl CreateVolume {
@@ -134,6 +148,9 @@ impl CreateVolume {
                 .commit_interval_seconds
                 .unwrap_or(defaults.commit_interval_seconds),
             requests_per_hour: self.requests_per_hour.unwrap_or(defaults.requests_per_hour),
+            iops: self.iops.unwrap_or(defaults.iops),
+            bandwidth_bytes: self.bandwidth_bytes.unwrap_or(defaults.bandwidth_bytes),
+            burst_seconds: self.burst_seconds.unwrap_or(defaults.burst_seconds),
         };
         settings.validate()?;
         Ok(settings)
@@ -178,6 +195,20 @@ pub struct VolumePatch {
     /// Requests in an hour above which commits wait that only the interval makes due; 0: no budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_hour: Option<u64>,
+    /// Requests of clients that begin in a second; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes that clients read and write in a second; 0: no limit.
+    #[serde(
+        alias = "bandwidth",
+        default,
+        deserialize_with = "size::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub bandwidth_bytes: Option<u64>,
+    /// Seconds of both that an idle volume saves up; 0: one second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_seconds: Option<u64>,
 }
 
 impl VolumePatch {
@@ -193,6 +224,9 @@ impl VolumePatch {
                 .commit_interval_seconds
                 .unwrap_or(settings.commit_interval_seconds),
             requests_per_hour: self.requests_per_hour.unwrap_or(settings.requests_per_hour),
+            iops: self.iops.unwrap_or(settings.iops),
+            bandwidth_bytes: self.bandwidth_bytes.unwrap_or(settings.bandwidth_bytes),
+            burst_seconds: self.burst_seconds.unwrap_or(settings.burst_seconds),
             ..settings.clone()
         }
     }
@@ -298,6 +332,19 @@ pub struct VolumeInfo {
     /// What the backend lacks of it.
     #[serde(default)]
     pub upload: UploadInfo,
+    /// What became of requests under its limits.
+    #[serde(default)]
+    pub delays: DelayInfo,
+}
+
+/// Requests that waited because of a volume's limits (`iops`, `bandwidth_bytes`), since the daemon
+/// started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DelayInfo {
+    /// How many.
+    pub requests: u64,
+    /// How long, all together.
+    pub seconds: f64,
 }
 
 /// What the backend lacks of a volume, and how its commit fares.
@@ -701,6 +748,9 @@ mod tests {
             rpo_bytes: None,
             commit_interval_seconds: None,
             requests_per_hour: None,
+            iops: None,
+            bandwidth_bytes: None,
+            burst_seconds: None,
         };
         assert!(create.settings().is_err());
     }
@@ -749,6 +799,7 @@ mod tests {
             last_commit_age_seconds: None,
             quarantine: None,
             upload: UploadInfo::default(),
+            delays: DelayInfo::default(),
         };
         let json = serde_json::to_value(&info).unwrap();
         assert_eq!(json["size_bytes"], 1 << 30);

@@ -155,6 +155,11 @@ pub const RPO_BYTES_MIN: u64 = 1 << 20;
 /// Longest `commit_interval_seconds` and `rpo_seconds` (a day): the log is not endless.
 pub const INTERVAL_SECONDS_MAX: u64 = 86_400;
 
+/// Smallest `bandwidth_bytes`: a request of some length would block the volume for minutes.
+pub const BANDWIDTH_BYTES_MIN: u64 = 64 << 10;
+/// Longest `burst_seconds` (an hour).
+pub const BURST_SECONDS_MAX: u64 = 3600;
+
 /// Settings of a volume, stored in its manifests. Those that have their default and came after
 /// version 1 of the manifest are left out of its JSON, so that its bytes stay what they were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +193,15 @@ pub struct VolumeSettings {
     /// due; 0: no budget.
     #[serde(default, skip_serializing_if = "is_default")]
     pub requests_per_hour: u64,
+    /// Requests of clients that begin in a second; 0: no limit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub iops: u64,
+    /// Bytes that clients read and write in a second, together; 0: no limit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bandwidth_bytes: u64,
+    /// An idle volume saves up so many seconds of both; 0: one second.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub burst_seconds: u64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -208,7 +222,15 @@ impl VolumeSettings {
             rpo_bytes: 0,
             commit_interval_seconds: 0,
             requests_per_hour: 0,
+            iops: 0,
+            bandwidth_bytes: 0,
+            burst_seconds: 0,
         }
+    }
+
+    /// What an idle volume saves up of its limits, in seconds.
+    pub fn burst(&self) -> u64 {
+        self.burst_seconds.max(1)
     }
 
     /// Checks every field and reports all problems at once.
@@ -238,6 +260,16 @@ impl VolumeSettings {
         if self.rpo_bytes > 0 && self.rpo_bytes < RPO_BYTES_MIN {
             let bytes = self.rpo_bytes;
             problems.push(format!("rpo_bytes {bytes} is below 1 MiB; 0 is no limit"));
+        }
+        if self.bandwidth_bytes > 0 && self.bandwidth_bytes < BANDWIDTH_BYTES_MIN {
+            let bytes = self.bandwidth_bytes;
+            problems.push(format!(
+                "bandwidth {bytes} is below 64 KiB a second; 0 is no limit"
+            ));
+        }
+        if self.burst_seconds > BURST_SECONDS_MAX {
+            let seconds = self.burst_seconds;
+            problems.push(format!("burst_seconds {seconds} is above an hour"));
         }
         for (name, seconds) in [
             ("rpo_seconds", self.rpo_seconds),
@@ -325,13 +357,16 @@ mod tests {
             rpo_bytes: 1 << 28,
             commit_interval_seconds: 5,
             requests_per_hour: 60,
+            iops: 500,
+            bandwidth_bytes: 1 << 20,
+            burst_seconds: 3,
             ..plain
         };
         let new = concat!(
             r#"{"size_bytes":1073741824,"block_size_bytes":4096,"chunk_size_bytes":4194304,"#,
             r#""ack":"memory","on_lost_cache":"continue","durability":"remote","#,
             r#""rpo_seconds":60,"rpo_bytes":268435456,"commit_interval_seconds":5,"#,
-            r#""requests_per_hour":60}"#
+            r#""requests_per_hour":60,"iops":500,"bandwidth_bytes":1048576,"burst_seconds":3}"#
         );
         assert_eq!(serde_json::to_string(&full).unwrap(), new);
         assert_eq!(serde_json::from_str::<VolumeSettings>(new).unwrap(), full);

@@ -240,6 +240,15 @@ pub(crate) struct Changeable {
     /// hour; 0: no budget.
     #[arg(long, value_name = "N")]
     pub(crate) requests_per_hour: Option<u64>,
+    /// Requests of clients that begin in a second, FLUSH aside; 0: no limit.
+    #[arg(long, value_name = "N")]
+    pub(crate) iops: Option<u64>,
+    /// Bytes that clients read and write in a second, together, at least 64KiB; 0: no limit.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) bandwidth: Option<ByteSize>,
+    /// So many seconds of both are saved up by an idle volume; 0: one second.
+    #[arg(long, value_name = "N")]
+    pub(crate) burst_seconds: Option<u64>,
 }
 
 /// Arguments of `volume resize`.

@@ -57,6 +57,9 @@ fn creation(create: &Create) -> Outcome<CreateVolume> {
     request.rpo_bytes = create.changeable.rpo_bytes.map(|s| s.0);
     request.commit_interval_seconds = create.changeable.commit_interval_seconds;
     request.requests_per_hour = create.changeable.requests_per_hour;
+    request.iops = create.changeable.iops;
+    request.bandwidth_bytes = create.changeable.bandwidth.map(|s| s.0);
+    request.burst_seconds = create.changeable.burst_seconds;
     request.settings().map_err(|e| {
         let what = format!("volume \"{}\" cannot be created: {e}", create.name);
         Failure::new(Exit::Usage, what)
@@ -78,6 +81,9 @@ pub(crate) fn request(name: VolumeName, size_bytes: u64) -> CreateVolume {
         rpo_bytes: None,
         commit_interval_seconds: None,
         requests_per_hour: None,
+        iops: None,
+        bandwidth_bytes: None,
+        burst_seconds: None,
     }
 }
 
@@ -90,10 +96,14 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
         rpo_bytes: set.changeable.rpo_bytes.map(|s| s.0),
         commit_interval_seconds: set.changeable.commit_interval_seconds,
         requests_per_hour: set.changeable.requests_per_hour,
+        iops: set.changeable.iops,
+        bandwidth_bytes: set.changeable.bandwidth.map(|s| s.0),
+        burst_seconds: set.changeable.burst_seconds,
     };
     if patch.is_empty() {
         let what = "nothing to change: give --ack, --on-lost-cache, --durability, --rpo-seconds, \
-                    --rpo-bytes, --commit-interval-seconds or --requests-per-hour";
+                    --rpo-bytes, --commit-interval-seconds, --requests-per-hour, --iops, --bandwidth \
+                    or --burst-seconds";
         return Err(Failure::new(Exit::Usage, what));
     }
     Ok(patch)
@@ -285,6 +295,7 @@ fn show(volume: &VolumeInfo) -> String {
         .add("commit every", interval(settings))
         .add("requests", requests(volume))
         .add("loss limits", limits(settings))
+        .add("speed limits", speed(volume))
         .add("committed data", format!("{} ({share})", human(data)))
         .add("in WAL only", human(volume.dirty_bytes))
         .add("at risk", at_risk(volume))
@@ -371,6 +382,29 @@ fn limits(settings: &VolumeSettings) -> String {
     match both.is_empty() {
         true => "none".to_owned(),
         false => format!("{}; then writes wait", both.join(", ")),
+    }
+}
+
+/// How fast it may be used, and who waited for that.
+fn speed(volume: &VolumeInfo) -> String {
+    let settings = &volume.settings;
+    let iops = (settings.iops > 0).then(|| format!("{} requests/s", settings.iops));
+    let bytes = settings.bandwidth_bytes;
+    let bandwidth = (bytes > 0).then(|| format!("{}/s", exact(bytes)));
+    let limits: Vec<String> = iops.into_iter().chain(bandwidth).collect();
+    let waited = match volume.delays.requests {
+        0 => String::new(),
+        n => {
+            let time = human_seconds(volume.delays.seconds);
+            format!("; {n} requests waited {time} in all")
+        }
+    };
+    match limits.is_empty() {
+        true => format!("no limit{waited}"),
+        false => {
+            let (limits, burst) = (limits.join(", "), settings.burst());
+            format!("{limits}, bursts of {burst} s{waited}")
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use taipan_engine::size;
 use taipan_engine::volume::{
-    Ack, Durability, INTERVAL_SECONDS_MAX, OnLostCache, SIZE_BYTES_MAX, VolumeName, VolumeSettings,
+    Ack, BURST_SECONDS_MAX, Durability, INTERVAL_SECONDS_MAX, OnLostCache, SIZE_BYTES_MAX,
+    VolumeName, VolumeSettings,
 };
 
 use super::cpus;
@@ -338,6 +339,9 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
     let rpo_bytes = doc.size(&key("rpo_bytes"), 0..=u64::MAX >> 1);
     let interval = doc.integer(&key("commit_interval_seconds"), day);
     let requests = doc.integer(&key("requests_per_hour"), 0..=u64::MAX >> 1);
+    let iops = doc.integer(&key("iops"), 0..=u64::MAX >> 1);
+    let bandwidth = doc.size(&key("bandwidth"), 0..=u64::MAX >> 1);
+    let burst = doc.integer(&key("burst_seconds"), 0..=BURST_SECONDS_MAX);
     for required in [&name_key, &size_key] {
         if !doc.has(required) {
             doc.problem(format!("{required}: missing"));
@@ -361,6 +365,9 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
         rpo_bytes: rpo_bytes.unwrap_or(defaults.rpo_bytes),
         commit_interval_seconds: interval.unwrap_or(defaults.commit_interval_seconds),
         requests_per_hour: requests.unwrap_or(defaults.requests_per_hour),
+        iops: iops.unwrap_or(defaults.iops),
+        bandwidth_bytes: bandwidth.unwrap_or(defaults.bandwidth_bytes),
+        burst_seconds: burst.unwrap_or(defaults.burst_seconds),
         ..defaults
     };
     if let Err(error) = settings.validate() {

@@ -157,7 +157,10 @@ fn print_volume(out: &mut String, volume: &VolumeConfig) -> fmt::Result {
     writeln!(out, "rpo_bytes = {}", size_text(settings.rpo_bytes))?;
     let seconds = settings.commit_interval_seconds;
     writeln!(out, "commit_interval_seconds = {seconds}")?;
-    writeln!(out, "requests_per_hour = {}", settings.requests_per_hour)
+    writeln!(out, "requests_per_hour = {}", settings.requests_per_hour)?;
+    writeln!(out, "iops = {}", settings.iops)?;
+    writeln!(out, "bandwidth = {}", size_text(settings.bandwidth_bytes))?;
+    writeln!(out, "burst_seconds = {}", settings.burst_seconds)
 }
 
 /// The word for a value.

@@ -131,6 +131,15 @@ impl VolumeConfig {
                 "requests_per_hour",
                 mine.requests_per_hour != existing.requests_per_hour,
             ),
+            ("iops", mine.iops != existing.iops),
+            (
+                "bandwidth",
+                mine.bandwidth_bytes != existing.bandwidth_bytes,
+            ),
+            (
+                "burst_seconds",
+                mine.burst_seconds != existing.burst_seconds,
+            ),
         ];
         for (what, _) in pledges.iter().filter(|(_, differs)| *differs) {
             found.push(format!("{what} differs, see `taipan volume show`"));

@@ -96,6 +96,9 @@ fn flags_win_over_the_file_and_volumes_add_up() {
         rpo_bytes = "256MiB"
         commit_interval_seconds = 5
         requests_per_hour = 60
+        iops = 500
+        bandwidth = "100MiB"
+        burst_seconds = 5
     "#;
     let args = [
         "--wal-size",
@@ -127,6 +130,8 @@ fn flags_win_over_the_file_and_volumes_add_up() {
     assert_eq!((first.rpo_seconds, first.rpo_bytes), (60, 256 << 20));
     assert_eq!(first.commit_interval_seconds, 5);
     assert_eq!(first.requests_per_hour, 60);
+    let limits = (first.iops, first.bandwidth_bytes, first.burst_seconds);
+    assert_eq!(limits, (500, 100 << 20, 5));
 }
 
 #[test]

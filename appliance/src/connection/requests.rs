@@ -12,6 +12,7 @@ use taipan_nbd::{
 use super::allowance::Need;
 use super::errors::{Cause, Failed};
 use super::replies::{Answer, Found, STATUS_BYTES, data_head, hole_head, map_query};
+use super::throttled::Toll;
 use super::{BURST_BYTES, Connection, Outcome, Phase, Session, Surroundings};
 use crate::metrics::RequestKind;
 
@@ -19,7 +20,7 @@ use crate::metrics::RequestKind;
 const PIECE_BYTES_MIN: usize = 128 << 10;
 
 /// So much of the range of a CACHE is read at most; the rest is as it was.
-const CACHE_BYTES_MAX: u64 = 1 << 20;
+pub(super) const CACHE_BYTES_MAX: u64 = 1 << 20;
 
 /// What a FAST_ZERO is told that does not cover whole blocks: the old content of the others may
 /// have to be fetched.
@@ -380,10 +381,19 @@ impl Connection {
         // A write may wait for a backend for ever: it never holds what is there only once.
         let first = matches!(command, Command::Op(Op::Write { .. })) && self.held() == 0;
         self.starved = !self.late && bytes > 0 && !first && !self.admits(bytes);
-        if self.late || self.starved {
+        if self.late || self.starved || !self.may_begin(&command, around) {
             return false;
         }
         *around.maps_left -= maps;
+        let taken = self.begin(asked, command, around);
+        if taken {
+            self.toll = Toll::Unknown;
+        }
+        taken
+    }
+
+    /// Begins with a request; false if its payload is not here yet.
+    fn begin(&mut self, asked: Asked, command: Command, around: &mut Surroundings<'_>) -> bool {
         match command {
             Command::Op(Op::Write { offset, len, fua }) => {
                 return self.take_write(asked, (offset, len as usize, fua), around);

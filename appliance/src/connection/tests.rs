@@ -25,6 +25,7 @@ mod handed;
 mod lookup;
 mod payload;
 mod slow;
+mod throttled;
 mod tls;
 
 const SIZE: u64 = 1 << 40;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use taipan_engine::api::{
-    ChangedSpan, ConnectionInfo, ConnectionName, ImagePoint, Lineage, RunState, SnapshotInfo,
-    SnapshotWait, Status, TakeSnapshot, UploadInfo, VolumeChanges, VolumeInfo, VolumePatch,
-    VolumeState, WarmStatus, WarmVolume,
+    ChangedSpan, ConnectionInfo, ConnectionName, DelayInfo, ImagePoint, Lineage, RunState,
+    SnapshotInfo, SnapshotWait, Status, TakeSnapshot, UploadInfo, VolumeChanges, VolumeInfo,
+    VolumePatch, VolumeState, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
@@ -97,6 +97,7 @@ impl Appliance for Pretended {
             last_commit_age_seconds: None,
             quarantine: None,
             upload: UploadInfo::default(),
+            delays: DelayInfo::default(),
         };
         volumes.insert(name, info.clone());
         Ok(info)

@@ -126,9 +126,11 @@ impl DataCore {
             }
         }
         self.slots.clear();
+        self.free.clear();
         self.ready.clear();
         self.unsent.clear();
         self.starved.clear();
+        self.throttled.clear();
     }
 
     /// A connection of the daemon before is served on.

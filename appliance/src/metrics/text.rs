@@ -101,10 +101,10 @@ fn is(true_or_not: bool) -> f64 {
     f64::from(u8::from(true_or_not))
 }
 
-/// A gauge of a volume: name, help and value.
-type VolumeGauge = (&'static str, &'static str, fn(&VolumeInfo) -> f64);
+/// A metric of a volume: name, help and value.
+type VolumeValue = (&'static str, &'static str, fn(&VolumeInfo) -> f64);
 
-const VOLUME_GAUGES: [VolumeGauge; 21] = [
+const VOLUME_GAUGES: [VolumeValue; 23] = [
     ("volume_size_bytes", "Size", |v| {
         v.settings.size_bytes as f64
     }),
@@ -191,6 +191,16 @@ const VOLUME_GAUGES: [VolumeGauge; 21] = [
         |v| v.upload.held_seconds.unwrap_or(0.0),
     ),
     (
+        "volume_iops_limit",
+        "Requests of clients that may begin in a second; 0: no limit",
+        |v| v.settings.iops as f64,
+    ),
+    (
+        "volume_bandwidth_limit_bytes",
+        "Bytes that clients may read and write in a second; 0: no limit",
+        |v| v.settings.bandwidth_bytes as f64,
+    ),
+    (
         "volume_durability_remote",
         "1 if FLUSH waits for the backend",
         |v| is(v.settings.durability == Durability::Remote),
@@ -210,6 +220,23 @@ fn encode_volumes(out: &mut Families<'_>, volumes: &[VolumeInfo]) -> fmt::Result
             help,
             rows.map(|v| ([("volume", v.name.as_str())], value(v))),
         )?;
+    }
+    let waited: [VolumeValue; 2] = [
+        (
+            "volume_delayed_requests",
+            "Requests that waited because of the volume's limits",
+            |v| v.delays.requests as f64,
+        ),
+        (
+            "volume_delayed_seconds",
+            "How long these waited, all together",
+            |v| v.delays.seconds,
+        ),
+    ];
+    for (name, help, value) in waited {
+        let rows = volumes.iter();
+        let rows = rows.map(|v| ([("volume", v.name.as_str())], value(v)));
+        out.counters(name, help, rows)?;
     }
     let aged = volumes.iter().filter_map(|v| {
         let age = v.last_commit_age_seconds?;

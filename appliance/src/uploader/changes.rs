@@ -290,6 +290,7 @@ impl Uploader {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         *current = settings.clone();
         drop(current);
+        volume.throttle.set(&settings);
         if let Some(state) = changed.decided {
             let read_only = state == VolumeState::ReadOnly;
             volume.read_only.store(read_only, Ordering::Release);

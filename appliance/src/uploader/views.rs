@@ -120,6 +120,8 @@ fn served(
         durability: Durability::default(),
         rpo_seconds: 0,
         rpo_bytes: 0,
+        iops: 0,
+        bandwidth_bytes: 0,
         ..settings.clone()
     };
     // Its own identity, because its chunks have other ordinals than the volume's.

@@ -117,6 +117,31 @@ fn show_resize_set_and_delete_name_the_volume_in_the_path() {
 }
 
 #[test]
+fn speed_limits_are_asked_for_and_shown_with_who_waited() {
+    let scratch = Scratch::new();
+    let limits = r#","iops":500,"bandwidth_bytes":104857600,
+        "delays":{"requests":7,"seconds":2.5}"#;
+    let answer = volume("v", limits);
+    let control = scratch.control(&[(200, &answer)]);
+    let flags = [
+        "--iops",
+        "500",
+        "--bandwidth",
+        "100MiB",
+        "--burst-seconds",
+        "0",
+    ];
+    let set = scratch.run(&[&["volume", "set", "v"], &flags[..]].concat());
+    assert_eq!(set.code, 0, "{}", set.err);
+    let body: serde_json::Value = serde_json::from_str(&control.asked().body).unwrap();
+    let expected = serde_json::json!({"iops": 500, "bandwidth_bytes": 100 << 20,
+        "burst_seconds": 0});
+    assert_eq!(body, expected);
+    let shown = "\nspeed limits    500 requests/s, 100MiB/s, bursts of 1 s; 7 requests waited";
+    assert!(set.out.contains(shown), "{}", set.out);
+}
+
+#[test]
 fn durability_limits_of_loss_and_commits_are_asked_for() {
     let scratch = Scratch::new();
     let upload = r#","durability":"remote","rpo_seconds":60,"requests_per_hour":90,

@@ -29,6 +29,7 @@ fn volume(name: &str) -> VolumeInfo {
         last_commit_age_seconds: Some(1.5),
         quarantine: None,
         upload: Default::default(),
+        delays: Default::default(),
     }
 }
 
