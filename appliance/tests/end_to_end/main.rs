@@ -38,6 +38,8 @@ mod the_bucket_brings_everything_back;
 mod the_bucket_holds_a_cut;
 mod the_command_copies_and_inspects;
 mod the_kernel_client_keeps_its_files;
+mod the_service_manager_makes_the_sockets;
 mod tls_tells_friends_from_strangers;
+mod volumes_have_speed_limits;
 mod what_a_start_left_open_is_decided_later;
 mod wrong_bytes_are_never_returned;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::client::NbdClient;
 use super::program::Program;
 use super::s3::Bucket;
-use super::{built, http, wait_until};
+use super::{beside, built, http, wait_until};
 
 /// From the start to serving, a replay of the small WAL of these tests included.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -29,6 +29,8 @@ pub(crate) struct Rig {
     volumes: Vec<String>,
     extra: Vec<String>,
     environment: Vec<(&'static str, String)>,
+    /// What starts the daemon, if not the test itself.
+    parent: Vec<String>,
     data: PathBuf,
 }
 
@@ -45,7 +47,7 @@ pub(crate) struct Daemon {
 
 /// A port of the loopback that was free a moment ago. Counted up from below the range from which
 /// the kernel takes ports for connections, so that it stays free until the daemon has it.
-pub(super) fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 20_000 + (std::process::id() % 1000) as u16 * 10;
     loop {
@@ -76,6 +78,7 @@ impl Rig {
             volumes: volumes.iter().map(|&volume| volume.to_owned()).collect(),
             extra: vec!["--wal-size=256MiB".to_owned()],
             environment: Vec::new(),
+            parent: Vec::new(),
         }
     }
 
@@ -103,6 +106,20 @@ impl Rig {
         self
     }
 
+    /// A service manager starts the daemon from now on, with these sockets (`NAME=PLACE`).
+    pub(crate) fn with_sockets(mut self, sockets: &[String]) -> Self {
+        let script = beside("clients/activating_parent.py");
+        self.parent = vec!["/usr/bin/python3".to_owned(), script.display().to_string()];
+        self.parent.extend_from_slice(sockets);
+        self.parent.push("--".to_owned());
+        self
+    }
+
+    /// The test starts it again.
+    pub(crate) fn without_sockets(&mut self) {
+        self.parent.clear();
+    }
+
     /// The data directory.
     pub(crate) fn data(&self) -> &Path {
         &self.data
@@ -123,6 +140,15 @@ impl Rig {
         let mut daemon = self.spawn(flags, failpoints);
         let ready = |daemon: &Daemon| daemon.healthy() && daemon.listens();
         if let Some(status) = daemon.await_ready(ready) {
+            panic!("taipand ended at start ({status})");
+        }
+        daemon
+    }
+
+    /// The same where its sockets for NBD are others than usual.
+    pub(crate) fn start_activated(&self) -> Daemon {
+        let mut daemon = self.spawn(&[], "");
+        if let Some(status) = daemon.await_ready(Daemon::healthy) {
             panic!("taipand ended at start ({status})");
         }
         daemon
@@ -240,8 +266,11 @@ impl Rig {
         failpoints: &str,
     ) -> Daemon {
         let output = File::create(&log).expect("a log file");
-        let mut command = Command::new(built("taipand"));
+        let taipand = built("taipand");
+        let mut words = self.parent.iter().map(PathBuf::from).chain([taipand]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .arg("--data")
             .arg(&self.data)
             .arg("--runtime-dir")
