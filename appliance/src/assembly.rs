@@ -30,7 +30,7 @@ use crate::daemon::Parts;
 use crate::data_core::{DataCore, DataCoreParts};
 use crate::directory::Directory;
 use crate::fetcher::{ChunkTables, Fetcher, FetcherParts, ReadSettings};
-use crate::inbox::{CoreAddress, CoreMessage};
+use crate::inbox::{CoreAddress, CoreMessage, Step};
 use crate::listeners::Acceptor;
 use crate::metrics::Metrics;
 use crate::quarantine::Quarantine;
@@ -76,11 +76,7 @@ impl Assembly {
         (left, arrivals): (Left, Arrivals),
     ) -> Result<Box<Service>> {
         let config = parts.config;
-        let Arrivals {
-            mut listeners,
-            clients,
-        } = arrivals;
-        let listening = listeners.addresses();
+        let listening = arrivals.listeners.addresses();
         let shards = recovered.shards.iter();
         let arenas: Vec<ArenaReader> = shards.map(|shard| shard.arena.clone()).collect();
         let mut cores = self.build_cores(config, &volumes, recovered.shards, recovered.overlays);
@@ -130,22 +126,15 @@ impl Assembly {
             started: self.started,
             files: recovered.files,
         });
-        listeners.count_open(clients.len());
-        for client in clients {
-            let core = usize::from(client.passed.core) % addresses.len();
-            addresses[core].send(CoreMessage::Resume(client));
-        }
-        if backend_asked {
-            service.create_configured()?;
-        }
-        let offers = listeners.offers()?;
-        let acceptor = Acceptor::start(listeners, addresses, self.metrics)?;
+        let create = || match backend_asked {
+            true => service.create_configured(),
+            false => Ok(()),
+        };
+        let gates = let_in(arrivals, addresses, self.metrics, create)?;
         service.adopt(Threads {
             data,
             uploader: Some(upload),
-            acceptor: Some(acceptor),
-            paused: None,
-            offers,
+            ..gates
         });
         Ok(Box::new(service))
     }
@@ -358,6 +347,26 @@ impl Assembly {
             started: self.started,
         }
     }
+}
+
+/// The clients of the daemon before are served on, and once `ready` those that come.
+fn let_in(
+    mut arrivals: Arrivals,
+    cores: Vec<CoreAddress>,
+    metrics: Arc<Metrics>,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<Threads> {
+    arrivals.listeners.count_open(arrivals.clients.len());
+    for client in arrivals.clients {
+        let core = usize::from(client.passed.core) % cores.len();
+        cores[core].send(CoreMessage::HandOff(Step::Resume(client)));
+    }
+    ready()?;
+    Ok(Threads {
+        offers: arrivals.listeners.offers()?,
+        acceptor: Some(Acceptor::start(arrivals.listeners, cores, metrics)?),
+        ..Threads::default()
+    })
 }
 
 /// Clears the pages of batch memory beside the first requests: otherwise each first write to a page

@@ -35,7 +35,9 @@ use crate::ownership::Ownership;
 use crate::quarantine::Quarantine;
 use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
 use crate::search::{BACKEND_WAIT, Search, is_deleted};
+use crate::service::Service;
 use crate::sync_mode::SyncChoice;
+use crate::tls::TlsService;
 
 /// A volume found at start.
 pub(crate) struct BootVolume {
@@ -70,6 +72,26 @@ pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
             return Err(error);
         }
     };
+    let clients = successor.map_or(Ok(Vec::new()), Successor::switch)?;
+    let switched = Instant::now();
+    let running = serve(parts, prepared, clients, started)?;
+    if takeover {
+        let seconds = switched.elapsed().as_secs_f64();
+        tracing::info!(
+            seconds,
+            "taken over: the clients of the daemon before are served"
+        );
+    }
+    Ok(running)
+}
+
+/// Recovers and starts the data plane: this process alone uses the data directory now.
+fn serve(
+    parts: Parts<'_>,
+    prepared: Prepared,
+    clients: Vec<Handed>,
+    started: Instant,
+) -> Result<Box<Service>> {
     let config = parts.config;
     let Prepared {
         backend,
@@ -77,9 +99,8 @@ pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
         regions,
         sync,
         listeners,
+        tls,
     } = prepared;
-    let clients = successor.map_or(Ok(Vec::new()), Successor::switch)?;
-    let switched = Instant::now();
     let wal_dir = parts.data.path().join("wal");
     let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted, regions)?;
     let sync = match sync {
@@ -111,7 +132,7 @@ pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
         heads,
         clock: Arc::new(EpochClock::new(first)),
         allowance: Allowance::new(config.limits.request_bytes_total),
-        tls: crate::tls::start(config.tls.as_ref())?,
+        tls,
         directory: Arc::new(Directory::with_access(config.access.clone())),
         tables: Arc::new(ChunkTables::default()),
         metrics,
@@ -122,7 +143,6 @@ pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
     };
     let arrivals = Arrivals { listeners, clients };
     let running = assembly.start(parts, volumes, recovered, (left, arrivals))?;
-    let clean = is_intact(running.directory());
     tracing::info!(
         seconds = started.elapsed().as_secs_f64(),
         batches = figures.batches,
@@ -131,19 +151,12 @@ pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
         memory_survived,
         "serving"
     );
-    if takeover {
-        let seconds = switched.elapsed().as_secs_f64();
-        tracing::info!(
-            seconds,
-            "taken over: the clients of the daemon before are served"
-        );
-    }
     running.set_recovery(RecoveryStatus {
         seconds: started.elapsed().as_secs_f64(),
         batches: figures.batches,
         records: figures.records,
         region_records: figures.region_records,
-        clean,
+        clean: is_intact(running.directory()),
     });
     Ok(running)
 }
@@ -157,6 +170,7 @@ struct Prepared {
     regions: Option<PreparedRegions>,
     sync: Option<SyncChoice>,
     listeners: Listeners,
+    tls: Option<Arc<TlsService>>,
 }
 
 /// Who connects, and who is connected.
@@ -191,6 +205,7 @@ fn prepare(parts: &mut Parts<'_>, takeover: bool) -> Result<Prepared> {
         regions,
         sync,
         listeners,
+        tls: crate::tls::start(config.tls.as_ref())?,
     })
 }
 

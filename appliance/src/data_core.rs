@@ -1,6 +1,7 @@
 //! The loop of one data core: sockets with direct recv and send, the engine's core, one ring for
 //! WAL files, polls and wake-ups. One submission a turn.
 
+mod accepting;
 mod barrier_pace;
 mod effects;
 mod joining;
@@ -58,7 +59,6 @@ const UNREAD_MS_MAX: u64 = 2000;
 const DELIVERIES_PER_TURN: usize = 4;
 /// BLOCK_STATUS requests of all connections in one turn; each may take milliseconds.
 const MAPS_PER_TURN: u32 = 2;
-const MAX_CONNECTIONS: usize = 1 << 16;
 
 /// Kinds of ring tokens, in bits 56..63.
 mod token {
@@ -376,13 +376,7 @@ impl DataCore {
             }
             CoreMessage::Roster(request) => self.answer_operator(request),
             CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
-            CoreMessage::Park(reply) => self.start_parking(reply),
-            CoreMessage::Unpark => self.unpark(),
-            CoreMessage::Release(ack) => {
-                self.release();
-                drop(ack);
-            }
-            CoreMessage::Resume(handed) => self.resume(handed),
+            CoreMessage::HandOff(step) => self.hand_off(step),
             CoreMessage::Stop => self.stopped = true,
         }
     }
@@ -465,60 +459,6 @@ impl DataCore {
             slot.queued = true;
             self.ready.push_back(index);
         }
-    }
-
-    fn accept(&mut self, socket: std::os::fd::OwnedFd, peer: String) {
-        let Some(index) = self.free_slot() else {
-            return;
-        };
-        let now_ms = self.now_ms();
-        let deadline_ms = now_ms + self.limits.handshake_ms;
-        let (allowance, tls) = (Arc::clone(&self.allowance), self.tls.clone());
-        let slot = &mut self.slots[index as usize];
-        let id = slot.id;
-        slot.since_ms = now_ms;
-        let connection = Connection::new(id, socket, peer, deadline_ms, allowance, tls);
-        slot.connection = Some(connection);
-        self.counters.connections.accepted.add(1);
-        self.arm(id);
-        self.unsent.push(index);
-        self.queue(index);
-    }
-
-    /// Room for a connection, unless the core stops or there is none.
-    fn free_slot(&mut self) -> Option<u32> {
-        if self.quiesce.is_some() || self.slots.len() - self.free.len() >= MAX_CONNECTIONS {
-            self.counters.connections.refused.add(1);
-            return None;
-        }
-        let index = self.free.pop().unwrap_or_else(|| {
-            let id = ConnectionId {
-                index: self.slots.len() as u32,
-                generation: 0,
-            };
-            let slot = Slot {
-                connection: None,
-                id,
-                since_ms: 0,
-                queued: false,
-                awaits_room: false,
-                joins: 0,
-            };
-            self.slots.push(slot);
-            id.index
-        });
-        Some(index)
-    }
-
-    /// Arms the multishot poll of a connection's socket.
-    fn arm(&mut self, id: ConnectionId) {
-        let Some(connection) = self.slots[id.index as usize].connection.as_ref() else {
-            return;
-        };
-        let events = PollFlags::IN | PollFlags::RDHUP;
-        let token = token::READABLE | id.packed();
-        self.ring
-            .poll(connection.socket(), u32::from(events.bits()), true, token);
     }
 
     /// Lets a connection work and does what it asks for.

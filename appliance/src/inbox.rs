@@ -34,6 +34,19 @@ pub enum RosterRequest {
     },
 }
 
+/// A step of a hand-off.
+pub enum Step {
+    /// Read no more requests, answer what is in flight, make it durable, and give the connections
+    /// in the state that they are in then; or say why that cannot be now.
+    Park(Sender<Result<Vec<Handed>, String>>),
+    /// There was no hand-off: serve on.
+    Unpark,
+    /// The parked connections are another process's: forget them, then drop the sender.
+    Release(Sender<()>),
+    /// A connection of the daemon before.
+    Resume(Handed),
+}
+
 /// A message to a data core.
 pub enum CoreMessage {
     /// A connection to serve.
@@ -148,15 +161,8 @@ pub enum CoreMessage {
     /// Answer what is in flight, make it durable, close the sockets, accept no more; then drop the
     /// sender.
     Quiesce(Sender<()>),
-    /// Read no more requests, answer what is in flight, make it durable, and give the connections
-    /// in the state that they are in then; or say why that cannot be now.
-    Park(Sender<Result<Vec<Handed>, String>>),
-    /// There was no hand-off: serve on.
-    Unpark,
-    /// The parked connections are another process's: forget them, then drop the sender.
-    Release(Sender<()>),
-    /// A connection of the daemon before.
-    Resume(Handed),
+    /// A step of a hand-off.
+    HandOff(Step),
     /// End the loop.
     Stop,
 }

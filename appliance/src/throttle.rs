@@ -273,9 +273,8 @@ mod tests {
                     // The last one may be larger than what is left.
                     let ns = begun[to].0 - begun[from].0;
                     let most = u128::from(rate) * u128::from(ns + burst_seconds * SECOND);
-                    prop_assert!(
-                        u128::from(bytes) * u128::from(SECOND) <= most + u128::from(SECOND) * (to as u128 + 1)
-                    );
+                    let rounded = u128::from(SECOND) * (to as u128 + 1);
+                    prop_assert!(u128::from(bytes) * u128::from(SECOND) <= most + rounded);
                     bytes += begun[to].1;
                 }
             }

@@ -102,8 +102,8 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
     };
     if patch.is_empty() {
         let what = "nothing to change: give --ack, --on-lost-cache, --durability, --rpo-seconds, \
-                    --rpo-bytes, --commit-interval-seconds, --requests-per-hour, --iops, --bandwidth \
-                    or --burst-seconds";
+                    --rpo-bytes, --commit-interval-seconds, --requests-per-hour, --iops, \
+                    --bandwidth or --burst-seconds";
         return Err(Failure::new(Exit::Usage, what));
     }
     Ok(patch)

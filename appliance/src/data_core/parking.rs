@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use super::DataCore;
 use crate::connection::{Connection, ConnectionId};
 use crate::handoff::Handed;
+use crate::inbox::Step;
 
 /// So long connections may be in the handshake while the others are served on.
 const HANDSHAKES_MS_MAX: u64 = 500;
@@ -24,7 +25,20 @@ pub(super) struct Parking {
 }
 
 impl DataCore {
-    pub(super) fn start_parking(&mut self, reply: Sender<Result<Vec<Handed>, String>>) {
+    /// Does a step of a hand-off.
+    pub(super) fn hand_off(&mut self, step: Step) {
+        match step {
+            Step::Park(reply) => self.start_parking(reply),
+            Step::Unpark => self.unpark(),
+            Step::Release(released) => {
+                self.release();
+                drop(released);
+            }
+            Step::Resume(handed) => self.resume(handed),
+        }
+    }
+
+    fn start_parking(&mut self, reply: Sender<Result<Vec<Handed>, String>>) {
         self.parking = Some(Parking {
             reply: Some(reply),
             since_ms: self.now_ms(),
@@ -104,7 +118,7 @@ impl DataCore {
     }
 
     /// There was no hand-off: the connections go on.
-    pub(super) fn unpark(&mut self) {
+    fn unpark(&mut self) {
         self.parking = None;
         for index in 0..self.slots.len() as u32 {
             if let Some(connection) = &mut self.slots[index as usize].connection {
@@ -116,7 +130,7 @@ impl DataCore {
     }
 
     /// Another process has the connections; those that it has not are closed.
-    pub(super) fn release(&mut self) {
+    fn release(&mut self) {
         for index in 0..self.slots.len() as u32 {
             let slot = &mut self.slots[index as usize];
             match slot.connection.take_if(|connection| connection.is_handed()) {
@@ -134,7 +148,7 @@ impl DataCore {
     }
 
     /// A connection of the daemon before is served on.
-    pub(super) fn resume(&mut self, handed: Handed) {
+    fn resume(&mut self, handed: Handed) {
         let Some(index) = self.free_slot() else {
             return;
         };

@@ -11,7 +11,7 @@ use super::{Service, Shared};
 use crate::control::Appliance;
 use crate::daemon::Running;
 use crate::handoff::{Handed, Offer};
-use crate::inbox::CoreMessage;
+use crate::inbox::{CoreMessage, Step};
 use crate::uploader::Request;
 
 /// How long a stop waits for the cores to answer and flush.
@@ -41,7 +41,7 @@ impl Running for Service {
         self.shared.set_run_state(RunState::Stopping);
         let (ack, released) = bounded(0);
         for core in &self.shared.parts.addresses {
-            core.send(CoreMessage::Release(ack.clone()));
+            core.send(CoreMessage::HandOff(Step::Release(ack.clone())));
         }
         drop(ack);
         let _ = released.recv_timeout(QUIESCE_WAIT);

@@ -7,7 +7,7 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 
 use super::Service;
 use crate::handoff::Handed;
-use crate::inbox::CoreMessage;
+use crate::inbox::{CoreMessage, Step};
 use crate::listeners::Acceptor;
 
 /// Longer than the cores try.
@@ -25,7 +25,7 @@ impl Service {
         let addresses = &self.shared.parts.addresses;
         let (reply, answers) = bounded(addresses.len());
         for core in addresses {
-            core.send(CoreMessage::Park(reply.clone()));
+            core.send(CoreMessage::HandOff(Step::Park(reply.clone())));
         }
         drop(reply);
         let deadline = Instant::now() + PARK_WAIT;
@@ -48,7 +48,7 @@ impl Service {
     /// Everybody is served on.
     pub(super) fn unpark_all(&self) -> Result<()> {
         for core in &self.shared.parts.addresses {
-            core.send(CoreMessage::Unpark);
+            core.send(CoreMessage::HandOff(Step::Unpark));
         }
         let paused = self.threads().paused.take();
         if let Some(listeners) = paused {

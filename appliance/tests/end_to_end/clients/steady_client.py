@@ -88,7 +88,8 @@ class Client:
                 said = True
                 print("working", flush=True)
         for block in sorted(self.versions):
-            if bytes(self.handle.pread(BLOCK, block * BLOCK)) != content(block, self.versions[block]):
+            found = bytes(self.handle.pread(BLOCK, block * BLOCK))
+            if found != content(block, self.versions[block]):
                 sys.exit(f"block {block} is wrong at the end")
 
 
