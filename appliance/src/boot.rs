@@ -125,7 +125,7 @@ fn serve(
     for opened in volumes.iter_mut().filter_map(|boot| boot.opened.as_mut()) {
         registry::begin_serving(&heads, &mut opened.local, first)?;
     }
-    let (figures, memory_survived) = (recovered.figures, recovered.memory_survived);
+    let found = (recovered.figures, recovered.memory_survived);
     let metrics = Arc::new(Metrics::new(config.cores.data.len()));
     let assembly = Assembly {
         backend,
@@ -143,8 +143,16 @@ fn serve(
     };
     let arrivals = Arrivals { listeners, clients };
     let running = assembly.start(parts, volumes, recovered, (left, arrivals))?;
+    announce(&running, found, started);
+    Ok(running)
+}
+
+/// Says what the start came to, in the log and in the status.
+fn announce(running: &Service, found: (RecoveryFigures, bool), started: Instant) {
+    let (figures, memory_survived) = found;
+    let seconds = started.elapsed().as_secs_f64();
     tracing::info!(
-        seconds = started.elapsed().as_secs_f64(),
+        seconds,
         batches = figures.batches,
         records = figures.records,
         from_memory = figures.region_records,
@@ -152,13 +160,12 @@ fn serve(
         "serving"
     );
     running.set_recovery(RecoveryStatus {
-        seconds: started.elapsed().as_secs_f64(),
+        seconds,
         batches: figures.batches,
         records: figures.records,
         region_records: figures.region_records,
         clean: is_intact(running.directory()),
     });
-    Ok(running)
 }
 
 /// What is ready before anything of the data directory is touched.

@@ -1,7 +1,7 @@
 //! A guest whose disk is the volume, through QEMU's own NBD client with `reconnect-delay`: the
 //! server is killed and comes back under write load, and the guest sees no I/O error.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::daemon::Rig;
 use crate::harness::guest::Image;
@@ -32,8 +32,10 @@ fn a_guest_sees_no_error_while_the_server_goes_and_comes() {
         daemon = rig.start_with(&[&listen], "");
     }
     guest.await_step("unpacked", STEP);
+    let stopping = Instant::now();
     daemon.stop();
     let daemon = rig.start_with(&[&listen], "");
+    println!("planned restart: {:?}", stopping.elapsed());
     guest.tell("go-on");
     guest.await_step("done", STEP);
     let printed = guest.ended();

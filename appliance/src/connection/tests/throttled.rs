@@ -49,6 +49,8 @@ fn requests_above_the_rate_wait_and_flush_does_not() {
     rig.now_ns += 10 * SECOND;
     assert_eq!(rig.received(), success);
     assert_eq!(rig.connection.turn_ns(), None);
+
+    let mut rig = Rig::connect(Wishes::default());
     rig.limit(1, 0);
     for _ in 0..20 {
         assert_eq!(rig.ask(command::FLUSH, 0, (0, 0), &[]), success);
