@@ -16,8 +16,8 @@ use super::serve::serve;
 
 /// Between attempts to take the port again after having played dead.
 const REBIND: Duration = Duration::from_millis(20);
-/// Most that is received or sent in one call. Hyper's 400 KiB are a millisecond in the kernel, which
-/// a server on the machine of what is measured takes from it, and one elsewhere does not.
+/// Most that is received or sent in one call. Hyper's 400 KiB are a millisecond in the kernel,
+/// which a server on the machine of what is measured takes from it, and one elsewhere does not.
 const BUFFER_BYTES_MAX: usize = 32 << 10;
 
 /// Serves both listeners until the sender of `stopped` is gone.
