@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::compare::CompareArgs;
 use crate::fake_s3_command::FakeS3Args;
 use crate::job_file::{self, NamedJob, Settings};
+use crate::null_server::NullServerArgs;
 use crate::options::{JobOptions, duration};
 use crate::run_page::ReportArgs;
 #[cfg(feature = "s3-loop")]
@@ -28,6 +30,11 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Make one HTML page of results, with plots over time
     Report(ReportArgs),
+    /// Compare servers: the same jobs on all of them in turn
+    Compare(Box<CompareArgs>),
+    /// Serve an export that stores nothing and answers at once
+    #[command(name = "null-server")]
+    NullServer(NullServerArgs),
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
     FakeS3(FakeS3Args),

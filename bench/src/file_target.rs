@@ -67,7 +67,7 @@ impl Target for FileTarget {
                     .write_buffer(self.file, take()?, len, op.offset, self.fua, token);
             }
             Kind::Flush => self.ring.fdatasync(self.file, token),
-            Kind::Trim => bail!("trim of a file is not supported"),
+            Kind::Trim | Kind::Zeroes => bail!("trim of a file is not supported"),
         }
         Ok(())
     }

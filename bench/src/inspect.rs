@@ -12,7 +12,7 @@ use taipan_nbd::{ClientExport, HeaderStyle, TransmissionFlags};
 use crate::connection::Connection;
 use crate::file_target::{self, Access};
 use crate::options::{IoEngine, JobOptions};
-use crate::pattern::{REQUEST_BYTES_MAX, RequestBytes};
+use crate::pattern::{REQUEST_BYTES_MAX, RequestBytes, Rw};
 use crate::uri::Address;
 use crate::workload::Spec;
 
@@ -38,11 +38,11 @@ pub(crate) fn inspect(
     spec: &Spec,
     writes: bool,
 ) -> Result<(Abilities, Opened)> {
-    let trims = spec.rw.trims();
+    let rw = spec.rw;
     let later = options.engine() == IoEngine::Glommio;
     let (abilities, opened) = match options.target()? {
         Address::File(path) => {
-            ensure!(!trims, "trim of a file is not supported");
+            ensure!(rw.moves_data(), "trim of a file is not supported");
             let access = match (writes, options.size) {
                 (true, Some(_)) => Access::Create,
                 (true, None) => Access::Write,
@@ -63,7 +63,7 @@ pub(crate) fn inspect(
             let Connection { socket, export } = Connection::open(address, options.replies)?;
             let sizes = export.block_sizes;
             let max = sizes.map_or(32 << 20, |s| s.maximum_payload);
-            check_flags(options, &export, writes, trims)?;
+            check_flags(options, &export, rw, writes)?;
             if let Some(sizes) = sizes {
                 check_alignment(&spec.request_bytes, spec.offset, sizes.minimum)?;
             }
@@ -97,21 +97,20 @@ pub(crate) fn open(options: &JobOptions, writes: bool) -> Result<Opened> {
     }
 }
 
-fn check_flags(
-    options: &JobOptions,
-    export: &ClientExport,
-    writes: bool,
-    trims: bool,
-) -> Result<()> {
+fn check_flags(options: &JobOptions, export: &ClientExport, rw: Rw, writes: bool) -> Result<()> {
     let can = |flag| export.flags.contains(flag);
-    let changes = writes || trims;
+    let changes = writes || !rw.moves_data();
     ensure!(
         !(can(TransmissionFlags::READ_ONLY) && changes),
         "the export is read-only"
     );
     ensure!(
-        !trims || can(TransmissionFlags::SEND_TRIM),
+        !rw.trims() || can(TransmissionFlags::SEND_TRIM),
         "the export offers no TRIM"
+    );
+    ensure!(
+        !rw.zeroes() || can(TransmissionFlags::SEND_WRITE_ZEROES),
+        "the export offers no WRITE_ZEROES"
     );
     let flushes = (options.fsync > 0 || options.end_fsync) && writes;
     ensure!(

@@ -224,7 +224,7 @@ impl<T: Target> Job<'_, '_, T> {
             match op.kind {
                 Kind::Read => ledger.check(&op, &self.target.buffer(slot)[..op.len as usize]),
                 Kind::Write => ledger.answered(&op),
-                Kind::Trim | Kind::Flush => {}
+                Kind::Trim | Kind::Zeroes | Kind::Flush => {}
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `taipan-bench`: loads NBD exports and files, measures latency and throughput, verifies content.
 
 mod cli;
+mod compare;
 mod connection;
 mod fake_s3_command;
 mod file_target;
@@ -13,6 +14,7 @@ mod ledger;
 mod machine;
 mod nbd_session;
 mod nbd_target;
+mod null_server;
 mod options;
 mod outcome;
 mod page;
@@ -60,6 +62,12 @@ fn main() -> ExitCode {
             load(&args)
         }
         Command::Report(args) => exit_code(run_page::write(&args)),
+        Command::Compare(args) => match compare::compare(&args) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(FAILED),
+            Err(error) => failed(&error),
+        },
+        Command::NullServer(args) => exit_code(null_server::serve(&args)),
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
         #[cfg(feature = "s3-loop")]
         Command::S3Loop(args) => exit_code(s3_loop::run(&args)),

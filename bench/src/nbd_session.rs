@@ -109,6 +109,7 @@ impl Session {
             Kind::Write if self.fua => RequestHeader::write(cookie, op.offset, op.len).with_fua(),
             Kind::Write => RequestHeader::write(cookie, op.offset, op.len),
             Kind::Trim => RequestHeader::trim(cookie, op.offset, op.len),
+            Kind::Zeroes => RequestHeader::write_zeroes(cookie, op.offset, op.len),
             Kind::Flush => RequestHeader::flush(cookie),
         };
         let state = &mut self.slots[slot];

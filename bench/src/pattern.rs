@@ -35,6 +35,10 @@ pub(crate) enum Rw {
     Trim,
     /// Trims at random offsets
     RandTrim,
+    /// WRITE_ZEROES, sequential
+    Zeroes,
+    /// WRITE_ZEROES at random offsets
+    RandZeroes,
 }
 
 impl Rw {
@@ -48,6 +52,16 @@ impl Rw {
         matches!(self, Self::Trim | Self::RandTrim)
     }
 
+    /// Whether requests of the workload write zeros without sending them.
+    pub(crate) fn zeroes(self) -> bool {
+        matches!(self, Self::Zeroes | Self::RandZeroes)
+    }
+
+    /// Whether requests carry data in one direction.
+    pub(crate) fn moves_data(self) -> bool {
+        !self.trims() && !self.zeroes()
+    }
+
     /// Whether reads and writes take turns.
     pub(crate) fn mixed(self) -> bool {
         matches!(self, Self::Mixed | Self::SequentialMixed)
@@ -57,7 +71,7 @@ impl Rw {
     pub(crate) fn sequential(self) -> bool {
         matches!(
             self,
-            Self::Read | Self::Write | Self::Trim | Self::SequentialMixed
+            Self::Read | Self::Write | Self::Trim | Self::Zeroes | Self::SequentialMixed
         )
     }
 }

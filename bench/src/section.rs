@@ -100,7 +100,9 @@ fn checking(options: &JobOptions) -> Result<Checking> {
             Checking::Earlier
         }
         (true, false) if options.rw.writes() => Checking::ReadBack,
-        (true, false) if options.rw.trims() => bail!("there is nothing to verify after a trim"),
+        (true, false) if !options.rw.moves_data() => {
+            bail!("there is nothing to verify after a trim")
+        }
         (true, false) => Checking::Strangers,
     })
 }
@@ -133,7 +135,7 @@ impl Section {
             size::human(abilities.bytes)
         );
         ensure!(
-            spec.request_bytes.max <= abilities.request_bytes_max || spec.rw.trims(),
+            spec.request_bytes.max <= abilities.request_bytes_max || !spec.rw.moves_data(),
             "requests of {} are larger than the server takes ({})",
             spec.request_bytes,
             size::human(abilities.request_bytes_max.into())
@@ -238,10 +240,10 @@ impl Section {
             stop: begin.stop,
         };
         let workload = Workload::new(&self.spec, job, self.options.endless());
-        let bytes = if self.spec.rw.trims() {
-            0
-        } else {
+        let bytes = if self.spec.rw.moves_data() {
             self.spec.request_bytes.max
+        } else {
+            0
         };
         let mut recorder = Recorder::new(timeline, live, measured_from, deadline);
         recorder.tick(Instant::now());

@@ -68,12 +68,19 @@ pub(crate) enum Kind {
     Read,
     Write,
     Trim,
+    Zeroes,
     Flush,
 }
 
 impl Kind {
     /// All kinds, in the order of reports.
-    pub(crate) const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Trim, Self::Flush];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Read,
+        Self::Write,
+        Self::Trim,
+        Self::Zeroes,
+        Self::Flush,
+    ];
 
     /// Name in reports.
     pub(crate) fn name(self) -> &'static str {
@@ -81,6 +88,7 @@ impl Kind {
             Self::Read => "read",
             Self::Write => "write",
             Self::Trim => "trim",
+            Self::Zeroes => "zeroes",
             Self::Flush => "flush",
         }
     }
@@ -153,6 +161,7 @@ impl Workload {
             Rw::Read | Rw::RandRead => Kind::Read,
             Rw::Write | Rw::RandWrite => Kind::Write,
             Rw::Trim | Rw::RandTrim => Kind::Trim,
+            Rw::Zeroes | Rw::RandZeroes => Kind::Zeroes,
             Rw::Mixed | Rw::SequentialMixed => {
                 if self.random.below(100) < u64::from(self.spec.read_percent) {
                     Kind::Read

@@ -1,0 +1,567 @@
+//! `taipan-bench compare`: the same jobs on several servers in turn, round after round.
+
+mod clients;
+mod lines;
+mod peers;
+mod results;
+mod server;
+mod statistics;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use taipan_engine::size::ByteSize;
+
+use self::clients::{Clients, write_data};
+use self::lines::{Line, NULL, OURS, Prepare, RAW, Sizes, Suite, WITH_IDLE, lines};
+use self::peers::{Peer, Texts, Transport};
+use self::results::{Comparison, Left, Sample, TargetFacts};
+use self::server::{Server, Site};
+use self::statistics::order;
+use crate::machine::{Machine, disk_of};
+use crate::options::duration;
+
+const MIB: u64 = 1 << 20;
+
+/// Options of `taipan-bench compare`.
+///
+/// Exit codes: 0 measured; 1 a measurement failed, or with --check a bar was missed; 2 the command
+/// line is wrong.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Suites to run
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "kvm,commit")]
+    suite: Vec<Suite>,
+
+    /// Only lines whose names have one of these words in them
+    #[arg(long, value_delimiter = ',', value_name = "WORD")]
+    lines: Vec<String>,
+
+    /// Only these targets (names of peers, raw, null server)
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    only: Vec<String>,
+
+    /// More servers, or others in the place of the known ones, in the form of peers.toml
+    #[arg(long, value_name = "FILE")]
+    peers: Option<PathBuf>,
+
+    /// Another taipand to compare, with more options: NAME=OPTIONS, such as 'two cores=--cores 0,1'
+    #[arg(long, value_name = "NAME=OPTIONS")]
+    variant: Vec<String>,
+
+    /// The daemon; the default is the one beside this program
+    #[arg(long, value_name = "PATH")]
+    taipand: Option<PathBuf>,
+
+    /// A block device for `raw` in the place of a file; ITS CONTENT IS OVERWRITTEN
+    #[arg(long, value_name = "PATH")]
+    device: Option<PathBuf>,
+
+    /// How servers are reached
+    #[arg(long, value_enum, default_value_t = Transport::Unix)]
+    transport: Transport,
+
+    /// Rounds; every target is measured once a round
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+
+    /// Time of a timed measurement
+    #[arg(long, default_value = "4", value_parser = duration)]
+    seconds: Duration,
+
+    /// Time of a run of qemu-img bench
+    #[arg(long, default_value = "10", value_parser = duration)]
+    qemu_seconds: Duration,
+
+    /// Time of the burst before the reads of the suite burst
+    #[arg(long, default_value = "10", value_parser = duration)]
+    burst_seconds: Duration,
+
+    /// WAL of taipand; bursts, files and exports of all servers are parts of it
+    #[arg(long, default_value = "4GiB")]
+    wal_size: ByteSize,
+
+    /// Mapped bytes of the volumes of the suite scale
+    #[arg(long, value_delimiter = ',', default_value = "1GiB,4GiB")]
+    mapped: Vec<ByteSize>,
+
+    /// Idle volumes of the suite scale
+    #[arg(long, default_value_t = 999, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    idle_volumes: u32,
+
+    /// CPUs of servers as taskset takes them, or all; the default is the first half
+    #[arg(long, value_name = "LIST")]
+    server_cpus: Option<String>,
+
+    /// CPUs of clients as taskset takes them, or all; the default is the second half
+    #[arg(long, value_name = "LIST")]
+    client_cpus: Option<String>,
+
+    /// Where data, WAL and files go; everything there is removed again
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+
+    /// The report as Markdown; it is also printed
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+
+    /// Every single measurement as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// The report as one HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Exit with 1 if taipand misses a bar
+    #[arg(long)]
+    check: bool,
+}
+
+/// What is measured.
+enum Target {
+    Running(Box<Server>),
+    Raw(PathBuf),
+}
+
+impl Target {
+    fn name(&self) -> &str {
+        match self {
+            Self::Running(server) => &server.peer.name,
+            Self::Raw(_) => RAW,
+        }
+    }
+
+    fn address(&self) -> String {
+        match self {
+            Self::Running(server) => server.uri.clone(),
+            Self::Raw(path) => path.display().to_string(),
+        }
+    }
+
+    fn settle(&self) -> Result<()> {
+        match self {
+            Self::Running(server) => server.settle(),
+            Self::Raw(_) => Ok(()),
+        }
+    }
+}
+
+/// A comparison under way.
+struct Course<'a> {
+    args: &'a CompareArgs,
+    sizes: Sizes,
+    home: &'a Path,
+    texts: Texts,
+    peers: Vec<Peer>,
+    clients: Clients,
+    server_cpus: Option<String>,
+    comparison: Comparison,
+    seed: u64,
+}
+
+/// Compares, and reports.
+pub(crate) fn compare(args: &CompareArgs) -> Result<bool> {
+    let parent = tempfile::Builder::new()
+        .prefix("taipan-compare-")
+        .tempdir_in(&args.dir);
+    let home = parent.with_context(|| format!("a directory in {}", args.dir.display()))?;
+    let home = home.path().canonicalize()?;
+    let mut course = Course::new(args, &home)?;
+    let outcome = course.run();
+    let comparison = &course.comparison;
+    let markdown = comparison.markdown();
+    print!("{markdown}");
+    let mut files = vec![(&args.markdown, markdown)];
+    files.push((&args.json, serde_json::to_string_pretty(comparison)? + "\n"));
+    files.push((&args.html, comparison.html()));
+    for (path, text) in files {
+        if let Some(path) = path {
+            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
+    }
+    outcome?;
+    Ok(comparison.failures().count() == 0 && !(args.check && comparison.misses() > 0))
+}
+
+impl<'a> Course<'a> {
+    fn new(args: &'a CompareArgs, home: &'a Path) -> Result<Self> {
+        let bench = std::env::current_exe().context("where this program is")?;
+        let taipand = args.taipand.clone();
+        let taipand = taipand.unwrap_or_else(|| bench.with_file_name("taipand"));
+        let mut texts = Texts::default();
+        texts
+            .set("bench", bench.display())
+            .set("taipand", taipand.display());
+        let (servers, clients) = cpu_halves();
+        let cpus = |asked: &Option<String>, half: String| match asked.as_deref() {
+            Some("all") => None,
+            Some(list) => Some(list.to_owned()),
+            None => Some(half),
+        };
+        let server_cpus = cpus(&args.server_cpus, servers);
+        let client_cpus = cpus(&args.client_cpus, clients);
+        ensure!(
+            args.wal_size.0 >= 256 * MIB,
+            "--wal-size is at least 256MiB"
+        );
+        let sizes = Sizes {
+            wal_bytes: args.wal_size.0,
+            seconds: args.seconds,
+            burst_seconds: args.burst_seconds,
+            mapped_bytes: args.mapped.iter().map(|size| size.0).collect(),
+            idle_volumes: args.idle_volumes,
+            transport: args.transport,
+        };
+        let mut course = Self {
+            comparison: Comparison::new(Machine::here(), disk_of(home), args.rounds),
+            clients: Clients {
+                bench,
+                cpus: client_cpus.clone(),
+                qemu_seconds: args.qemu_seconds,
+                dir: home.to_owned(),
+            },
+            peers: Vec::new(),
+            args,
+            sizes,
+            home,
+            texts,
+            server_cpus,
+            seed: 0,
+        };
+        let shown = |cpus: &Option<String>| cpus.clone().unwrap_or_else(|| "all".to_owned());
+        course.comparison.server_cpus = shown(&course.server_cpus);
+        course.comparison.client_cpus = shown(&client_cpus);
+        course.peers = course.wanted_peers()?;
+        Ok(course)
+    }
+
+    /// The servers that take part; missing ones are said.
+    fn wanted_peers(&mut self) -> Result<Vec<Peer>> {
+        let mut peers = peers::all(self.args.peers.as_deref())?;
+        let ours = peers.iter().find(|peer| peer.name == OURS).cloned();
+        for variant in &self.args.variant {
+            let (name, options) = variant.split_once('=').context("--variant NAME=OPTIONS")?;
+            let mut peer = ours.clone().context("there is no peer named taipand")?;
+            peer.name = format!("{OURS}, {name}");
+            peer.command
+                .extend(options.split_whitespace().map(str::to_owned));
+            peers.push(peer);
+        }
+        peers.push(null_peer());
+        let known: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
+        for name in &self.args.only {
+            ensure!(
+                name == RAW || known.contains(&name.as_str()),
+                "there is no target {name:?}; there are {RAW}, {}",
+                known.join(", ")
+            );
+        }
+        let mut found = Vec::new();
+        for peer in peers {
+            if !self.wanted(&peer.name) {
+                continue;
+            }
+            if peer.program(&self.texts).is_none() {
+                let why = format!("{} is not there", self.texts.fill(&peer.command[0]));
+                self.leave_out("all lines", &peer.name, &why, false);
+            } else if peer.over(self.args.transport).is_none() {
+                let why = format!("it is not reached over {:?}", self.args.transport);
+                self.leave_out("all lines", &peer.name, &why, false);
+            } else {
+                found.push(peer);
+            }
+        }
+        Ok(found)
+    }
+
+    fn wanted(&self, name: &str) -> bool {
+        self.args.only.is_empty() || self.args.only.iter().any(|only| only == name)
+    }
+
+    fn leave_out(&mut self, line: &str, target: &str, why: &str, failed: bool) {
+        eprintln!("{line}: without {target}: {why}");
+        self.comparison.left.push(Left {
+            line: line.to_owned(),
+            target: target.to_owned(),
+            why: why.to_owned(),
+            failed,
+        });
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let wanted = |line: &Line| {
+            self.args.lines.is_empty()
+                || self
+                    .args
+                    .lines
+                    .iter()
+                    .any(|word| line.name.contains(word.as_str()))
+        };
+        let mut all = lines(&self.args.suite, &self.sizes);
+        all.retain(wanted);
+        ensure!(
+            !all.is_empty(),
+            "no line has one of these words in its name"
+        );
+        let (standing, fresh): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|line| line.fresh.is_none());
+        if !standing.is_empty() {
+            let mut targets = self.start_all(standing.iter().any(|line| line.idle_volumes));
+            for line in &standing {
+                eprintln!("{}", line.name);
+                self.standing_line(line, &mut targets);
+                self.comparison.lines.push(line.clone());
+            }
+        }
+        for line in &fresh {
+            eprintln!("{}", line.name);
+            self.fresh_line(line);
+            self.comparison.lines.push(line.clone());
+        }
+        Ok(())
+    }
+
+    /// Starts all servers; one that does not start is said and left out.
+    fn start_all(&mut self, idle_volumes: bool) -> Vec<Target> {
+        let mut peers = self.peers.clone();
+        if idle_volumes && let Some(ours) = peers.iter().find(|peer| peer.name == OURS) {
+            let mut more = ours.clone();
+            more.name = WITH_IDLE.to_owned();
+            more.idle_volumes = self.args.idle_volumes;
+            peers.push(more);
+        }
+        let mut targets = Vec::new();
+        for peer in peers {
+            // A disk image or memory is as large as a line needs, a volume costs nothing.
+            let size = if peer.disk {
+                self.sizes.disk()
+            } else {
+                self.sizes.wal_bytes
+            };
+            match self.start(&peer, size, self.sizes.wal_bytes) {
+                Ok(server) => {
+                    self.comparison
+                        .targets
+                        .push(TargetFacts::of_server(&server));
+                    targets.push(Target::Running(Box::new(server)));
+                }
+                Err(error) => self.leave_out("all lines", &peer.name, &format!("{error:#}"), true),
+            }
+        }
+        if self.wanted(RAW) {
+            match self.raw() {
+                Ok(path) => {
+                    self.comparison.targets.push(TargetFacts::raw());
+                    targets.push(Target::Raw(path));
+                }
+                Err(error) => self.leave_out("all lines", RAW, &format!("{error:#}"), true),
+            }
+        }
+        targets
+    }
+
+    fn raw(&self) -> Result<PathBuf> {
+        if let Some(device) = &self.args.device {
+            return Ok(device.clone());
+        }
+        let path = self.home.join("raw.disk");
+        write_data(&path, self.sizes.disk(), 1)?;
+        Ok(path)
+    }
+
+    fn start(&self, peer: &Peer, size_bytes: u64, wal_bytes: u64) -> Result<Server> {
+        let place = format!(
+            "{}-{size_bytes}",
+            peer.name.replace(|c: char| !c.is_alphanumeric(), "-")
+        );
+        let dir = self.home.join(&place);
+        let disk = self.home.join(place + ".disk");
+        if peer.disk && fs::metadata(&disk).map_or(0, |found| found.len()) != size_bytes {
+            write_data(&disk, size_bytes, 1)?;
+        }
+        let server = Server::start(
+            peer,
+            &Site {
+                dir: &dir,
+                transport: self.args.transport,
+                size_bytes,
+                wal_bytes,
+                disk: peer.disk.then_some(disk.as_path()),
+                cpus: self.server_cpus.as_deref(),
+                texts: &self.texts,
+            },
+        )?;
+        if peer.prefill {
+            self.clients
+                .fill(&server.uri, size_bytes.min(self.sizes.disk()))?;
+        }
+        Ok(server)
+    }
+
+    /// A line on servers that stay: all rounds of all targets that can do it.
+    fn standing_line(&mut self, line: &Line, targets: &mut [Target]) {
+        let takes_part = |target: &Target| match target.name() {
+            RAW => line.raw,
+            NULL => line.ceiling,
+            WITH_IDLE => line.idle_volumes,
+            name => !line.idle_volumes || name == OURS,
+        };
+        let mut those: Vec<usize> = Vec::new();
+        for (index, target) in targets.iter().enumerate() {
+            if !takes_part(target) {
+                continue;
+            }
+            match self.prepare(line, target) {
+                Ok(()) => those.push(index),
+                Err(error) => {
+                    let name = target.name().to_owned();
+                    self.leave_out(&line.name, &name, &format!("{error:#}"), false);
+                }
+            }
+        }
+        for round in 0..self.args.rounds {
+            for which in order(round as usize, those.len()) {
+                let target = &mut targets[those[which]];
+                if let Err(error) = self.measure(line, target, round) {
+                    let name = target.name().to_owned();
+                    self.leave_out(&line.name, &name, &format!("{error:#}"), true);
+                }
+            }
+        }
+    }
+
+    /// A line for which every measurement has a server of its own.
+    fn fresh_line(&mut self, line: &Line) {
+        let Some(fresh) = line.fresh else {
+            return;
+        };
+        let null = |peer: &Peer| peer.name != NULL || line.ceiling;
+        let peers: Vec<Peer> = self
+            .peers
+            .iter()
+            .filter(|peer| null(peer))
+            .cloned()
+            .collect();
+        for round in 0..self.args.rounds {
+            for which in order(round as usize, peers.len()) {
+                let peer = &peers[which];
+                let measured = self
+                    .start(peer, fresh.size_bytes, fresh.wal_bytes)
+                    .and_then(|server| {
+                        let facts = TargetFacts::of_server(&server);
+                        if self
+                            .comparison
+                            .targets
+                            .iter()
+                            .all(|known| known.name != facts.name)
+                        {
+                            self.comparison.targets.push(facts);
+                        }
+                        let mut target = Target::Running(Box::new(server));
+                        self.prepare(line, &target)?;
+                        self.measure(line, &mut target, round)
+                    });
+                if let Err(error) = measured {
+                    self.leave_out(&line.name, &peer.name, &format!("{error:#}"), true);
+                }
+                self.tidy_up(&peer.name);
+            }
+        }
+    }
+
+    /// Removes the data of taipand's kind, which would otherwise be found by the next start.
+    fn tidy_up(&self, name: &str) {
+        let start = name.replace(|c: char| !c.is_alphanumeric(), "-");
+        let entries = fs::read_dir(self.home).into_iter().flatten().flatten();
+        for entry in entries {
+            let path = entry.path();
+            if path.is_dir() && entry.file_name().to_string_lossy().starts_with(&start) {
+                // What is left is removed with everything else in the end.
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+    }
+
+    fn prepare(&self, line: &Line, target: &Target) -> Result<()> {
+        if let (Target::Running(server), Some(why)) = (target, results::cannot(line, target)) {
+            anyhow::bail!("{}: {why}", server.peer.name);
+        }
+        match (&line.prepare, target) {
+            (Prepare::Nothing, _) | (_, Target::Raw(_)) => Ok(()),
+            (Prepare::Fill(bytes) | Prepare::Cold(bytes), _) => {
+                self.clients.fill(&target.address(), *bytes)
+            }
+            (Prepare::Scatter { bytes, area_bytes }, _) => {
+                self.clients.scatter(&target.address(), *bytes, *area_bytes)
+            }
+        }
+    }
+
+    fn measure(&mut self, line: &Line, target: &mut Target, round: u32) -> Result<()> {
+        target.settle()?;
+        if let (Prepare::Cold(_), Target::Running(server)) = (&line.prepare, &mut *target) {
+            server.restart()?;
+            server.settle()?;
+        }
+        self.seed += 1;
+        let (before, wal) = match target {
+            Target::Running(server) => (server.usage(), server.wal_bytes()?),
+            Target::Raw(_) => Default::default(),
+        };
+        let found = self
+            .clients
+            .load(&target.address(), &line.load, line.unit, self.seed)?;
+        let (after, wal_after) = match target {
+            Target::Running(server) => (server.usage(), server.wal_bytes()?),
+            Target::Raw(_) => Default::default(),
+        };
+        let written = wal.zip(wal_after).map(|(before, after)| after - before);
+        let sample = Sample::new(line, target.name(), round, &found, (before, after), written);
+        eprintln!(
+            "  {:24} {}",
+            sample.target,
+            results::shown(line.unit, sample.value)
+        );
+        self.comparison.samples.push(sample);
+        Ok(())
+    }
+}
+
+/// The null server as a peer.
+fn null_peer() -> Peer {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect();
+    Peer {
+        name: NULL.to_owned(),
+        command: words("{bench} null-server --size {size}"),
+        unix: words("--socket {socket}"),
+        tcp: words("--listen 127.0.0.1:{port}"),
+        uri_unix: Some("nbd+unix:///?socket={socket}".to_owned()),
+        uri_tcp: Some("nbd://127.0.0.1:{port}/".to_owned()),
+        survives: "stores nothing: the client's ceiling".to_owned(),
+        durable_flush: false,
+        disk: false,
+        prefill: false,
+        control: None,
+        metrics: None,
+        files: Default::default(),
+        idle_volumes: 0,
+    }
+}
+
+/// The first half of the CPUs for servers, the second for clients.
+fn cpu_halves() -> (String, String) {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let half = cpus / 2;
+    let range = |from: usize, to: usize| match to - from {
+        1 => from.to_string(),
+        _ => format!("{from}-{}", to - 1),
+    };
+    match cpus {
+        1 => ("0".to_owned(), "0".to_owned()),
+        _ => (range(0, half), range(half, cpus)),
+    }
+}

@@ -1,0 +1,411 @@
+//! A server that runs for a comparison: started on its CPUs, watched, stopped.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+use taipan_nbd::ClientExport;
+
+use super::peers::{Peer, Texts, Transport};
+use crate::connection::Connection;
+use crate::options::Replies;
+use crate::uri::Address;
+
+const START_MAX: Duration = Duration::from_secs(120);
+const STOP_MAX: Duration = Duration::from_secs(60);
+const IDLE_MAX: Duration = Duration::from_secs(60);
+const CONTROL_MAX: Duration = Duration::from_secs(300);
+/// A server that uses less of a CPU than this is idle.
+const IDLE_SHARE: f64 = 0.07;
+/// Clock ticks per second in /proc, the same on all of Linux's machines.
+const TICKS: f64 = 100.0;
+/// Size of the idle volumes.
+const IDLE_VOLUME: &str = "1GiB";
+
+/// Where a server's things are and how large they are.
+pub(crate) struct Site<'a> {
+    /// A directory of its own.
+    pub(crate) dir: &'a Path,
+    pub(crate) transport: Transport,
+    pub(crate) size_bytes: u64,
+    pub(crate) wal_bytes: u64,
+    /// A file whose blocks are all written, for peers that serve one.
+    pub(crate) disk: Option<&'a Path>,
+    /// CPUs that the server may use, as `taskset -c` takes them; `None` for all.
+    pub(crate) cpus: Option<&'a str>,
+    /// Texts that hold for all servers.
+    pub(crate) texts: &'a Texts,
+}
+
+/// A running server.
+pub(crate) struct Server {
+    pub(crate) peer: Peer,
+    pub(crate) uri: String,
+    command: Vec<String>,
+    log: PathBuf,
+    child: Child,
+    /// What it says of its export.
+    pub(crate) export: ClientExport,
+    run: tempfile::TempDir,
+    control: Option<PathBuf>,
+    metrics: Option<String>,
+}
+
+/// CPU time since the start of a process group, in seconds, and what it holds in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) cpu_seconds: f64,
+    /// Of threads named `data-…`, taipand's data cores.
+    pub(crate) data_seconds: f64,
+    pub(crate) resident_bytes: u64,
+}
+
+impl Server {
+    /// Starts a server and waits until its export can be opened.
+    pub(crate) fn start(peer: &Peer, site: &Site<'_>) -> Result<Self> {
+        fs::create_dir_all(site.dir)?;
+        let memory = Path::new("/dev/shm");
+        let memory = if memory.is_dir() { memory } else { site.dir };
+        let run = tempfile::Builder::new()
+            .prefix("taipan-compare-")
+            .tempdir_in(memory)?;
+        let socket = run.path().join("nbd.sock");
+        let mut texts = site.texts.clone();
+        texts
+            .set("dir", site.dir.display())
+            .set("run", run.path().display())
+            .set("socket", socket.display())
+            .set("port", free_port()?)
+            .set("metrics", free_port()?)
+            .set("size", site.size_bytes)
+            .set("wal", site.wal_bytes);
+        if let Some(disk) = site.disk {
+            texts.set("disk", disk.display());
+        }
+        for (name, text) in &peer.files {
+            fs::write(site.dir.join(name), texts.fill(text))?;
+        }
+        let (command, uri) = peer
+            .over(site.transport)
+            .with_context(|| format!("{} has no way to do that", peer.name))?;
+        let mut command: Vec<String> = command.iter().map(|word| texts.fill(word)).collect();
+        let program = peer.program(&texts).context("the program is not there")?;
+        command[0] = program.display().to_string();
+        let command = pinned(command, site.cpus);
+        let uri = texts.fill(uri);
+        let log = site.dir.join("log");
+        let mut child = spawn(&command, &log)?;
+        let export = wait_for(&mut child, &uri, peer, &log)?;
+        let server = Self {
+            export,
+            child,
+            peer: peer.clone(),
+            uri,
+            command,
+            log,
+            run,
+            control: peer.control.as_ref().map(|path| texts.fill(path).into()),
+            metrics: peer.metrics.as_ref().map(|address| texts.fill(address)),
+        };
+        for number in 0..peer.idle_volumes {
+            let body = format!("{{\"name\": \"idle{number}\", \"size\": \"{IDLE_VOLUME}\"}}");
+            server.control("POST", "/v1/volumes", &body)?;
+        }
+        Ok(server)
+    }
+
+    /// Stops it and starts it again on the same data.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.stop();
+        // A name that is left in the way is taken for a server that runs.
+        let _ = fs::remove_file(self.run.path().join("nbd.sock"));
+        self.child = spawn(&self.command, &self.log)?;
+        self.export = wait_for(&mut self.child, &self.uri, &self.peer, &self.log)?;
+        Ok(())
+    }
+
+    /// Waits until nothing is left to be done in the background.
+    pub(crate) fn settle(&self) -> Result<()> {
+        if self.control.is_some() {
+            self.control("POST", "/v1/drain", "")?;
+        }
+        let begin = Instant::now();
+        let pause = Duration::from_millis(300);
+        let mut before = self.usage();
+        while begin.elapsed() < IDLE_MAX {
+            thread::sleep(pause);
+            let now = self.usage();
+            if now.cpu_seconds - before.cpu_seconds <= IDLE_SHARE * pause.as_secs_f64() {
+                return Ok(());
+            }
+            before = now;
+        }
+        bail!("{} does not become idle", self.peer.name)
+    }
+
+    /// What it has used.
+    pub(crate) fn usage(&self) -> Usage {
+        usage(self.child.id())
+    }
+
+    /// Bytes that are in the WAL, or zero for servers without counters.
+    pub(crate) fn wal_bytes(&self) -> Result<Option<f64>> {
+        let Some(address) = &self.metrics else {
+            return Ok(None);
+        };
+        let stream = TcpStream::connect(address).context("connecting to the metrics")?;
+        let text = http(stream, "GET", "/metrics", "")?;
+        let sum = |name: &str| -> f64 {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            let values = lines.filter_map(|line| {
+                let (series, value) = line.rsplit_once(' ')?;
+                (series.split('{').next() == Some(name)).then_some(value)
+            });
+            values.filter_map(|value| value.parse::<f64>().ok()).sum()
+        };
+        // Each batch has a header of one page.
+        let pages = sum("taipan_wal_write_bytes_total") - sum("taipan_wal_writes_total") * 4096.0;
+        Ok(Some(pages))
+    }
+
+    fn control(&self, method: &str, path: &str, body: &str) -> Result<String> {
+        let socket = self.control.as_ref().context("no control socket")?;
+        let stream = UnixStream::connect(socket)
+            .with_context(|| format!("connecting to {}", socket.display()))?;
+        stream.set_read_timeout(Some(CONTROL_MAX))?;
+        http(stream, method, path, body).with_context(|| format!("{method} {path}"))
+    }
+
+    fn stop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The command on certain CPUs.
+pub(crate) fn pinned(command: Vec<String>, cpus: Option<&str>) -> Vec<String> {
+    let Some(cpus) = cpus else {
+        return command;
+    };
+    let mut words = ["taskset", "-c", cpus].map(str::to_owned).to_vec();
+    words.extend(command);
+    words
+}
+
+fn spawn(command: &[String], log: &Path) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(log)?;
+    Command::new(&command[0])
+        .args(&command[1..])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {}", command.join(" ")))
+}
+
+/// Ends a process with its children: asks, and after a while does not ask.
+fn end(child: &mut Child) {
+    let group = Pid::from_raw(child.id() as i32);
+    let begin = Instant::now();
+    let mut signal = Signal::TERM;
+    loop {
+        // It may have ended by itself.
+        let _ = group.map(|group| kill_process_group(group, signal));
+        for _ in 0..100 {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        if begin.elapsed() > STOP_MAX {
+            signal = Signal::KILL;
+        }
+    }
+}
+
+fn wait_for(child: &mut Child, uri: &str, peer: &Peer, log: &Path) -> Result<ClientExport> {
+    let address: Address = uri.parse()?;
+    let begin = Instant::now();
+    loop {
+        match Connection::open(&address, Replies::Simple) {
+            Ok(connection) => return Ok(connection.export),
+            Err(error) => {
+                let ended = child.try_wait()?.is_some();
+                if ended || begin.elapsed() > START_MAX {
+                    end(child);
+                    let text = fs::read_to_string(log).unwrap_or_default();
+                    let count = text.lines().count();
+                    let tail: Vec<_> = text.lines().skip(count.saturating_sub(5)).collect();
+                    let tail = tail.join(
+                        "
+",
+                    );
+                    bail!("{} did not start: {error:#}\n{tail}", peer.name);
+                }
+            }
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// One HTTP request; the body of a good answer.
+fn http(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> Result<String> {
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: taipan\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    ensure!(
+        status.starts_with('2'),
+        "the server answered {status}: {body}"
+    );
+    Ok(body.to_owned())
+}
+
+/// Sums over all processes of a group; those that end meanwhile are left out.
+fn usage(group: u32) -> Usage {
+    let mut sum = Usage::default();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return sum;
+    };
+    for entry in entries.flatten() {
+        let Some(stat) = read_stat(&entry.path().join("stat")) else {
+            continue;
+        };
+        if stat.group != group {
+            continue;
+        }
+        sum.cpu_seconds += stat.seconds;
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = resident.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+        sum.resident_bytes += kib.unwrap_or(0) << 10;
+        let threads = fs::read_dir(entry.path().join("task"))
+            .into_iter()
+            .flatten();
+        for thread in threads.flatten() {
+            sum.data_seconds += data_core_seconds(&thread.path()).unwrap_or(0.0);
+        }
+    }
+    sum
+}
+
+fn data_core_seconds(thread: &Path) -> Option<f64> {
+    let name = fs::read_to_string(thread.join("comm")).ok()?;
+    if !name.starts_with("data-") {
+        return None;
+    }
+    let spent = fs::read_to_string(thread.join("schedstat")).ok()?;
+    let ns: f64 = spent.split_whitespace().next()?.parse().ok()?;
+    Some(ns / 1e9)
+}
+
+struct Stat {
+    group: u32,
+    /// CPU time of the process.
+    seconds: f64,
+    /// CPU time of its children that have ended.
+    children_seconds: f64,
+}
+
+fn read_stat(path: &Path) -> Option<Stat> {
+    let text = fs::read_to_string(path).ok()?;
+    // The name in parentheses may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
+    Some(Stat {
+        group: fields.get(2)?.parse().ok()?,
+        seconds: (ticks(11)? + ticks(12)?) / TICKS,
+        children_seconds: (ticks(13)? + ticks(14)?) / TICKS,
+    })
+}
+
+/// CPU time of all programs that this process has started and waited for, in seconds.
+pub(crate) fn children_cpu_seconds() -> f64 {
+    read_stat(Path::new("/proc/self/stat")).map_or(0.0, |stat| stat.children_seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_worked_shows_in_the_usage() {
+        let dir = tempfile::tempdir().unwrap();
+        let busy = ["sh", "-c", "while :; do :; done"].map(str::to_owned);
+        let mut child = spawn(&busy, &dir.path().join("log")).unwrap();
+        let begin = Instant::now();
+        while usage(child.id()).cpu_seconds == 0.0 {
+            assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "no CPU time is seen"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(usage(child.id()).resident_bytes > 0);
+        let before = children_cpu_seconds();
+        end(&mut child);
+        assert!(children_cpu_seconds() > before);
+    }
+
+    #[test]
+    fn commands_are_pinned_where_that_is_asked() {
+        let command = || vec!["a".to_owned()];
+        assert_eq!(pinned(command(), None), ["a"]);
+        assert_eq!(
+            pinned(command(), Some("0-1")),
+            ["taskset", "-c", "0-1", "a"]
+        );
+    }
+
+    #[test]
+    fn an_answer_of_a_server_is_its_body_or_an_error() {
+        struct Canned(&'static [u8]);
+        impl Read for Canned {
+            fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+                self.0.read(out)
+            }
+        }
+        impl Write for Canned {
+            fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+                Ok(data.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let good = Canned(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi");
+        assert_eq!(http(good, "GET", "/", "").unwrap(), "hi");
+        let bad = Canned(b"HTTP/1.1 409 Conflict\r\n\r\nno");
+        assert!(
+            http(bad, "GET", "/", "")
+                .unwrap_err()
+                .to_string()
+                .contains("409")
+        );
+    }
+}
