@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArgs;
 use crate::fake_s3_command::FakeS3Args;
+use crate::hot_path::HotPathArgs;
 use crate::job_file::{self, NamedJob, Settings};
 use crate::null_server::NullServerArgs;
 use crate::options::{JobOptions, duration};
@@ -35,6 +36,9 @@ pub(crate) enum Command {
     /// Serve an export that stores nothing and answers at once
     #[command(name = "null-server")]
     NullServer(NullServerArgs),
+    /// Run one hot path of the product so many times, for counting its instructions
+    #[command(name = "hot-path")]
+    HotPath(HotPathArgs),
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
     FakeS3(FakeS3Args),

@@ -7,6 +7,7 @@ mod fake_s3_command;
 mod file_target;
 mod glommio_file;
 mod glommio_nbd;
+mod hot_path;
 mod inspect;
 mod job;
 mod job_file;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
         Command::NullServer(args) => exit_code(null_server::serve(&args)),
+        Command::HotPath(args) => exit_code(hot_path::run(&args)),
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
         #[cfg(feature = "s3-loop")]
         Command::S3Loop(args) => exit_code(s3_loop::run(&args)),

@@ -4,7 +4,7 @@
 /// half the time of the `crc32c` crate where the CPU multiplies carry-less in wide registers, and
 /// every block is summed at least twice on its way (docs/internals/performance.md).
 #[inline]
-pub(crate) fn crc32c(block: &[u8]) -> u32 {
+pub fn crc32c(block: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(block)
 }
 

@@ -10,7 +10,7 @@ pub mod backend;
 pub mod block;
 pub mod bodies;
 pub mod cache;
-mod checksum;
+pub mod checksum;
 pub mod chunk;
 pub mod commit;
 pub mod core;
