@@ -10,6 +10,7 @@ use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::connection::ConnectionCommand;
+use crate::nbd_server::NbdServer;
 use crate::output::Form;
 use crate::snapshot::SnapshotCommand;
 use crate::verify::Verify;
@@ -43,9 +44,10 @@ pub(crate) struct Target {
     /// Control socket [default: DIR/control.sock].
     #[arg(long, global = true, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// NBD socket for import and export [default: DIR/nbd.sock].
-    #[arg(long, global = true, value_name = "PATH")]
-    nbd: Option<PathBuf>,
+    /// NBD server for import and export: its socket, or nbds://HOST[:PORT]?tls-certificates=DIR
+    /// [default: DIR/nbd.sock].
+    #[arg(long, global = true, value_name = "PATH|URI")]
+    nbd: Option<NbdServer>,
     /// Print JSON (errors too, on standard error).
     #[arg(long, global = true)]
     json: bool,
@@ -59,11 +61,10 @@ impl Target {
             .unwrap_or_else(|| self.data.join("control.sock"))
     }
 
-    /// Path of the NBD socket.
-    pub(crate) fn nbd_socket(&self) -> PathBuf {
-        self.nbd
-            .clone()
-            .unwrap_or_else(|| self.data.join("nbd.sock"))
+    /// The NBD server.
+    pub(crate) fn nbd_server(&self) -> NbdServer {
+        let own = || NbdServer::at(self.data.join("nbd.sock"));
+        self.nbd.clone().unwrap_or_else(own)
     }
 
     /// Form of the output.
@@ -503,6 +504,9 @@ mod tests {
             cli.target.control_socket(),
             PathBuf::from("/d/control.sock")
         );
-        assert_eq!(cli.target.nbd_socket(), PathBuf::from("/n"));
+        assert_eq!(cli.target.nbd_server(), NbdServer::at("/n".into()));
+        let cli = parse("taipan --data /d status").unwrap();
+        let own = NbdServer::at("/d/nbd.sock".into());
+        assert_eq!(cli.target.nbd_server(), own);
     }
 }

@@ -7,6 +7,7 @@ mod control;
 mod diff;
 mod failure;
 mod inspect;
+mod nbd_server;
 mod output;
 mod snapshot;
 mod status;

@@ -133,6 +133,38 @@ fn tls_tells_friends_from_strangers() {
     daemon.stop();
 }
 
+/// `taipan` on the volume over TCP.
+fn taipan(daemon: &Daemon, certificates: &Path) -> Program {
+    let (port, certificates) = (daemon.tcp.port(), certificates.display());
+    let server = format!("nbds://localhost:{port}?tls-certificates={certificates}");
+    daemon.taipan().arg("--nbd").arg(server)
+}
+
+#[test]
+fn the_command_copies_through_tls() {
+    let site = Site::new();
+    let daemon = site.start();
+    let (writer, reader) = (site.path("writer"), site.path("reader"));
+    let (from, to) = (site.path("from"), site.path("to"));
+    let data: Vec<u8> = (0..64 << 20).map(|n: u32| (n >> 5) as u8).collect();
+    fs::write(&from, &data).expect("a file");
+    let import = |who: &Path| taipan(&daemon, who).arg("import").arg(&from).arg("vol0");
+    let export = |who: &Path| taipan(&daemon, who).args("export vol0 --force").arg(&to);
+    import(&writer).succeed();
+    export(&reader).succeed();
+    assert!(fs::read(&to).expect("the copy") == data);
+    let refused = import(&reader).fail();
+    assert!(refused.contains("read-only"), "{refused}");
+    let deceived = export(&site.path("deceived")).fail();
+    assert!(deceived.contains("invalid peer certificate"), "{deceived}");
+    export(&site.path("bare")).fail();
+    let plain = format!("nbd://localhost:{}", daemon.tcp.port());
+    let plain = daemon.taipan().arg("--nbd").arg(plain);
+    let refused = plain.args("export vol0").arg(site.path("none")).fail();
+    assert!(refused.contains("TLS required"), "{refused}");
+    daemon.stop();
+}
+
 #[test]
 fn new_certificates_are_used_without_a_restart() {
     let site = Site::new();

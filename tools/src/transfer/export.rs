@@ -27,7 +27,7 @@ pub(crate) fn export(target: &Target, args: &Export) -> Outcome<()> {
 
 fn export_over_nbd(target: &Target, args: &Export, name: &impl Display) -> Outcome<()> {
     let started = Instant::now();
-    let mut session = Session::open(&target.nbd_socket(), &name.to_string())?;
+    let mut session = Session::open(&target.nbd_server(), &name.to_string())?;
     let size_bytes = session.size_bytes();
     let mut sink = Sink::open(&args.file, size_bytes, args.force)?;
     let bar = progress(&args.pace, Some(size_bytes));

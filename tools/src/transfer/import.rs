@@ -101,7 +101,7 @@ fn create(target: &Target, args: &Import, source: &Source) -> Outcome<()> {
 
 fn open_and_copy(target: &Target, args: &Import, source: Source) -> Result<Copied, Refusal> {
     let session =
-        Session::open(&target.nbd_socket(), args.volume.as_str()).map_err(Refusal::Before)?;
+        Session::open(&target.nbd_server(), args.volume.as_str()).map_err(Refusal::Before)?;
     let size_bytes = session.size_bytes();
     if session.offers(TransmissionFlags::READ_ONLY) {
         let what = format!(

@@ -99,7 +99,7 @@ fn from_daemon(target: &Target, args: &Export, since: &SnapshotName) -> Outcome<
     };
     let control = Control::new(target.control_socket())?;
     let changes = control.changes(&to.volume, since, Some(&to.snapshot))?;
-    let session = Session::open(&target.nbd_socket(), &to.to_string())?;
+    let session = Session::open(&target.nbd_server(), &to.to_string())?;
     if session.size_bytes() != changes.to.size_bytes {
         let what = format!("{to} is not what it was a moment ago");
         return Err(Failure::new(Exit::Conflict, what));

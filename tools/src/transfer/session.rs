@@ -1,4 +1,4 @@
-//! One NBD connection over a unix socket, with many requests in flight and blocking calls.
+//! One NBD connection, with many requests in flight and blocking calls.
 //!
 //! Nothing can block for ever in a circle: at most [`IN_FLIGHT_MAX`] requests are unanswered, and
 //! so many replies without data, or requests without payload, fit into a socket's buffer. So the
@@ -6,19 +6,17 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, IoSlice, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use taipan_engine::size::human;
 use taipan_nbd::protocol::option_reply::ERR_UNKNOWN;
 use taipan_nbd::{
     ClientEnd, ClientError, ClientHandshake, Errno, Goal, RequestHeader, SIMPLE_REPLY_BYTES,
-    SimpleReply, TransmissionFlags,
+    SimpleReply, TransmissionFlags, Wishes,
 };
 
-use crate::control::unreachable;
 use crate::failure::{Exit, Failure, Outcome};
+use crate::nbd_server::{NbdServer, Wire};
 use crate::output::note;
 use crate::transfer::sparse::GRAIN_BYTES_MAX;
 
@@ -34,8 +32,8 @@ const READ_BUFFER_BYTES: usize = 4096;
 
 /// An open connection to one volume.
 pub(crate) struct Session {
-    stream: BufReader<UnixStream>,
-    socket: PathBuf,
+    stream: BufReader<Wire>,
+    server: String,
     /// Name of the export.
     volume: String,
     size_bytes: u64,
@@ -65,21 +63,20 @@ pub(crate) struct Piece {
 }
 
 impl Session {
-    /// Connects to the socket and chooses the volume, or a snapshot of one.
-    pub(crate) fn open(socket: &Path, volume: &str) -> Outcome<Self> {
+    /// Connects to the server and chooses the volume, or a snapshot of one.
+    pub(crate) fn open(server: &NbdServer, volume: &str) -> Outcome<Self> {
         let what = format!("cannot reach volume \"{volume}\"");
-        let mut stream = UnixStream::connect(socket).map_err(|e| unreachable(&what, socket, &e))?;
-        let ended = shake_hands(&mut stream, volume).map_err(|e| e.at(volume, socket))?;
+        let stream = server.connect(&what)?;
+        let (stream, ended) =
+            shake_hands(server, stream, volume).map_err(|e| e.at(volume, server))?;
         let ClientEnd::Transmission(export) = ended else {
-            let why = format!(
-                "{what}: {}: the server ended the handshake",
-                socket.display()
-            );
+            let why = format!("{what}: {server}: the server ended the handshake");
             return Err(Failure::new(Exit::Failed, why));
         };
-        stream
+        let socket = stream.socket();
+        socket
             .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .and_then(|()| socket.set_write_timeout(Some(PATIENCE)))
             .map_err(|e| Failure::io(what, &e))?;
         let blocks = export.block_sizes;
         let grain_bytes = blocks.map_or(1, |b| b.minimum as usize).max(1);
@@ -92,7 +89,7 @@ impl Session {
         let payload_bytes_max = blocks.map_or(32 << 20, |b| b.maximum_payload as usize);
         Ok(Self {
             stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream),
-            socket: socket.to_owned(),
+            server: server.to_string(),
             volume: volume.to_owned(),
             size_bytes: export.size,
             flags: export.flags,
@@ -160,11 +157,10 @@ impl Session {
     }
 
     /// Ends the connection politely. What was answered stays so; errors no longer matter.
-    pub(crate) fn close(self) {
-        let _ = self
-            .stream
-            .get_ref()
-            .write_all(&RequestHeader::disconnect().encode());
+    pub(crate) fn close(mut self) {
+        let stream = self.stream.get_mut();
+        let _ = stream.write_all(&RequestHeader::disconnect().encode());
+        let _ = stream.end();
     }
 
     /// Waits until no request is unanswered; none may be a read.
@@ -218,7 +214,7 @@ impl Session {
     fn write_full(&mut self, mut head: &[u8], mut payload: &[u8]) -> Outcome<()> {
         while !head.is_empty() || !payload.is_empty() {
             let slices = [IoSlice::new(head), IoSlice::new(payload)];
-            match self.stream.get_ref().write_vectored(&slices) {
+            match self.stream.get_mut().write_vectored(&slices) {
                 Ok(0) => return Err(self.lost("the server closed it")),
                 Ok(written) => {
                     let of_head = written.min(head.len());
@@ -260,8 +256,8 @@ impl Session {
     }
 
     fn lost(&self, why: &str) -> Failure {
-        let (volume, socket) = (&self.volume, self.socket.display());
-        let what = format!("the connection to volume \"{volume}\" over {socket} is lost: {why}");
+        let (volume, server) = (&self.volume, &self.server);
+        let what = format!("the connection to volume \"{volume}\" over {server} is lost: {why}");
         Failure::new(Exit::Failed, what)
     }
 
@@ -299,9 +295,8 @@ enum HandshakeFailure {
 }
 
 impl HandshakeFailure {
-    fn at(self, volume: &str, socket: &Path) -> Failure {
-        let socket = socket.display();
-        let what = format!("cannot reach volume \"{volume}\" over {socket}");
+    fn at(self, volume: &str, server: &NbdServer) -> Failure {
+        let what = format!("cannot reach volume \"{volume}\" over {server}");
         match self {
             Self::Protocol(ClientError::Refused { code, .. }) if code == ERR_UNKNOWN => {
                 let kind = match volume.contains('@') {
@@ -331,11 +326,21 @@ impl From<io::Error> for HandshakeFailure {
     }
 }
 
-fn shake_hands(stream: &mut UnixStream, name: &str) -> Result<ClientEnd, HandshakeFailure> {
-    stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+fn shake_hands(
+    server: &NbdServer,
+    mut stream: Wire,
+    name: &str,
+) -> Result<(Wire, ClientEnd), HandshakeFailure> {
+    let socket = stream.socket();
+    socket.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    socket.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
     let goal = Goal::Go(name.to_owned());
-    let mut handshake = ClientHandshake::new(goal).map_err(HandshakeFailure::Protocol)?;
+    let wishes = Wishes {
+        tls: server.wants_tls(),
+        ..Wishes::default()
+    };
+    let handshake = ClientHandshake::with_wishes(goal, wishes);
+    let mut handshake = handshake.map_err(HandshakeFailure::Protocol)?;
     let (mut input, mut out) = ([0; 4096], Vec::new());
     loop {
         let count = match stream.read(&mut input) {
@@ -354,7 +359,14 @@ fn shake_hands(stream: &mut UnixStream, name: &str) -> Result<ClientEnd, Handsha
                 let error = ClientError::Malformed("data before the first request");
                 return Err(HandshakeFailure::Protocol(error));
             }
-            return Ok(end);
+            return Ok((stream, end));
+        }
+        if advance.starts_tls {
+            stream = server.start_tls(stream)?;
+            let started = handshake.tls_started(&mut out);
+            started.map_err(HandshakeFailure::Protocol)?;
+            stream.write_all(&out)?;
+            out.clear();
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn apply(target: &Target, args: &Import) -> Outcome<()> {
         while next(&mut whole, args)?.is_some() {}
     }
     let mut reader = open(args)?;
-    let session = Session::open(&target.nbd_socket(), args.volume.as_str())?;
+    let session = Session::open(&target.nbd_server(), args.volume.as_str())?;
     check(&session, reader.header(), args)?;
     let header = reader.header().clone();
     let sum = run(session, &mut reader, args).map_err(|failure| {
