@@ -40,7 +40,7 @@ use crate::sync_mode::SyncChoice;
 use crate::tail::LiveLogs;
 use crate::tls::TlsService;
 use crate::uploader::{
-    UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
+    Calendar, UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
 };
 use crate::watchdog::Watchdog;
 
@@ -244,6 +244,8 @@ impl Assembly {
             pending_bytes: config.commit.pending_bytes,
             ..CutPolicy::default()
         };
+        let last_sweep = config.data_dir.join("volumes").join("last-sweep");
+        let calendar = Calendar::new(last_sweep, config.space.sweep_interval);
         UploaderParts {
             cpu: config.cores.pin.then_some(config.cores.uploader),
             backend: Arc::clone(&self.backend),
@@ -253,6 +255,8 @@ impl Assembly {
             packing_bytes,
             on_full: config.wal.on_full,
             compaction: config.compaction.clone(),
+            space: config.space.clone(),
+            calendar,
             commit_interval_ms: config.commit.interval.as_millis() as u64,
             clock: Arc::clone(&self.clock),
             coordinator: Coordinator::new(policy, self.clock.now()),

@@ -17,6 +17,7 @@ use taipan_engine::block::SHARD_COUNT;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Generation, VolumeId};
+use taipan_engine::manifest::ManifestKind;
 use taipan_engine::registry::quarantine::QuarantineHeader;
 use taipan_engine::registry::{self, LocalHeads, NamedVolume, QuarantineRange, RecordFate};
 
@@ -220,6 +221,11 @@ impl Caretaker {
         self.heads.save(&local)?;
         for core in &self.cores {
             core.send(CoreMessage::ForgetVolume { id });
+        }
+        if head.kind == ManifestKind::Tombstone {
+            // What we stored after it was freed is to be freed, too.
+            self.ask(registry::mark_deleted(&*self.backend, &head))?;
+            self.uploader.free(id);
         }
         let held = sum.unwrap_or_default();
         let cause = format!(

@@ -197,6 +197,7 @@ impl Search<'_> {
             Err(error)
                 if error.kind() == ErrorKind::NotFound && is_deleted(self.backend, named.id) =>
             {
+                self.finish_deletion(&named);
                 Ok(None)
             }
             Err(error) if self.copies.is_some() && is_unreachable(&error) => {
@@ -209,6 +210,24 @@ impl Search<'_> {
             Err(error) => {
                 self.keep_verdict(before.local)?;
                 Ok(Some(self.refuse(slot, named, &error)))
+            }
+        }
+    }
+
+    /// A deletion, by whomever, was interrupted after the tombstone: the name is still taken, and
+    /// nothing says yet that objects are to be freed.
+    fn finish_deletion(&self, named: &NamedVolume) {
+        let finished = self.ask(|| async {
+            let head = registry::read_head(self.backend, named.id, None).await?;
+            match head.kind {
+                ManifestKind::Tombstone => registry::finish_deletion(self.backend, &head).await,
+                _ => Ok(()),
+            }
+        });
+        match finished {
+            Ok(()) => tracing::info!(volume = %named.name, "an interrupted deletion is finished"),
+            Err(error) => {
+                tracing::warn!(volume = %named.name, %error, "a deletion is not finished yet");
             }
         }
     }

@@ -14,8 +14,8 @@ use futures::executor::block_on;
 use taipan_engine::api::{
     BackendState, BackendStatus, ChunkUsage, CompactionStatus, ConnectionInfo, ConnectionName,
     DelayInfo, MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus, RunState, ShardStatus,
-    SnapshotInfo, Status, TakeSnapshot, UploadInfo, UploadStatus, VolumeChanges, VolumeInfo,
-    VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
+    SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot, UploadInfo, UploadStatus,
+    VolumeChanges, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
@@ -39,6 +39,8 @@ use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::quarantine::Quarantine;
 use crate::sync_mode::SyncChoice;
 use crate::uploader::{Request, UploaderAddress, UploaderState};
+
+mod space;
 
 /// How long a core may take to report.
 const REPORT_WAIT: Duration = Duration::from_secs(2);
@@ -454,6 +456,7 @@ impl Appliance for Shared {
             shards,
             backend: self.backend_status(),
             compaction: self.compaction_status(),
+            space: self.space_status(),
             memory: MemoryStatus {
                 budget_bytes: parts.budget.total_bytes(),
                 parts: parts.budget.parts(),
@@ -660,6 +663,10 @@ impl Appliance for Shared {
             reply,
         })?;
         self.show(name)
+    }
+
+    fn sweep(&self, name: &VolumeName, request: SweepVolume) -> Result<SweepReport> {
+        self.sweep_orphans(name, request.dry_run)
     }
 
     fn connections(&self) -> Result<Vec<ConnectionInfo>> {

@@ -10,6 +10,7 @@ mod effects;
 mod patience;
 mod rollback;
 mod snapshots;
+mod space;
 mod takeover;
 mod views;
 mod volume;
@@ -44,6 +45,7 @@ use crate::metrics::Metrics;
 
 pub use bitmaps::BitmapWish;
 pub use control::Request;
+pub use space::Calendar;
 pub use views::{Asker, ViewWish};
 pub use volume::UploadVolume;
 
@@ -52,6 +54,7 @@ use chunks::{BlockSource, CutPlaces};
 use compaction::Compactor;
 use control::Waiting;
 use effects::Means;
+use space::Space;
 
 /// The uploader looks around at least so often.
 const TURN_MS_MAX: u64 = 1000;
@@ -77,6 +80,7 @@ pub(crate) enum Message {
     Bitmap(BitmapWish),
     Changed(Box<Change>),
     Compact(VolumeId, EngineResult<Box<CompactionRead>>),
+    Free(VolumeId),
 }
 
 /// The sending side of the uploader's inbox.
@@ -113,6 +117,11 @@ impl UploaderAddress {
     /// Asks for something; the answer comes over the request's own channel.
     pub fn request(&self, request: Request) {
         self.send(Message::Request(request));
+    }
+
+    /// A deleted volume may have objects, and its mark is stored.
+    pub fn free(&self, volume: VolumeId) {
+        self.send(Message::Free(volume));
     }
 
     /// A client names a snapshot that is not open.
@@ -159,6 +168,8 @@ pub struct UploaderState {
     pub heartbeat_ms: AtomicU64,
     /// Bytes written to the WAL files each second, lately.
     pub wal_bytes_per_second: AtomicU64,
+    /// Deleted volumes whose objects are still to be deleted.
+    pub volumes_to_free: Arc<AtomicU64>,
     /// How the commit of each volume fares.
     pub commits: std::sync::Mutex<HashMap<VolumeId, CommitView>>,
 }
@@ -181,6 +192,10 @@ pub struct UploaderParts {
     pub on_full: OnFull,
     /// When chunks are rewritten.
     pub compaction: Compaction,
+    /// How fast space is freed.
+    pub space: crate::config::Space,
+    /// When orphans are swept.
+    pub calendar: Calendar,
     /// Longest time that a write waits for a cut, in milliseconds.
     pub commit_interval_ms: u64,
     /// The global epoch.
@@ -220,6 +235,7 @@ pub struct Uploader {
     state: Arc<UploaderState>,
     uploads: TaskQueueHandle,
     compactor: Compactor,
+    space: Space,
     on_full: OnFull,
     /// The cores were told that a full log refuses writes.
     refusing: bool,
@@ -252,6 +268,15 @@ pub(crate) fn give_way() {
     if shared && let Err(error) = rustix::process::setpriority_process(None, NICE_WHEN_SHARED) {
         tracing::warn!(%error, "a background thread's priority could not be lowered");
     }
+}
+
+/// What that many cores report before they have anything to report.
+fn no_loads(cores: usize) -> Vec<CoreLoad> {
+    let load = |core| CoreLoad {
+        core,
+        ..CoreLoad::default()
+    };
+    (0..cores).map(load).collect()
 }
 
 /// How fast the log is written, averaged over about ten seconds.
@@ -329,22 +354,25 @@ impl Uploader {
             saves: Cell::new(0),
             stopped: Cell::new(false),
         };
+        let means = Rc::new(means);
+        let space = Space::start(
+            &parts.space,
+            parts.calendar,
+            (&means, &parts.metrics),
+            Arc::clone(&parts.state.volumes_to_free),
+            (address.0.clone(), rewrites),
+        );
         let cores = parts.cores.len();
         let mut coordinator = parts.coordinator;
         for volume in &parts.volumes {
             coordinator.set_pace(volume.id(), VolumePace::of(&volume.head().settings));
         }
         Self {
-            means: Rc::new(means),
+            means,
             own: address.0,
             clock: parts.clock,
             coordinator,
-            loads: (0..cores)
-                .map(|core| CoreLoad {
-                    core,
-                    ..CoreLoad::default()
-                })
-                .collect(),
+            loads: no_loads(cores),
             places: Arc::new(CutPlaces::default()),
             gathering: CutPlaces::default(),
             volumes: parts.volumes.into_iter().map(|v| (v.id(), v)).collect(),
@@ -355,6 +383,7 @@ impl Uploader {
             state: parts.state,
             uploads,
             compactor,
+            space,
             on_full: parts.on_full,
             refusing: false,
             drains: Vec::new(),
@@ -390,6 +419,7 @@ impl Uploader {
                 self.expire_views(now_ms);
                 self.take_cut(now_ms);
                 self.run_compaction(now_ms);
+                self.sweep_by_calendar(now_ms);
                 self.start_commits();
                 self.run_effects(now_ms);
                 self.sample(now_ms);
@@ -435,6 +465,7 @@ impl Uploader {
             Message::Bitmap(wish) => self.load_bitmap(wish),
             Message::Changed(change) => self.changed(*change),
             Message::Compact(id, result) => self.compaction_read(id, result),
+            Message::Free(id) => self.space.free(id),
         }
     }
 

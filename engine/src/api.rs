@@ -8,6 +8,7 @@ mod changes;
 mod connections;
 mod pace;
 mod snapshots;
+mod space;
 mod warm;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub use snapshots::{
     CloneSnapshot, RollBack, SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot,
     clones_path, rollback_path, snapshot_path, snapshots_path,
 };
+pub use space::{SpaceStatus, SweepReport, SweepVolume, sweep_path};
 pub use warm::{WarmState, WarmStatus, WarmVolume, warm_path};
 
 /// Path of the status resource.
@@ -451,6 +453,9 @@ pub struct Status {
     /// What compaction has done, and when it does something.
     #[serde(default)]
     pub compaction: CompactionStatus,
+    /// What deleted volumes and orphans gave back.
+    #[serde(default)]
+    pub space: SpaceStatus,
     /// Where memory may go.
     pub memory: MemoryStatus,
     /// What the last start recovered.

@@ -178,7 +178,18 @@ pub(crate) enum VolumeCommand {
         #[arg(value_parser = volume_name)]
         name: VolumeName,
     },
-    /// Delete a volume and all its data, for good. Refused while clients are connected.
+    /// Delete what is stored under a volume and named by nothing: leftovers of crashes. The daemon
+    /// does that by itself once a month; this lists all objects of the volume.
+    Sweep {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+        /// Only tell what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Delete a volume and all its data, for good. Refused while clients are connected. Its objects
+    /// are freed in the background (see `taipan status`).
     Delete {
         /// Name of the volume.
         #[arg(value_parser = volume_name)]

@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CONNECTIONS_PATH, CloneSnapshot, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH,
     ErrorBody, ResizeVolume, RollBack, STATUS_PATH, SnapshotInfo, SnapshotList, Status,
-    TakeSnapshot, VOLUMES_PATH, VolumeChanges, VolumeInfo, VolumeList, VolumePatch, WarmStatus,
-    WarmVolume, changes_path, clones_path, commit_path, connection_path, resize_path,
-    rollback_path, snapshot_path, snapshots_path, takeover_path, volume_path, warm_path,
+    SweepReport, SweepVolume, TakeSnapshot, VOLUMES_PATH, VolumeChanges, VolumeInfo, VolumeList,
+    VolumePatch, WarmStatus, WarmVolume, changes_path, clones_path, commit_path, connection_path,
+    resize_path, rollback_path, snapshot_path, snapshots_path, sweep_path, takeover_path,
+    volume_path, warm_path,
 };
 use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
@@ -112,6 +113,12 @@ impl Control {
         self.delete_at(&what, &volume_path(name))
     }
 
+    /// Sweeps a volume's orphans, however long that takes.
+    pub(crate) fn sweep(&self, name: &VolumeName, dry_run: bool) -> Outcome<SweepReport> {
+        let what = format!("sweep volume \"{name}\"");
+        self.call_for_long(&what, &sweep_path(name), &SweepVolume { dry_run })
+    }
+
     /// Takes a snapshot, however long what is waited for takes.
     pub(crate) fn take_snapshot(
         &self,
@@ -119,11 +126,20 @@ impl Control {
         request: &TakeSnapshot,
     ) -> Outcome<SnapshotInfo> {
         let what = format!("take snapshot \"{volume}@{}\"", request.name);
-        let body = serde_json::to_vec(request)
+        self.call_for_long(&what, &snapshots_path(volume), request)
+    }
+
+    /// Posts something whose answer may take any time.
+    fn call_for_long<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Outcome<T> {
+        let body = serde_json::to_vec(body)
             .map_err(|e| Failure::new(Exit::Failed, format!("cannot {what}: {e}")))?;
-        let path = snapshots_path(volume);
-        let answer = self.exchange(&what, Method::POST, &path, Bytes::from(body), None)?;
-        self.read(&what, &answer)
+        let answer = self.exchange(what, Method::POST, path, Bytes::from(body), None)?;
+        self.read(what, &answer)
     }
 
     /// All snapshots of a volume.

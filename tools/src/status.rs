@@ -94,6 +94,7 @@ fn overview(status: &Status) -> String {
         .add("requests", requests(status))
         .add("upload", upload(status))
         .add("compaction", compaction(status))
+        .add("space", space(status))
         .add("memory", memory(status))
         .add("recovery", recovery(status));
     fields.render()
@@ -174,6 +175,20 @@ fn compaction(status: &Status) -> String {
         "{read} read, {written} written in {} runs ({} failed); {sparse} chunks below {} % live",
         compaction.committed, compaction.failures, compaction.threshold_percent
     )
+}
+
+fn space(status: &Status) -> String {
+    let space = &status.space;
+    let mut text = format!(
+        "{} freed of deleted volumes, {} of orphans in {} sweeps",
+        human(space.freed_bytes),
+        human(space.swept_bytes),
+        space.sweeps
+    );
+    if space.volumes_to_free > 0 {
+        text.push_str(&format!("; {} volumes to go", space.volumes_to_free));
+    }
+    text
 }
 
 fn memory(status: &Status) -> String {

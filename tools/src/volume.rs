@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use taipan_engine::api::{
-    CreateVolume, Lineage, QuarantineInfo, VolumeInfo, VolumeList, VolumePatch,
+    CreateVolume, Lineage, QuarantineInfo, SweepReport, VolumeInfo, VolumeList, VolumePatch,
 };
 use taipan_engine::size::{exact, human};
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
@@ -34,13 +34,18 @@ pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
         }
         VolumeCommand::Warm(arguments) => warm::run(&control, form, arguments),
         VolumeCommand::Takeover { name } => form.print(&control.take_over(name)?, taken_over),
+        VolumeCommand::Sweep { name, dry_run } => {
+            form.print(&control.sweep(name, *dry_run)?, swept)
+        }
         VolumeCommand::Delete { name, yes } => {
             if !yes {
                 confirm_deletion(&control, name)?;
             }
             control.delete(name)?;
             let answer = serde_json::json!({ "deleted": name });
-            form.print(&answer, |_| format!("volume \"{name}\" is deleted\n"))
+            form.print(&answer, |_| {
+                format!("volume \"{name}\" is deleted; its objects are freed in the background\n")
+            })
         }
     }
 }
@@ -107,6 +112,34 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
         return Err(Failure::new(Exit::Usage, what));
     }
     Ok(patch)
+}
+
+fn swept(report: &SweepReport) -> String {
+    let did = match report.dry_run {
+        true => "would be deleted",
+        false => "deleted",
+    };
+    let mut text = format!(
+        "{} of {} objects that nothing names {did}: {} of {}\n",
+        report.orphans,
+        report.objects,
+        human(report.orphan_bytes),
+        human(report.bytes)
+    );
+    for name in &report.names {
+        text.push_str(&format!("  {name}\n"));
+    }
+    let told = report.names.len() as u64;
+    if told < report.orphans {
+        text.push_str(&format!("  and {} more\n", report.orphans - told));
+    }
+    if report.strange > 0 {
+        text.push_str(&format!(
+            "{} objects have strange names, left alone\n",
+            report.strange
+        ));
+    }
+    text
 }
 
 fn confirm_deletion(control: &Control, name: &VolumeName) -> Outcome<()> {

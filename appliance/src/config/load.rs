@@ -131,6 +131,7 @@ pub(super) fn interpret(doc: &mut Document, volumes: &[String], machine: &Machin
         access: super::access::read(doc),
         tls: super::tls::read(doc),
         compaction: super::compaction::read(doc),
+        space: super::space::read(doc),
         reads: super::reads::read(doc),
         limits: read_limits(doc),
         log: read_log(doc),

@@ -11,6 +11,7 @@ mod places;
 mod print;
 mod reads;
 mod settings;
+mod space;
 mod tls;
 
 pub use compaction::Compaction;
@@ -22,6 +23,7 @@ pub use settings::{
     MEMORY_BYTES_MIN, OnFull, VolumeConfig, VolumesOpen, WAL_BYTES_DEFAULT, WAL_BYTES_MAX,
     WAL_BYTES_MIN, Wal, WalSync,
 };
+pub use space::Space;
 pub use tls::Tls;
 
 #[cfg(test)]

@@ -124,7 +124,8 @@ impl Config {
         writeln!(out, "interval_seconds = {seconds}")?;
         let bytes = size_text(self.commit.pending_bytes);
         writeln!(out, "pending_size = {bytes}")?;
-        self.compaction.print(out)
+        self.compaction.print(out)?;
+        self.space.print(out)
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Config {
     pub commit: Commit,
     /// When chunks are rewritten.
     pub compaction: super::Compaction,
+    /// How fast space is freed, and when orphans are swept.
+    pub space: super::Space,
     /// Caches of reads, and how long they wait.
     pub reads: super::reads::Reads,
     /// Bounds on what clients may use.

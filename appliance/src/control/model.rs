@@ -1,8 +1,8 @@
 //! The one seam between the control plane and the rest of the daemon.
 
 use taipan_engine::api::{
-    ConnectionInfo, ConnectionName, SnapshotInfo, Status, TakeSnapshot, VolumeChanges, VolumeInfo,
-    VolumePatch, WarmStatus, WarmVolume,
+    ConnectionInfo, ConnectionName, SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot,
+    VolumeChanges, VolumeInfo, VolumePatch, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::Result;
 use taipan_engine::snapshot::SnapshotName;
@@ -80,6 +80,10 @@ pub trait Appliance: Send + Sync {
 
     /// Packs and commits everything of the volume answered before the call, then returns.
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Deletes what is stored under a volume that is served here and named by nothing, or only
+    /// tells what that is.
+    fn sweep(&self, name: &VolumeName, request: SweepVolume) -> Result<SweepReport>;
 
     /// All NBD connections, by name.
     fn connections(&self) -> Result<Vec<ConnectionInfo>>;

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 
 use taipan_engine::api::{
     ChangedSpan, ConnectionInfo, ConnectionName, DelayInfo, ImagePoint, Lineage, RunState,
-    SnapshotInfo, SnapshotWait, Status, TakeSnapshot, UploadInfo, VolumeChanges, VolumeInfo,
-    VolumePatch, VolumeState, WarmStatus, WarmVolume,
+    SnapshotInfo, SnapshotWait, Status, SweepReport, SweepVolume, TakeSnapshot, UploadInfo,
+    VolumeChanges, VolumeInfo, VolumePatch, VolumeState, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
@@ -221,6 +221,20 @@ impl Appliance for Pretended {
 
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.show(name)
+    }
+
+    fn sweep(&self, name: &VolumeName, request: SweepVolume) -> Result<SweepReport> {
+        self.show(name)?;
+        Ok(SweepReport {
+            volume: name.clone(),
+            dry_run: request.dry_run,
+            objects: 7,
+            bytes: 7000,
+            orphans: 2,
+            orphan_bytes: 2000,
+            names: vec!["v1/x/chunks/y".to_owned()],
+            strange: 0,
+        })
     }
 
     fn connections(&self) -> Result<Vec<ConnectionInfo>> {

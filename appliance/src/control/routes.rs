@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CONNECTIONS_PATH, ConnectionList, CreateVolume, DRAIN_PATH, ErrorBody, ErrorCode, ErrorDetail,
-    REQUEST_BYTES_MAX, ResizeVolume, STATUS_PATH, VOLUMES_PATH, VolumeList, VolumePatch,
-    WarmVolume, volume_path,
+    REQUEST_BYTES_MAX, ResizeVolume, STATUS_PATH, SweepVolume, VOLUMES_PATH, VolumeList,
+    VolumePatch, WarmVolume, volume_path,
 };
 use taipan_engine::error::Error;
 use taipan_engine::volume::VolumeName;
@@ -54,6 +54,7 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             &format!("{VOLUMES_PATH}/{{name}}/snapshots/{{snapshot}}"),
             get(snapshots::show).delete(snapshots::delete),
         )
+        .route(&format!("{VOLUMES_PATH}/{{name}}/sweep"), post(sweep))
         .route(CONNECTIONS_PATH, get(connections))
         .route(&format!("{CONNECTIONS_PATH}/{{name}}"), remove(kick))
         .route(
@@ -225,6 +226,14 @@ async fn warm(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failur
 async fn warm_status(daemon: Daemon, name: Name) -> Result<Response, Failure> {
     let name = parse_name(name)?;
     Ok(found(call(daemon, move |a| a.warm_status(&name)).await??))
+}
+
+async fn sweep(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    let request: SweepVolume = parse_body(body)?;
+    Ok(found(
+        call(daemon, move |a| a.sweep(&name, request)).await??,
+    ))
 }
 
 async fn connections(daemon: Daemon) -> Result<Response, Failure> {

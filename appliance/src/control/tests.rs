@@ -307,6 +307,7 @@ fn no_body_and_no_path_gets_anything_but_an_orderly_answer() {
         "POST /v1/volumes",
         "PATCH /v1/volumes/v",
         "POST /v1/volumes/v/resize",
+        "POST /v1/volumes/v/sweep",
         "DELETE /v1/volumes/",
         "GET /v1/volumes/",
     ]);

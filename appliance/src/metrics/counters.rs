@@ -165,6 +165,16 @@ counters! {
         compaction_read_bytes,
         /// Bytes of chunks that compactions wrote.
         compaction_written_bytes,
+        /// Objects of deleted volumes that were deleted.
+        freed_objects,
+        /// Bytes of them.
+        freed_bytes,
+        /// Volumes whose orphans were swept.
+        sweeps,
+        /// Orphans deleted.
+        swept_objects,
+        /// Bytes of them.
+        swept_bytes,
         /// Nanoseconds from cut to commit, summed over commits.
         commit_nanos,
     }

@@ -587,6 +587,19 @@ fn encode_uploader(out: &mut Families<'_>, snapshot: &MetricsSnapshot) -> fmt::R
             "Bytes of chunks that compactions wrote",
             totals.compaction_written_bytes as f64,
         ),
+        (
+            "freed_objects",
+            "Objects of deleted volumes that were deleted",
+            totals.freed_objects as f64,
+        ),
+        ("freed_bytes", "Bytes of them", totals.freed_bytes as f64),
+        ("sweeps", "Volumes swept", totals.sweeps as f64),
+        (
+            "swept_objects",
+            "Orphans deleted",
+            totals.swept_objects as f64,
+        ),
+        ("swept_bytes", "Bytes of them", totals.swept_bytes as f64),
         ("commit_seconds", "Time from cut to commit, summed", {
             totals.commit_nanos as f64 / NANOS_PER_SECOND
         }),

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
-use taipan_engine::api::{SnapshotInfo, SnapshotWait, VolumeState};
+use futures::channel::oneshot;
+use taipan_engine::api::{SnapshotInfo, SnapshotWait, SweepReport, VolumeState};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::object::SealedRef;
 use taipan_engine::registry::VolumeSeed;
 use taipan_engine::snapshot::{SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
@@ -109,6 +111,24 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
+    /// Delete what is stored under a volume and named by nothing, or only count it.
+    Sweep {
+        /// The volume.
+        name: VolumeName,
+        /// Only count.
+        dry_run: bool,
+        /// Tells what was found.
+        reply: Sender<Result<SweepReport>>,
+    },
+    /// Say which of these objects nothing names or ever will. Asked by a sweep.
+    Judge {
+        /// The volume.
+        id: VolumeId,
+        /// Stored before this was asked.
+        listed: Vec<SealedRef>,
+        /// Tells which.
+        reply: oneshot::Sender<Result<Vec<SealedRef>>>,
+    },
     /// Tell the snapshots of a volume.
     ListSnapshots {
         /// Its name.
@@ -189,6 +209,12 @@ impl Uploader {
                 reply,
             } => self.take_snapshot(&name, wish, wait, reply),
             Request::ListSnapshots { name, reply } => _ = reply.send(self.list_snapshots(&name)),
+            Request::Sweep {
+                name,
+                dry_run,
+                reply,
+            } => self.begin_sweep(name, dry_run, reply),
+            Request::Judge { id, .. } => self.begin_when_settled(id, request),
             Request::Configure { ref name, .. } | Request::Delete { ref name, .. } => {
                 match self.find(name) {
                     Ok((_, id)) => self.begin_when_settled(id, request),
@@ -297,8 +323,13 @@ impl Uploader {
             Request::RollBack {
                 snapshot, reply, ..
             } => self.begin_rollback(id, &snapshot, reply),
+            Request::Judge { listed, reply, .. } => {
+                // The sweep may have been given up.
+                let _ = reply.send(self.judge_orphans(id, &listed));
+            }
             Request::TakeSnapshot { .. }
             | Request::ListSnapshots { .. }
+            | Request::Sweep { .. }
             | Request::Create { .. }
             | Request::Clone { .. }
             | Request::Takeover { .. }
@@ -448,7 +479,10 @@ impl Uploader {
                 mut answer,
             } => {
                 match &result {
-                    Ok(()) => self.forget_deleted(id),
+                    Ok(()) => {
+                        self.forget_deleted(id);
+                        self.space.free(id);
+                    }
                     Err(_) => {
                         if let Some(upload) = self.volumes.get(&id) {
                             upload.volume.closing.store(false, Ordering::SeqCst);
@@ -554,6 +588,10 @@ fn not_settled() -> Error {
 }
 
 fn answer(request: Request, error: Error) {
+    if let Request::Judge { reply, .. } = request {
+        let _ = reply.send(Err(error));
+        return;
+    }
     if let Request::Configure { reply, .. }
     | Request::Delete { reply, .. }
     | Request::DeleteSnapshot { reply, .. }

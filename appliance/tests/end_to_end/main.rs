@@ -6,6 +6,7 @@ mod harness;
 mod a_client_that_stays_alive;
 mod a_clone_goes_its_own_way;
 mod a_crash_at_any_step_loses_nothing;
+mod a_deleted_volume_frees_its_space;
 mod a_discard_of_everything_costs_nothing;
 mod a_flush_covers_other_connections;
 mod a_foreign_tool_backs_up_what_changed;

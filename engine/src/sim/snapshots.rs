@@ -128,6 +128,12 @@ impl World {
         self.may_clone(&mut clones, (known.volume, snapshot), &known.image);
     }
 
+    /// At the end of the run: what was begun of clones is finished.
+    pub(super) fn settle_space(&mut self) -> std::result::Result<(), String> {
+        let snapshots = std::rc::Rc::clone(&self.snapshots);
+        self.settle_clones(&mut snapshots.clones.borrow_mut())
+    }
+
     fn ask_snapshot(&mut self, id: VolumeId) {
         let snapshots = std::rc::Rc::clone(&self.snapshots);
         let mut book = snapshots.book.borrow_mut();

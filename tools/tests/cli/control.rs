@@ -142,6 +142,30 @@ fn speed_limits_are_asked_for_and_shown_with_who_waited() {
 }
 
 #[test]
+fn a_sweep_says_what_it_found_and_what_became_of_it() {
+    let scratch = Scratch::new();
+    let answer = r#"{"volume":"v","dry_run":true,"objects":9,"bytes":9437184,"orphans":3,
+        "orphan_bytes":2097152,"names":["v1/x/chunks/a","v1/x/chunks/b"],"strange":1}"#;
+    let control = scratch.control(&[(200, answer), (200, &answer.replace("true", "false"))]);
+    let dry = scratch.run(&["volume", "sweep", "v", "--dry-run"]);
+    assert_eq!(
+        dry.out,
+        "3 of 9 objects that nothing names would be deleted: 2 MiB of 9 MiB\n  v1/x/chunks/a\n  \
+         v1/x/chunks/b\n  and 1 more\n1 objects have strange names, left alone\n"
+    );
+    let asked = control.asked();
+    assert_eq!(asked.line, "POST /v1/volumes/v/sweep");
+    assert_eq!(asked.body, r#"{"dry_run":true}"#);
+    let swept = scratch.run(&["volume", "sweep", "v"]);
+    assert!(
+        swept.out.contains(" deleted: 2 MiB of 9 MiB\n"),
+        "{}",
+        swept.out
+    );
+    assert_eq!(control.asked().body, r#"{"dry_run":false}"#);
+}
+
+#[test]
 fn durability_limits_of_loss_and_commits_are_asked_for() {
     let scratch = Scratch::new();
     let upload = r#","durability":"remote","rpo_seconds":60,"requests_per_hour":90,
