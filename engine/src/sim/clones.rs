@@ -113,18 +113,18 @@ impl World {
         (of, snapshot): (usize, &Snapshot),
         image: &[u8],
     ) {
-        if clones.living.len() + clones.unfinished.len() < CLONES_MAX && clones.dice.chance(300) {
+        if clones.living.len() + clones.unfinished.len() < CLONES_MAX && clones.dice.chance(400) {
             let served = ((of, self.ids[of]), snapshot.clone(), image.to_vec());
             let other = clones.dice.chance(300).then(|| self.pick_snapshot(clones));
             let (parent, snapshot, image) = other.flatten().unwrap_or(served);
             let creation = self.creation(clones, parent, snapshot, image);
             self.create(clones, creation);
         }
-        self.live_on(clones);
+        self.live_on(clones, 150);
     }
 
-    /// Something is done to those that there are.
-    fn live_on(&mut self, clones: &mut Clones) {
+    /// Something is done to those that there are; one is deleted in so many of 1000 cases.
+    fn live_on(&mut self, clones: &mut Clones, deletions: u32) {
         if clones.dice.chance(200)
             && let Some(creation) = clones.unfinished.pop()
         {
@@ -133,7 +133,7 @@ impl World {
         if clones.dice.chance(500) {
             self.write_clone(clones);
         }
-        if clones.dice.chance(90) {
+        if clones.dice.chance(deletions) {
             self.delete_clone(clones);
         }
         self.go_on_deleting(clones);
@@ -158,7 +158,7 @@ impl World {
             if clones.living.len() < CLONES_MAX && clones.dice.chance(150) {
                 self.clone_a_clone(&mut clones);
             }
-            self.live_on(&mut clones);
+            self.live_on(&mut clones, 40);
             if let Some(what) = self.broken_promise.take() {
                 return Err(what);
             }

@@ -102,7 +102,7 @@ impl World {
             let id = self.snapshots.pick(&self.ids);
             self.may_delete(id);
         }
-        if self.snapshots.chance(30) && self.now_us < self.life_ends_us {
+        if self.snapshots.chance(80) && self.now_us < self.life_ends_us {
             let id = self.snapshots.pick(&self.ids);
             self.clone_one_of(id);
         }
