@@ -138,8 +138,7 @@ impl Race {
         }
         self.stop(1 - owner, Crash::Kill);
         self.nodes[owner].calm_down()?;
-        self.nodes[owner].check_images(true)?;
-        self.nodes[owner].settle_space()
+        self.nodes[owner].check_images(true)
     }
 
     /// What happens before a takeover: to the one that is taken over, and to the disk of the other.

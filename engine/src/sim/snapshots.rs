@@ -102,7 +102,7 @@ impl World {
             let id = self.snapshots.pick(&self.ids);
             self.may_delete(id);
         }
-        if self.snapshots.chance(80) && self.now_us < self.life_ends_us {
+        if self.snapshots.chance(30) && self.now_us < self.life_ends_us {
             let id = self.snapshots.pick(&self.ids);
             self.clone_one_of(id);
         }
@@ -126,12 +126,6 @@ impl World {
         };
         let mut clones = snapshots.clones.borrow_mut();
         self.may_clone(&mut clones, (known.volume, snapshot), &known.image);
-    }
-
-    /// At the end of the run: what was begun of clones is finished.
-    pub(super) fn settle_space(&mut self) -> std::result::Result<(), String> {
-        let snapshots = std::rc::Rc::clone(&self.snapshots);
-        self.settle_clones(&mut snapshots.clones.borrow_mut())
     }
 
     fn ask_snapshot(&mut self, id: VolumeId) {

@@ -1,10 +1,9 @@
 //! A few hundred seeds, reach, and determinism.
 
-use super::{Coverage, EVENTS, FAMILY_EVENTS, RACE_EVENTS, run, run_family, run_race};
+use super::{Coverage, EVENTS, RACE_EVENTS, run, run_race};
 
 const SEEDS: u64 = 200;
 const RACES: u64 = 100;
-const FAMILIES: u64 = 40;
 
 #[test]
 fn seeds_keep_every_promise_and_reach_everything() {
@@ -60,22 +59,5 @@ fn races_of_two_appliances_keep_every_promise_and_reach_everything() {
         missing,
         Vec::<&str>::new(),
         "never reached in {RACES} races"
-    );
-}
-
-#[test]
-fn families_of_volumes_read_as_written_and_reach_every_step_of_deletes_and_compactions() {
-    let mut reached = Coverage::default();
-    for seed in 0..FAMILIES {
-        match run_family(seed) {
-            Ok(outcome) => reached.merge(&outcome.coverage),
-            Err(violation) => panic!("{violation}"),
-        }
-    }
-    let missing = reached.missing(FAMILY_EVENTS);
-    assert_eq!(
-        missing,
-        Vec::<&str>::new(),
-        "never reached in {FAMILIES} families"
     );
 }

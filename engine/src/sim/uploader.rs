@@ -12,7 +12,6 @@ use super::compaction::Compacting;
 use super::opening::Opened;
 use super::plan::{MS, Moment};
 use super::serve::Message;
-use super::sweep::Sweeping;
 use super::world::{Event, World};
 use crate::backend::{Backend, Put};
 use crate::block::{SHARD_COUNT, ShardId};
@@ -88,7 +87,6 @@ pub(super) struct Uploader {
     pub(super) inbox: VecDeque<UpMessage>,
     pub(super) full: bool,
     pub(super) compacting: Compacting,
-    pub(super) sweeping: Option<Sweeping>,
 }
 
 impl Uploader {
@@ -111,7 +109,6 @@ impl Uploader {
             inbox: VecDeque::new(),
             full: false,
             compacting: Compacting::default(),
-            sweeping: None,
         };
         let ids: Vec<VolumeId> = this.volumes.keys().copied().collect();
         ids.into_iter().for_each(|id| this.fill_tables(id));
@@ -243,7 +240,6 @@ impl World {
             uploader.start(&sealed);
         }
         self.may_compact();
-        self.may_sweep();
         self.run_effects();
         self.note_health();
         let uploader = &self.node_ref().uploader;

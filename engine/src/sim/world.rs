@@ -21,7 +21,6 @@ use super::racing::Racing;
 use super::risk::Risk;
 use super::serve::{Device, Node};
 use super::snapshots::Snapshots;
-use super::sweep::Sweeps;
 use super::uploader::Landing;
 use crate::backend::{LocalMetadata, MemBackend};
 use crate::block::ShardId;
@@ -175,7 +174,6 @@ pub(super) struct World {
     /// Shared by all appliances on the bucket.
     pub(super) snapshots: Rc<Snapshots>,
     pub(super) compactions: Compactions,
-    pub(super) sweeps: Sweeps,
     /// In a race: which appliance this is, and what it lost.
     pub(super) racing: Option<Racing>,
     // What outlives a life.
@@ -264,7 +262,6 @@ impl World {
             risk: Risk::new(&plan.volumes),
             snapshots: Rc::new(Snapshots::new(seed)),
             compactions: Compactions::new(seed),
-            sweeps: Sweeps::new(seed),
             plan,
             faults: Faults::default(),
             now_us: 0,
@@ -534,7 +531,6 @@ impl World {
     /// Everything is in the bucket now; it must be enough.
     fn last_words(&mut self) -> Result<(), String> {
         self.check_images(true)?;
-        self.settle_space()?;
         let counters: Vec<_> = self.node_ref().cores.iter().map(Core::counters).collect();
         self.note(format_args!("{counters:?}"));
         let mut node = self.node.take().expect("it runs");
