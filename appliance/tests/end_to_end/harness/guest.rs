@@ -27,14 +27,20 @@ pub(crate) struct Image {
 impl Image {
     /// Builds the initramfs and the archive of a real tree of at least 200 MB.
     pub(crate) fn build() -> Self {
+        let image = Self::without_tree();
+        Program::new(beside("guest/build-tree"), Duration::from_secs(120))
+            .arg(image.path("tree.tar"))
+            .succeed();
+        image
+    }
+
+    /// Builds the initramfs alone.
+    pub(crate) fn without_tree() -> Self {
         let folder = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let limit = Duration::from_secs(120);
         let kernel = Program::new(beside("guest/build-initramfs"), limit)
             .arg(folder.path().join("initramfs"))
             .arg(beside("guest/init"))
-            .succeed();
-        Program::new(beside("guest/build-tree"), limit)
-            .arg(folder.path().join("tree.tar"))
             .succeed();
         Self {
             kernel: kernel.trim().to_owned(),
@@ -45,10 +51,6 @@ impl Image {
     /// Boots a scenario of `guest/init`. `port` is where the host serves NBD; `volume` holds the
     /// QEMU arguments that attach the volume as a disk, if it is to be one.
     pub(crate) fn boot(&self, scenario: &str, port: u16, volume: &[String]) -> Guest {
-        let tree = format!(
-            "driver=file,node-name=tree,read-only=on,filename={}",
-            self.folder.path().join("tree.tar").display()
-        );
         let options =
             format!("console=ttyS0 quiet panic=-1 taipan.scenario={scenario} taipan.port={port}");
         let mut command = Command::new("qemu-system-x86_64");
@@ -66,15 +68,19 @@ impl Image {
             .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
             .args(["-kernel", &self.kernel, "-append", &options, "-initrd"])
             .arg(self.path("initramfs"))
-            .args([
-                "-blockdev",
-                &tree,
-                "-device",
-                "virtio-blk-pci,drive=tree,serial=tree",
-            ])
             .args(["-netdev", "user,id=net"])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .args(volume);
+        let tree = self.path("tree.tar");
+        if tree.exists() {
+            let tree = tree.display();
+            command
+                .arg("-blockdev")
+                .arg(format!(
+                    "driver=file,node-name=tree,read-only=on,filename={tree}"
+                ))
+                .args(["-device", "virtio-blk-pci,drive=tree,serial=tree"]);
+        }
         Guest::start(command)
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod guest;
 pub(crate) mod http;
+pub(crate) mod probe;
 pub(crate) mod program;
 pub(crate) mod s3;
 pub(crate) mod small_disk;

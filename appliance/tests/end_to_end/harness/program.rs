@@ -36,6 +36,18 @@ impl Program {
         Self { command, shown }
     }
 
+    /// A program of the later libnbd that `tools/setup` unpacks, with its own loader and libraries.
+    pub(crate) fn of_newer_libnbd(program: &str, limit: Duration) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/libnbd-trixie");
+        let libraries = folder.join("usr/lib/x86_64-linux-gnu");
+        let loader = libraries.join("ld-linux-x86-64.so.2");
+        assert!(loader.exists(), "run tools/setup");
+        Self::new(loader, limit)
+            .arg("--library-path")
+            .arg(libraries)
+            .arg(folder.join("usr/bin").join(program))
+    }
+
     /// Adds one argument.
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.shown.push(' ');
