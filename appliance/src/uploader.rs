@@ -415,7 +415,7 @@ impl Uploader {
             } else {
                 self.run_waiting(now_ms);
                 self.serve_taken();
-                self.expire_bitmaps(now_ms);
+                self.tend_bitmaps(now_ms);
                 self.expire_views(now_ms);
                 self.take_cut(now_ms);
                 self.run_compaction(now_ms);

@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::bounded;
 use taipan_engine::block::ShardId;
@@ -27,6 +28,9 @@ use crate::inbox::{AddBaseline, CoreMessage};
 /// Bitmaps that are loaded at a time: each may have an index in memory.
 const BITMAPS_MAX: usize = 64;
 
+/// Wishes that wait for a commit, at most.
+const EARLY_MAX: usize = 256;
+
 /// A client's wish to know what has changed since a snapshot.
 pub struct BitmapWish {
     /// The volume, or open snapshot of it, that the client looks at.
@@ -42,6 +46,8 @@ pub struct BitmapWish {
 pub(super) struct LoadedBitmaps {
     loaded: Vec<Loaded>,
     loading: Vec<Loading>,
+    /// Wishes for bitmaps since snapshots whose commit the cores do not have yet.
+    early: Vec<BitmapWish>,
 }
 
 /// What is compared with what.
@@ -124,6 +130,16 @@ async fn load(means: Rc<Means>, pair: Pair, snapshot: Snapshot, to: Rc<VolumeBas
 impl Uploader {
     /// A client named a bitmap that its core did not find loaded.
     pub(super) fn load_bitmap(&mut self, wish: BitmapWish) {
+        // Until then all of the snapshot's own cut would count as changed since.
+        let published = wish.export.manifest.load(Ordering::Relaxed);
+        let is_early = wish.export.view.is_none() && wish.since.manifest.0 > published;
+        if is_early && self.is_open(&wish.export) {
+            if self.bitmaps.early.len() < EARLY_MAX {
+                return self.bitmaps.early.push(wish);
+            }
+            let error = Error::new(ErrorKind::Busy, "too many wait for this; connect again");
+            return wish.asker.answer(Err(refusal(&error)));
+        }
         let BitmapWish {
             export,
             since,
@@ -258,8 +274,12 @@ impl Uploader {
         Ok(())
     }
 
-    /// Gives up the bitmaps that nobody wanted for a while.
-    pub(super) fn expire_bitmaps(&mut self, now_ms: u64) {
+    /// Loads what could not be loaded before, and gives up the bitmaps that nobody wanted for a
+    /// while.
+    pub(super) fn tend_bitmaps(&mut self, now_ms: u64) {
+        for wish in std::mem::take(&mut self.bitmaps.early) {
+            self.load_bitmap(wish);
+        }
         self.drop_bitmaps(|loaded| {
             if loaded.bitmap.take_wanted() {
                 loaded.idle_since_ms = None;

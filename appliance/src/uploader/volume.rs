@@ -136,6 +136,12 @@ impl UploadVolume {
         }
     }
 
+    /// Tells clients which snapshots there are: as soon as they are committed.
+    fn publish_snapshots(&self) {
+        let snapshots = self.commit.snapshots();
+        self.volume.bitmaps.set_bookmarks(snapshots.iter());
+    }
+
     fn publish_figures(&self, now_ms: u64) {
         let (head, base) = (self.commit.head(), self.commit.base());
         let volume = &self.volume;
@@ -155,7 +161,7 @@ impl UploadVolume {
         volume
             .index_bytes
             .store(base.heap_bytes() as u64, Ordering::Relaxed);
-        volume.bitmaps.set_bookmarks(self.commit.snapshots().iter());
+        self.publish_snapshots();
         volume.last_commit_ms.store(now_ms, Ordering::Relaxed);
     }
 }
@@ -249,7 +255,11 @@ impl Uploader {
         if let Event::ChunkPut { result: Ok(_), .. } = &event {
             counters.chunks.add(1);
         }
+        let head = volume.head().number;
         volume.commit.handle(event, now_ms);
+        if volume.head().number != head {
+            volume.publish_snapshots();
+        }
         let after = volume.last_failure();
         match &after {
             Some((kind, text)) if after != before => {

@@ -100,11 +100,17 @@ fn clients_see_the_map() {
         (5 << 30, 4096),
     ];
     check_maps(&daemon, &data, 1);
+    let residency = nbdinfo_map(&daemon, "taipan:residency");
+    assert_eq!(residency, [(0, SIZE, 2)], "all is in memory");
     daemon.taipan().arg("drain").succeed();
     check_maps(&daemon, &data, 2);
     daemon.stop();
     let daemon = rig.start();
     check_maps(&daemon, &data, 2);
+    let residency = nbdinfo_map(&daemon, "taipan:residency");
+    let in_backend = residency.iter().filter(|extent| extent.2 == 0);
+    let in_backend: Vec<_> = in_backend.map(|(at, len, _)| (*at, *len)).collect();
+    assert_eq!(in_backend, data, "nothing else is");
     let listed = Program::new("qemu-nbd", LIMIT)
         .args("-L -k")
         .arg(daemon.socket())

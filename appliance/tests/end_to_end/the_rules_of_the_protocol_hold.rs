@@ -170,10 +170,10 @@ const REQUESTS: &[Row] = &[
         "write 4M+8k =7 | zero/fast 4M+4k | read 4M+8k",
         "ok | ok | 0*4096 7*4096",
     ),
-    // What was trimmed is zeros, to the byte.
+    // Whole blocks that were trimmed are zeros; parts of blocks stay.
     (
-        "write 5M+8k =7 | trim 5242900+4096 | read 5M+8k",
-        "ok | ok | 7*20 0*4096 7*4076",
+        "write 5M+16k =7 | trim 5242900+12k | read 5M+16k",
+        "ok | ok | 7*4096 0*8192 7*4096",
     ),
     // A refused write takes its payload along, whatever that looks like.
     ("write 8G+4096 =DISC; read 8G+0", "ENOSPC, "),
