@@ -1,5 +1,5 @@
-//! libnbd of Debian 13, which knows extended headers: it agrees on them, maps with extents of 64 bits,
-//! sees what has changed, and copies.
+//! libnbd of Debian 13, which knows extended headers: it agrees on them, maps with extents of 64
+//! bits, sees what has changed, and copies.
 
 use std::time::Duration;
 

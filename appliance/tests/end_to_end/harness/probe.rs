@@ -1,5 +1,5 @@
-//! Bytes to a server of NBD and what comes back, both as text: a reading of the protocol of its own,
-//! so that server and test cannot share a mistake. Numbers are those of the protocol's text.
+//! Bytes to a server of NBD and what comes back, both as text: a reading of the protocol of its
+//! own, so that server and test cannot share a mistake. Numbers are those of the protocol's text.
 
 mod reaction;
 mod script;

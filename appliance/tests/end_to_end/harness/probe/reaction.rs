@@ -121,7 +121,9 @@ pub(super) fn requests(stream: &mut impl Read, style: Style, asked: &[Asked]) ->
     let mut told: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     let mut pieces: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     let mut closed = false;
-    while !told.contains_key(&PING_COOKIE) {
+    // All but those to disconnect are answered, in any order.
+    let answered = asked.iter().filter(|asked| asked.command != 2).count();
+    while told.values().map(Vec::len).sum::<usize>() < answered {
         let Some(reply) = reply(stream, style, asked) else {
             closed = true;
             break;

@@ -222,7 +222,8 @@ fn flag(name: &str) -> u16 {
     named.map_or_else(|| number(name) as u16, |bit| 1 << bit)
 }
 
-/// A number, decimal or hexadecimal, with a unit perhaps; `max` is the largest; `a-b` their difference.
+/// A number, decimal or hexadecimal, with a unit perhaps; `max` is the largest; `a-b` their
+/// difference.
 pub(super) fn number(text: &str) -> u64 {
     if let Some((from, less)) = text.split_once('-') {
         return number(from) - number(less);
