@@ -214,7 +214,10 @@ impl Uploader {
                 dry_run,
                 reply,
             } => self.begin_sweep(name, dry_run, reply),
-            Request::Judge { id, .. } => self.begin_when_settled(id, request),
+            Request::Judge { id, .. } => match self.volumes.contains_key(&id) {
+                true => self.begin_when_settled(id, request),
+                false => answer(request, deleted()),
+            },
             Request::Configure { ref name, .. } | Request::Delete { ref name, .. } => {
                 match self.find(name) {
                     Ok((_, id)) => self.begin_when_settled(id, request),
@@ -268,6 +271,8 @@ impl Uploader {
             let id = waiting.id;
             let Some(upload) = self.volumes.get(&id) else {
                 answer(waiting.request, deleted());
+                // It may be served again, as after a rollback.
+                self.unhold_if_free(id);
                 continue;
             };
             if upload.volume.state().0 == VolumeState::Fenced {
