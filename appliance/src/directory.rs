@@ -12,7 +12,7 @@ use taipan_engine::identity::VolumeId;
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::LocalHead;
 use taipan_engine::shard::VolumeSlot;
-use taipan_engine::snapshot::QualifiedName;
+use taipan_engine::snapshot::QualifiedImage;
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use taipan_nbd::{ExportDirectory, ExportInfo, LookupError};
 
@@ -222,7 +222,7 @@ impl Volume {
 pub struct Directory {
     volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
     /// Snapshots that are open for reading.
-    views: RwLock<BTreeMap<QualifiedName, Arc<Volume>>>,
+    views: RwLock<BTreeMap<QualifiedImage, Arc<Volume>>>,
     stopping: AtomicBool,
     access: Access,
 }

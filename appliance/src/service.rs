@@ -2,27 +2,29 @@
 
 mod ending;
 mod parking;
+mod snapshots;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use futures::executor::block_on;
 use taipan_engine::api::{
     BackendState, BackendStatus, ChunkUsage, CompactionStatus, ConnectionInfo, ConnectionName,
     DelayInfo, MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus, RunState, ShardStatus,
-    SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot, UploadInfo, UploadStatus,
-    VolumeChanges, VolumeInfo, VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
+    SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot, TakeSnapshotGroup, UploadInfo,
+    UploadStatus, VolumeChanges, VolumeHistory, VolumeInfo, VolumePatch, VolumeState, WalStatus,
+    WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::registry;
-use taipan_engine::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
+use taipan_engine::snapshot::{ImageName, SnapshotName};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 use taipan_engine::wal::files::WalFiles;
 
@@ -574,36 +576,15 @@ impl Appliance for Shared {
     }
 
     fn take_snapshot(&self, name: &VolumeName, request: TakeSnapshot) -> Result<SnapshotInfo> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let wish = SnapshotWish {
-            id: SnapshotId(registry::random_u64()?),
-            name: request.name.clone(),
-            taken_ms: since.map_or(0, |since| since.as_millis() as u64),
-        };
-        let (wanted, wait) = (name.clone(), request.wait);
-        let (reply, answer) = bounded(1);
-        self.parts.uploader.request(Request::TakeSnapshot {
-            name: wanted,
-            wish,
-            wait,
-            reply,
-        });
-        // The backend may be slow, and the caller chose to wait for it.
-        answer.recv().unwrap_or_else(|_| Err(stopping()))?;
-        let all = self.list_snapshots(name)?;
-        let taken = all.into_iter().find(|info| info.name == request.name);
-        taken.ok_or_else(|| {
-            let text = "the snapshot was taken, and deleted since";
-            Error::new(ErrorKind::NotFound, text)
-        })
+        self.snapshot(name, &request)
+    }
+
+    fn take_snapshot_group(&self, request: TakeSnapshotGroup) -> Result<Vec<SnapshotInfo>> {
+        self.snapshot_group(&request)
     }
 
     fn list_snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>> {
-        let name = name.clone();
-        let (reply, answer) = bounded(1);
-        let request = Request::ListSnapshots { name, reply };
-        self.parts.uploader.request(request);
-        answer.recv().unwrap_or_else(|_| Err(stopping()))
+        self.snapshots(name)
     }
 
     fn delete_snapshot(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
@@ -628,11 +609,15 @@ impl Appliance for Shared {
         VolumeChanges::between(&from, &to, RANGES_MAX)
     }
 
-    fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo> {
-        let (of, snapshot) = (name.clone(), snapshot.clone());
+    fn history(&self, name: &VolumeName) -> Result<VolumeHistory> {
+        self.points(name)
+    }
+
+    fn roll_back(&self, name: &VolumeName, to: &ImageName) -> Result<VolumeInfo> {
+        let (of, to) = (name.clone(), to.clone());
         self.ask(|reply| Request::RollBack {
             name: of,
-            snapshot,
+            to,
             reply,
         })?;
         self.show(name)

@@ -7,7 +7,9 @@ mod chunks;
 mod compaction;
 mod control;
 mod effects;
+mod groups;
 mod patience;
+mod points;
 mod rollback;
 mod snapshots;
 mod space;
@@ -45,6 +47,7 @@ use crate::metrics::Metrics;
 
 pub use bitmaps::BitmapWish;
 pub use control::Request;
+pub use groups::GroupWish;
 pub use space::Calendar;
 pub use views::{Asker, ViewWish};
 pub use volume::UploadVolume;
@@ -247,6 +250,7 @@ pub struct Uploader {
     views: views::Views,
     /// Bitmaps that clients use.
     bitmaps: bitmaps::LoadedBitmaps,
+    groups: groups::Groups,
     /// Those who wait for snapshots.
     snapshot_waits: Vec<snapshots::SnapshotWaiter>,
     wal_rate: WalRate,
@@ -391,6 +395,7 @@ impl Uploader {
             creations: Creations::default(),
             views: views::Views::default(),
             bitmaps: bitmaps::LoadedBitmaps::default(),
+            groups: groups::Groups::default(),
             snapshot_waits: Vec::new(),
             wal_rate: WalRate::default(),
             shown_ms: 0,
@@ -422,6 +427,7 @@ impl Uploader {
                 self.sweep_by_calendar(now_ms);
                 self.start_commits();
                 self.run_effects(now_ms);
+                self.tend_groups(now_ms);
                 self.sample(now_ms);
             }
             let wait = Duration::from_millis(self.next_wake_ms(now_ms));
@@ -525,6 +531,7 @@ impl Uploader {
 
     fn start_commits(&mut self) {
         while let Some(sealed) = self.coordinator.next_volume() {
+            self.tell_time(sealed.volume);
             match self.volumes.get_mut(&sealed.volume) {
                 Some(volume) => {
                     volume.start(&sealed, Arc::clone(&self.places), self.cut_started_ms);

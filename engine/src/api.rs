@@ -7,6 +7,7 @@
 mod changes;
 mod connections;
 mod pace;
+mod points;
 mod snapshots;
 mod space;
 mod warm;
@@ -25,9 +26,11 @@ pub use connections::{
     connection_path,
 };
 pub use pace::PaceStatus;
+pub use points::{VolumeHistory, history_path};
 pub use snapshots::{
-    CloneSnapshot, RollBack, SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot,
-    clones_path, rollback_path, snapshot_path, snapshots_path,
+    CloneSnapshot, RollBack, SNAPSHOT_GROUPS_PATH, SnapshotInfo, SnapshotList, SnapshotState,
+    SnapshotWait, TakeSnapshot, TakeSnapshotGroup, clones_path, rollback_path, snapshot_path,
+    snapshots_path,
 };
 pub use space::{SpaceStatus, SweepReport, SweepVolume, sweep_path};
 pub use warm::{WarmState, WarmStatus, WarmVolume, warm_path};
@@ -125,6 +128,9 @@ pub struct CreateVolume {
     /// Seconds of both that an idle volume saves up; 0: one second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst_seconds: Option<u64>,
+    /// For how long committed cuts are kept to go back to; 0: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pitr_window_seconds: Option<u64>,
 }
 
 impl CreateVolume {
@@ -153,6 +159,9 @@ impl CreateVolume {
             iops: self.iops.unwrap_or(defaults.iops),
             bandwidth_bytes: self.bandwidth_bytes.unwrap_or(defaults.bandwidth_bytes),
             burst_seconds: self.burst_seconds.unwrap_or(defaults.burst_seconds),
+            pitr_window_seconds: self
+                .pitr_window_seconds
+                .unwrap_or(defaults.pitr_window_seconds),
         };
         settings.validate()?;
         Ok(settings)
@@ -211,6 +220,9 @@ pub struct VolumePatch {
     /// Seconds of both that an idle volume saves up; 0: one second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst_seconds: Option<u64>,
+    /// For how long committed cuts are kept to go back to; 0: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pitr_window_seconds: Option<u64>,
 }
 
 impl VolumePatch {
@@ -229,6 +241,9 @@ impl VolumePatch {
             iops: self.iops.unwrap_or(settings.iops),
             bandwidth_bytes: self.bandwidth_bytes.unwrap_or(settings.bandwidth_bytes),
             burst_seconds: self.burst_seconds.unwrap_or(settings.burst_seconds),
+            pitr_window_seconds: self
+                .pitr_window_seconds
+                .unwrap_or(settings.pitr_window_seconds),
             ..settings.clone()
         }
     }

@@ -12,4 +12,4 @@ pub use compaction::{CompactionJob, CompactionPolicy, CompactionRead, Source};
 pub use coordinator::{Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume, VolumePace};
 pub use outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
 pub use random::Random;
-pub use volume::{CommitConfig, Usage, VolumeCommit};
+pub use volume::{CommitConfig, Reading, Usage, VolumeCommit};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{self, Error};
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 35] = [
+pub const NAMES: [&str; 36] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -34,6 +34,7 @@ pub const NAMES: [&str; 35] = [
     "delete.done",
     "sweep.delete",
     "snapshot.delete",
+    "group.put",
     "clone.pin",
     "clone.index",
     "clone.manifest",

@@ -11,7 +11,8 @@ use crate::index::{AddedChunk, ChunkLoc, Leaf, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind, fuzz_manifest};
 use crate::object::ChunkKey;
 use crate::registry::quarantine::{QuarantineReader, QuarantineWriter};
-use crate::registry::{LocalHead, NameEntry, PinEntry, RecordFate};
+use crate::registry::{GroupEntry, LocalHead, NameEntry, PinEntry, RecordFate};
+use crate::snapshot::Group;
 use crate::wal::state::{STATE_BYTES, WalState};
 
 pub use crate::wal::fuzz::fuzz_replay as replay;
@@ -20,7 +21,7 @@ pub use crate::wal::fuzz::fuzz_replay as replay;
 pub type Entry = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus.
-pub const TARGETS: [(&str, Entry); 10] = [
+pub const TARGETS: [(&str, Entry); 11] = [
     ("replay", replay),
     ("chunk", chunk),
     ("manifest", manifest),
@@ -28,6 +29,7 @@ pub const TARGETS: [(&str, Entry); 10] = [
     ("local_head", local_head),
     ("name_entry", name_entry),
     ("pin_entry", pin_entry),
+    ("group_entry", group_entry),
     ("wal_state", wal_state),
     ("quarantine", quarantine),
     ("increment", increment),
@@ -132,6 +134,20 @@ pub fn pin_entry(data: &[u8]) {
     for entry in whole.into_iter().chain(parsed) {
         let sealed = PinEntry::new(entry.number, entry.volume, entry.snapshot, entry.change);
         let again = PinEntry::decode(&sealed.encode()).expect("a sealed entry is whole");
+        assert_eq!(again, sealed);
+    }
+}
+
+/// What became of a group of snapshots.
+pub fn group_entry(data: &[u8]) {
+    let whole = GroupEntry::decode(data).ok();
+    let parsed = serde_json::from_slice::<GroupEntry>(data).ok();
+    for entry in whole.into_iter().chain(parsed) {
+        let Ok(group) = Group::of(entry.lead, entry.volumes) else {
+            continue;
+        };
+        let sealed = GroupEntry::new(entry.name, &group, entry.verdict);
+        let again = GroupEntry::decode(&sealed.encode()).expect("a sealed entry is whole");
         assert_eq!(again, sealed);
     }
 }

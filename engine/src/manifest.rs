@@ -11,7 +11,9 @@ use crate::chunk::ChunkRef;
 use crate::error::Result;
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::object::{IndexKey, ObjectKey, SealedRef};
+use crate::point::Moment;
 use crate::snapshot::{SnapshotChange, SnapshotId};
+use crate::timestamp::UnixMs;
 use crate::volume::{VolumeName, VolumeSettings};
 
 pub use codec::{fuzz_manifest, stored_crc};
@@ -114,6 +116,9 @@ pub struct Manifest {
     /// Only in the first manifest of a clone, whose checkpoint is the image that it begins with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Exactly if points in time are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moment: Option<Moment>,
 }
 
 impl Manifest {
@@ -124,8 +129,10 @@ impl Manifest {
         settings: VolumeSettings,
         token: WriterToken,
     ) -> Self {
+        let number = ManifestNum(1);
+        let keeps_points = settings.pitr_window_seconds > 0;
         Self {
-            number: ManifestNum(1),
+            number,
             kind: ManifestKind::Created,
             predecessor_crc: 0,
             generation: Generation(0),
@@ -140,6 +147,7 @@ impl Manifest {
             checkpoint: None,
             snapshots: Vec::new(),
             origin: None,
+            moment: keeps_points.then(|| Moment::first(number, UnixMs(0))),
         }
     }
 
@@ -191,6 +199,18 @@ impl Manifest {
             SealedRef::Chunk(key) => self.added.iter().any(|chunk| chunk.key == *key),
             SealedRef::Index(key) => self.checkpoint.is_some_and(|root| root.key == *key),
         }
+    }
+
+    /// From here on the volume has these settings; if it begins to keep points in time, at `now`.
+    pub fn configure(&mut self, settings: VolumeSettings, now: UnixMs) {
+        self.moment = match settings.pitr_window_seconds {
+            0 => None,
+            _ => {
+                let first = Moment::first(self.number, now);
+                self.moment.or(Some(first))
+            }
+        };
+        self.settings = settings;
     }
 
     /// Checks that `self` may follow `predecessor`.

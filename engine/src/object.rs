@@ -22,6 +22,8 @@ pub const LAYOUT_PREFIX: &str = "v1/";
 pub const NAMES_PREFIX: &str = "v1/names/";
 /// Prefix under which deleted volumes are listed whose objects are not known to be freed.
 pub const DELETED_PREFIX: &str = "v1/deleted/";
+/// Prefix of the verdicts on groups of snapshots.
+pub const GROUPS_PREFIX: &str = "v1/groups/";
 
 /// A valid object key: at most 1024 bytes of parts separated by `/`; each part is not empty, does
 /// not start with `.`, and has only `A–Z a–z 0–9 - _ . %`. So a key is safe as a relative path.
@@ -90,6 +92,11 @@ impl ObjectKey {
     /// Prefix of the log of a snapshot's pins.
     pub fn pin_prefix(volume: VolumeId, snapshot: SnapshotId) -> String {
         format!("{LAYOUT_PREFIX}{volume}/snapshots/{snapshot}/")
+    }
+
+    /// What became of a group of snapshots: `v1/groups/<its lead>`.
+    pub fn group(lead: SnapshotId) -> Self {
+        Self::built(format!("{GROUPS_PREFIX}{lead}"))
     }
 
     /// The mark of a deleted volume whose objects are to be freed: `v1/deleted/<volume>`.

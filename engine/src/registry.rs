@@ -6,6 +6,7 @@
 
 mod clones;
 mod deletion;
+mod groups;
 mod history;
 mod images;
 mod local;
@@ -26,10 +27,12 @@ use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{VolumeId, WriterToken};
 use crate::manifest::{Manifest, ManifestKind};
+use crate::timestamp::UnixMs;
 use crate::volume::{VolumeName, VolumeSettings};
 
 pub use clones::{CloneLayout, CloneName, clones_of, create_clone, release_dead_pins};
 pub use deletion::{Freed, Freeing, deleted_volumes, finish_deletion, mark_deleted};
+pub use groups::{GroupEntry, GroupVerdict, settle_group};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
 };
@@ -41,8 +44,8 @@ pub use open::{
 };
 pub use pins::{PinChange, PinEntry, PinLog, close_pins, pin, read_pins, release_pin};
 pub use replayed::replayed_overlay;
-pub use rollback::{prepare_rollback, put_rollback};
-pub use snapshots::{delete_snapshot, find_snapshot, read_blocks, read_snapshot};
+pub use rollback::{RollbackWish, prepare_rollback, put_rollback};
+pub use snapshots::{delete_snapshot, find_image, read_blocks, read_kept, read_snapshot};
 pub use sweep::{Sweep, SweepSum};
 
 /// Identity of a volume about to be created; repeating a creation with the same seed is safe.
@@ -108,11 +111,13 @@ pub async fn create_volume(
 }
 
 /// Changes settings (grows the volume) as the volume's writer. The caller owns `head`; no commit
-/// of its own may run at the same time. Returns the new head.
+/// of its own may run at the same time. To be repeated after an error with the same arguments,
+/// `now` among them, which is what a clock says. Returns the new head.
 pub async fn configure(
     backend: &dyn Backend,
     head: &Manifest,
     settings: &VolumeSettings,
+    now: UnixMs,
 ) -> Result<Manifest> {
     settings.validate()?;
     if settings.size_bytes < head.settings.size_bytes {
@@ -126,10 +131,8 @@ pub async fn configure(
         let message = "the block size of a volume cannot change";
         return Err(Error::invalid(message).with_volume(head.volume));
     }
-    let next = Manifest {
-        settings: settings.clone(),
-        ..head.successor(ManifestKind::Configured)
-    };
+    let mut next = head.successor(ManifestKind::Configured);
+    next.configure(settings.clone(), now);
     append_own(backend, &next).await
 }
 
@@ -139,7 +142,7 @@ pub async fn grow(backend: &dyn Backend, head: &Manifest, size_bytes: u64) -> Re
         size_bytes,
         ..head.settings.clone()
     };
-    configure(backend, head, &settings).await
+    configure(backend, head, &settings, UnixMs(0)).await
 }
 
 /// Deletes a volume as its writer: tombstone first, then what it pinned and its name are free. Its

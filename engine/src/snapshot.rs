@@ -4,6 +4,9 @@
 //! if its cut is committed. Format and rules: `docs/internals/snapshots.md`.
 
 mod codec;
+mod group;
+mod image;
+mod keepers;
 mod name;
 mod qualified;
 mod table;
@@ -15,8 +18,11 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Epoch, Generation, ManifestNum};
 
 pub use codec::SnapshotChange;
+pub use group::{GROUP_VOLUMES_MAX, Group};
+pub use image::{ImageName, KeptImage};
+pub use keepers::Keepers;
 pub use name::SnapshotName;
-pub use qualified::QualifiedName;
+pub use qualified::{QualifiedImage, QualifiedName};
 pub use table::SnapshotTable;
 pub(crate) use table::last_sequence;
 
@@ -70,6 +76,8 @@ pub struct SnapshotWish {
     pub name: SnapshotName,
     /// When it was asked for: milliseconds since 1970. Shown to people; nothing goes by it.
     pub taken_ms: u64,
+    /// The snapshots of other volumes that are taken by the same cut.
+    pub group: Option<Group>,
 }
 
 /// A committed snapshot.
@@ -90,6 +98,9 @@ pub struct Snapshot {
     pub epoch: Epoch,
     /// When it was asked for: milliseconds since 1970.
     pub taken_ms: u64,
+    /// The group that it is of, whether or not all of that is committed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
 }
 
 #[cfg(test)]

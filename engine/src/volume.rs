@@ -154,6 +154,8 @@ pub enum Durability {
 pub const RPO_BYTES_MIN: u64 = 1 << 20;
 /// Longest `commit_interval_seconds` and `rpo_seconds` (a day): the log is not endless.
 pub const INTERVAL_SECONDS_MAX: u64 = 86_400;
+/// Longest `pitr_window_seconds`: 31 days.
+pub const PITR_SECONDS_MAX: u64 = 31 * 86_400;
 
 /// Smallest `bandwidth_bytes`: a request of some length would block the volume for minutes.
 pub const BANDWIDTH_BYTES_MIN: u64 = 64 << 10;
@@ -202,6 +204,9 @@ pub struct VolumeSettings {
     /// An idle volume saves up so many seconds of both; 0: one second.
     #[serde(default, skip_serializing_if = "is_default")]
     pub burst_seconds: u64,
+    /// For how long committed cuts are kept as [points](crate::point) to go back to; 0: not at all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pitr_window_seconds: u64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -225,6 +230,7 @@ impl VolumeSettings {
             iops: 0,
             bandwidth_bytes: 0,
             burst_seconds: 0,
+            pitr_window_seconds: 0,
         }
     }
 
@@ -279,6 +285,10 @@ impl VolumeSettings {
                 problems.push(format!("{name} {seconds} is above a day"));
             }
         }
+        if self.pitr_window_seconds > PITR_SECONDS_MAX {
+            let seconds = self.pitr_window_seconds;
+            problems.push(format!("pitr_window_seconds {seconds} is above 31 days"));
+        }
         if problems.is_empty() {
             Ok(())
         } else {
@@ -289,6 +299,11 @@ impl VolumeSettings {
     /// The block size; valid after [`VolumeSettings::validate`], else the default.
     pub fn block_size(&self) -> BlockSize {
         BlockSize::new(self.block_size_bytes).unwrap_or(BlockSize::MIN)
+    }
+
+    /// The window of points in time in milliseconds.
+    pub fn pitr_window_ms(&self) -> u64 {
+        self.pitr_window_seconds.saturating_mul(1000)
     }
 
     /// Block slots of a full chunk.
@@ -360,13 +375,15 @@ mod tests {
             iops: 500,
             bandwidth_bytes: 1 << 20,
             burst_seconds: 3,
+            pitr_window_seconds: 86_400,
             ..plain
         };
         let new = concat!(
             r#"{"size_bytes":1073741824,"block_size_bytes":4096,"chunk_size_bytes":4194304,"#,
             r#""ack":"memory","on_lost_cache":"continue","durability":"remote","#,
             r#""rpo_seconds":60,"rpo_bytes":268435456,"commit_interval_seconds":5,"#,
-            r#""requests_per_hour":60,"iops":500,"bandwidth_bytes":1048576,"burst_seconds":3}"#
+            r#""requests_per_hour":60,"iops":500,"bandwidth_bytes":1048576,"burst_seconds":3,"#,
+            r#""pitr_window_seconds":86400}"#
         );
         assert_eq!(serde_json::to_string(&full).unwrap(), new);
         assert_eq!(serde_json::from_str::<VolumeSettings>(new).unwrap(), full);
@@ -377,10 +394,12 @@ mod tests {
         let bad = VolumeSettings {
             rpo_bytes: 4096,
             rpo_seconds: 100_000,
+            pitr_window_seconds: 3_000_000,
             ..VolumeSettings::with_size(1 << 20)
         };
         let text = bad.validate().unwrap_err().to_string();
         assert!(text.contains("rpo_bytes 4096") && text.contains("rpo_seconds 100000"));
+        assert!(text.contains("pitr_window_seconds 3000000 is above 31 days"));
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use taipan_engine::size::ByteSize;
-use taipan_engine::snapshot::{QualifiedName, SnapshotName};
+use taipan_engine::snapshot::{QualifiedImage, QualifiedName, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::connection::ConnectionCommand;
+use crate::history::{Wanted, wanted};
 use crate::nbd_server::NbdServer;
 use crate::output::Form;
 use crate::snapshot::SnapshotCommand;
@@ -95,15 +96,17 @@ pub(crate) enum Command {
         #[arg(value_parser = volume_name)]
         name: VolumeName,
     },
-    /// Take a volume back to a snapshot: what was written since is gone, unless a later snapshot
-    /// has it. Refused while clients are connected. Snapshots and clones stay.
+    /// Take a volume back to a snapshot or a point in time: what was written since is gone, unless
+    /// a later snapshot or point has it. Refused while clients are connected. Snapshots, points and
+    /// clones stay.
     Rollback {
         /// Name of the volume.
         #[arg(value_parser = volume_name)]
         volume: VolumeName,
-        /// Name of the snapshot.
-        #[arg(value_parser = snapshot_name)]
-        snapshot: SnapshotName,
+        /// Name of the snapshot; or a point in time: a time such as 2026-11-21T20:00:00Z, for the
+        /// last point at or before it, or @N (see `taipan volume history`).
+        #[arg(value_name = "SNAPSHOT|TIME", value_parser = wanted)]
+        to: Wanted,
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,
@@ -156,6 +159,13 @@ pub(crate) enum VolumeCommand {
     Resize(Resize),
     /// Change settings of a volume.
     Set(Set),
+    /// List the points in time that a volume can be taken back to, oldest first (see `volume set
+    /// --pitr-window-seconds`). Each is read as the export VOLUME@@N.
+    History {
+        /// Name of the volume.
+        #[arg(value_parser = volume_name)]
+        name: VolumeName,
+    },
     /// Commit everything answered so far to the backend, and wait for it.
     #[command(visible_alias = "flush")]
     Commit {
@@ -261,6 +271,10 @@ pub(crate) struct Changeable {
     /// So many seconds of both are saved up by an idle volume; 0: one second.
     #[arg(long, value_name = "N")]
     pub(crate) burst_seconds: Option<u64>,
+    /// For how long each committed cut is kept as a point in time to go back to, up to 31 days; 0:
+    /// not at all.
+    #[arg(long, value_name = "N")]
+    pub(crate) pitr_window_seconds: Option<u64>,
 }
 
 /// Arguments of `volume resize`.
@@ -324,7 +338,7 @@ pub(crate) struct Import {
 /// Arguments of `export`.
 #[derive(Args, Debug)]
 pub(crate) struct Export {
-    /// Volume or VOLUME@SNAPSHOT to copy.
+    /// Volume, VOLUME@SNAPSHOT, or point in time VOLUME@@N or VOLUME@@TIME to copy.
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     pub(crate) source: Source,
     /// File or block device to write; `-` is standard output. A file appears under this name only
@@ -368,7 +382,7 @@ pub(crate) struct Diff {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Volume(VolumeName),
-    Snapshot(QualifiedName),
+    Image(QualifiedImage),
 }
 
 impl FromStr for Source {
@@ -376,7 +390,7 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.contains('@') {
-            true => text.parse().map(Self::Snapshot),
+            true => text.parse().map(Self::Image),
             false => VolumeName::parse(text).map(Self::Volume),
         }
     }

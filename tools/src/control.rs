@@ -12,13 +12,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CONNECTIONS_PATH, CloneSnapshot, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH,
-    ErrorBody, ResizeVolume, RollBack, STATUS_PATH, SnapshotInfo, SnapshotList, Status,
-    SweepReport, SweepVolume, TakeSnapshot, VOLUMES_PATH, VolumeChanges, VolumeInfo, VolumeList,
-    VolumePatch, WarmStatus, WarmVolume, changes_path, clones_path, commit_path, connection_path,
-    resize_path, rollback_path, snapshot_path, snapshots_path, sweep_path, takeover_path,
-    volume_path, warm_path,
+    ErrorBody, ResizeVolume, RollBack, SNAPSHOT_GROUPS_PATH, STATUS_PATH, SnapshotInfo,
+    SnapshotList, Status, SweepReport, SweepVolume, TakeSnapshot, TakeSnapshotGroup, VOLUMES_PATH,
+    VolumeChanges, VolumeHistory, VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume,
+    changes_path, clones_path, commit_path, connection_path, history_path, resize_path,
+    rollback_path, snapshot_path, snapshots_path, sweep_path, takeover_path, volume_path,
+    warm_path,
 };
-use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::snapshot::{ImageName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -129,6 +130,12 @@ impl Control {
         self.call_for_long(&what, &snapshots_path(volume), request)
     }
 
+    /// Takes snapshots of several volumes by one cut, however long what is waited for takes.
+    pub(crate) fn take_snapshot_group(&self, request: &TakeSnapshotGroup) -> Outcome<SnapshotList> {
+        let what = format!("take the group of snapshots \"{}\"", request.name);
+        self.call_for_long(&what, SNAPSHOT_GROUPS_PATH, request)
+    }
+
     /// Posts something whose answer may take any time.
     fn call_for_long<T: DeserializeOwned>(
         &self,
@@ -172,8 +179,14 @@ impl Control {
         self.delete_at(&what, &snapshot_path(of, name))
     }
 
-    /// Takes a volume back to a snapshot.
-    pub(crate) fn roll_back(&self, of: &VolumeName, to: &SnapshotName) -> Outcome<VolumeInfo> {
+    /// The points in time of a volume.
+    pub(crate) fn history(&self, volume: &VolumeName) -> Outcome<VolumeHistory> {
+        let what = format!("tell the history of volume \"{volume}\"");
+        self.call(&what, Method::GET, &history_path(volume), None::<&()>)
+    }
+
+    /// Takes a volume back to an earlier image.
+    pub(crate) fn roll_back(&self, of: &VolumeName, to: &ImageName) -> Outcome<VolumeInfo> {
         let what = format!("roll volume \"{of}\" back to \"{to}\"");
         let snapshot = to.clone();
         self.call(

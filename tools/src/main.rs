@@ -6,6 +6,7 @@ mod connection;
 mod control;
 mod diff;
 mod failure;
+mod history;
 mod inspect;
 mod nbd_server;
 mod output;
@@ -64,11 +65,7 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Snapshot(command) => snapshot::run(target, command),
         Command::Connection(command) => connection::run(target, command),
         Command::Clone { snapshot, name } => snapshot::clone(target, snapshot, name),
-        Command::Rollback {
-            volume,
-            snapshot,
-            yes,
-        } => snapshot::roll_back(target, volume, snapshot, *yes),
+        Command::Rollback { volume, to, yes } => snapshot::roll_back(target, volume, to, *yes),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),
         Command::Diff(args) => diff::run(target, args),

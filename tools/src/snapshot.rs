@@ -2,28 +2,35 @@
 
 use clap::Subcommand;
 use taipan_engine::api::{
-    SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, VolumeInfo,
+    SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, TakeSnapshotGroup,
+    VolumeInfo,
 };
 use taipan_engine::snapshot::{QualifiedName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 
 use crate::cli::{Target, snapshot_name, volume_name};
 use crate::control::Control;
-use crate::failure::Outcome;
+use crate::failure::{Exit, Failure, Outcome};
+use crate::history::{self, Wanted};
 use crate::table::{Align, Fields, Table};
 use crate::volume::{confirm, word};
 
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Take a snapshot of a running volume: everything answered before. Writes go on.
+    /// Take a snapshot of a running volume: everything answered before. Writes go on. With --group
+    /// of several volumes by one cut: none holds a write begun after another was answered that its
+    /// volume's snapshot lacks.
     Create {
-        /// Name of the volume.
-        #[arg(value_parser = volume_name)]
-        volume: VolumeName,
-        /// Name of the snapshot: up to 255 bytes of UTF-8 without `/` and `@`.
+        /// Name of the volume; with --group of two or more.
+        #[arg(value_name = "VOLUME", value_parser = volume_name, required = true)]
+        volumes: Vec<VolumeName>,
+        /// Name of the snapshot (of each): up to 255 bytes of UTF-8 without `/` and `@`.
         #[arg(value_parser = snapshot_name)]
         snapshot: SnapshotName,
+        /// Of all these volumes together. The group exists once all its snapshots are committed.
+        #[arg(long)]
+        group: bool,
         /// Return when its content is fixed, not when it is in the backend. It is gone if the
         /// daemon ends before that; `taipan snapshot show` tells when it is committed.
         #[arg(long)]
@@ -55,18 +62,36 @@ pub(crate) fn run(target: &Target, command: &SnapshotCommand) -> Outcome<()> {
     let form = target.form();
     match command {
         SnapshotCommand::Create {
-            volume,
+            volumes,
             snapshot,
+            group,
             no_wait,
         } => {
-            let request = TakeSnapshot {
-                name: snapshot.clone(),
-                wait: match no_wait {
-                    true => SnapshotWait::Taken,
-                    false => SnapshotWait::Committed,
-                },
+            let wait = match no_wait {
+                true => SnapshotWait::Taken,
+                false => SnapshotWait::Committed,
             };
-            form.print(&control.take_snapshot(volume, &request)?, taken)
+            let name = snapshot.clone();
+            match volumes.as_slice() {
+                [volume] if !group => {
+                    let request = TakeSnapshot { name, wait };
+                    form.print(&control.take_snapshot(volume, &request)?, taken)
+                }
+                [_, _, ..] if *group => {
+                    let volumes = volumes.clone();
+                    let request = TakeSnapshotGroup {
+                        volumes,
+                        name,
+                        wait,
+                    };
+                    let all = control.take_snapshot_group(&request)?;
+                    form.print(&all, |all| all.snapshots.iter().map(taken).collect())
+                }
+                _ => {
+                    let text = "name one volume, or with --group two or more, then the snapshot";
+                    Err(Failure::new(Exit::Usage, text))
+                }
+            }
         }
         SnapshotCommand::List { volume } => form.print(&control.snapshots(volume)?, list),
         SnapshotCommand::Show { snapshot: of } => {
@@ -88,21 +113,21 @@ pub(crate) fn clone(target: &Target, of: &QualifiedName, name: &VolumeName) -> O
     target.form().print(&created, text)
 }
 
-/// Takes a volume back to a snapshot.
+/// Takes a volume back to a snapshot or point in time.
 pub(crate) fn roll_back(
     target: &Target,
     volume: &VolumeName,
-    snapshot: &SnapshotName,
+    to: &Wanted,
     yes: bool,
 ) -> Outcome<()> {
     let control = Control::new(target.control_socket())?;
+    let (to, told) = history::resolve(&control, volume, to)?;
     if !yes {
-        let question =
-            format!("Give up what was written to \"{volume}\" since \"{snapshot}\"? [y/N] ");
+        let question = format!("Give up what was written to \"{volume}\" since \"{told}\"? [y/N] ");
         confirm(&question, "nothing was rolled back")?;
     }
-    let info = control.roll_back(volume, snapshot)?;
-    let text = |info: &VolumeInfo| format!("volume \"{}\" is as at \"{snapshot}\"\n", info.name);
+    let info = control.roll_back(volume, &to)?;
+    let text = |info: &VolumeInfo| format!("volume \"{}\" is as at \"{told}\"\n", info.name);
     target.form().print(&info, text)
 }
 
@@ -157,6 +182,9 @@ fn show(info: &SnapshotInfo) -> String {
         .add("manifest", or_dash(info.manifest))
         .add("generation", or_dash(info.generation))
         .add("epoch", or_dash(info.epoch));
+    if !info.group.is_empty() {
+        fields.add("group", info.group.join(", "));
+    }
     fields.render()
 }
 
@@ -172,6 +200,7 @@ mod tests {
             id: SnapshotId(7),
             name: SnapshotName::parse("daily").unwrap(),
             taken_ms: 5,
+            group: None,
         };
         let volume = VolumeName::parse("v").unwrap();
         let info = SnapshotInfo::pending(&volume, &wish, true);

@@ -13,6 +13,7 @@ use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSett
 use crate::cli::{Create, Set, Target, VolumeCommand};
 use crate::control::Control;
 use crate::failure::{Exit, Failure, Outcome};
+use crate::history;
 use crate::output::{human_seconds, percent};
 use crate::table::{Align, Fields, Table};
 use crate::warm;
@@ -29,6 +30,7 @@ pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
             form.print(&control.resize(&resize.name, resize.size_bytes())?, resized)
         }
         VolumeCommand::Set(set) => form.print(&control.configure(&set.name, &patch(set)?)?, show),
+        VolumeCommand::History { name } => form.print(&control.history(name)?, history::list),
         VolumeCommand::Commit { name, quiet, .. } => {
             form.print(&commit(target, &control, name, *quiet)?, committed)
         }
@@ -65,6 +67,7 @@ fn creation(create: &Create) -> Outcome<CreateVolume> {
     request.iops = create.changeable.iops;
     request.bandwidth_bytes = create.changeable.bandwidth.map(|s| s.0);
     request.burst_seconds = create.changeable.burst_seconds;
+    request.pitr_window_seconds = create.changeable.pitr_window_seconds;
     request.settings().map_err(|e| {
         let what = format!("volume \"{}\" cannot be created: {e}", create.name);
         Failure::new(Exit::Usage, what)
@@ -89,6 +92,7 @@ pub(crate) fn request(name: VolumeName, size_bytes: u64) -> CreateVolume {
         iops: None,
         bandwidth_bytes: None,
         burst_seconds: None,
+        pitr_window_seconds: None,
     }
 }
 
@@ -104,11 +108,12 @@ fn patch(set: &Set) -> Outcome<VolumePatch> {
         iops: set.changeable.iops,
         bandwidth_bytes: set.changeable.bandwidth.map(|s| s.0),
         burst_seconds: set.changeable.burst_seconds,
+        pitr_window_seconds: set.changeable.pitr_window_seconds,
     };
     if patch.is_empty() {
         let what = "nothing to change: give --ack, --on-lost-cache, --durability, --rpo-seconds, \
                     --rpo-bytes, --commit-interval-seconds, --requests-per-hour, --iops, \
-                    --bandwidth or --burst-seconds";
+                    --bandwidth, --burst-seconds or --pitr-window-seconds";
         return Err(Failure::new(Exit::Usage, what));
     }
     Ok(patch)
@@ -326,6 +331,7 @@ fn show(volume: &VolumeInfo) -> String {
         .add("on lost cache", lost)
         .add("durability", durability(settings))
         .add("commit every", interval(settings))
+        .add("points in time", points(settings))
         .add("requests", requests(volume))
         .add("loss limits", limits(settings))
         .add("speed limits", speed(volume))
@@ -366,6 +372,14 @@ fn interval(settings: &VolumeSettings) -> String {
     match settings.commit_interval_seconds {
         0 => "as the daemon is configured".to_owned(),
         seconds => format!("{seconds} s"),
+    }
+}
+
+/// For how long committed cuts are kept.
+fn points(settings: &VolumeSettings) -> String {
+    match settings.pitr_window_seconds {
+        0 => "not kept".to_owned(),
+        seconds => format!("kept for {}", human_seconds(seconds as f64)),
     }
 }
 

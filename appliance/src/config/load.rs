@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use taipan_engine::size;
 use taipan_engine::volume::{
-    Ack, BURST_SECONDS_MAX, Durability, INTERVAL_SECONDS_MAX, OnLostCache, SIZE_BYTES_MAX,
-    VolumeName, VolumeSettings,
+    Ack, BURST_SECONDS_MAX, Durability, INTERVAL_SECONDS_MAX, OnLostCache, PITR_SECONDS_MAX,
+    SIZE_BYTES_MAX, VolumeName, VolumeSettings,
 };
 
 use super::cpus;
@@ -343,6 +343,7 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
     let iops = doc.integer(&key("iops"), 0..=u64::MAX >> 1);
     let bandwidth = doc.size(&key("bandwidth"), 0..=u64::MAX >> 1);
     let burst = doc.integer(&key("burst_seconds"), 0..=BURST_SECONDS_MAX);
+    let window = doc.integer(&key("pitr_window_seconds"), 0..=PITR_SECONDS_MAX);
     for required in [&name_key, &size_key] {
         if !doc.has(required) {
             doc.problem(format!("{required}: missing"));
@@ -369,6 +370,7 @@ fn read_volume(doc: &mut Document, index: usize) -> Option<VolumeConfig> {
         iops: iops.unwrap_or(defaults.iops),
         bandwidth_bytes: bandwidth.unwrap_or(defaults.bandwidth_bytes),
         burst_seconds: burst.unwrap_or(defaults.burst_seconds),
+        pitr_window_seconds: window.unwrap_or(defaults.pitr_window_seconds),
         ..defaults
     };
     if let Err(error) = settings.validate() {

@@ -161,7 +161,9 @@ fn print_volume(out: &mut String, volume: &VolumeConfig) -> fmt::Result {
     writeln!(out, "requests_per_hour = {}", settings.requests_per_hour)?;
     writeln!(out, "iops = {}", settings.iops)?;
     writeln!(out, "bandwidth = {}", size_text(settings.bandwidth_bytes))?;
-    writeln!(out, "burst_seconds = {}", settings.burst_seconds)
+    writeln!(out, "burst_seconds = {}", settings.burst_seconds)?;
+    let seconds = settings.pitr_window_seconds;
+    writeln!(out, "pitr_window_seconds = {seconds}")
 }
 
 /// The word for a value.

@@ -142,6 +142,10 @@ impl VolumeConfig {
                 "burst_seconds",
                 mine.burst_seconds != existing.burst_seconds,
             ),
+            (
+                "pitr_window_seconds",
+                mine.pitr_window_seconds != existing.pitr_window_seconds,
+            ),
         ];
         for (what, _) in pledges.iter().filter(|(_, differs)| *differs) {
             found.push(format!("{what} differs, see `taipan volume show`"));

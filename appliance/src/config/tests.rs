@@ -99,6 +99,7 @@ fn flags_win_over_the_file_and_volumes_add_up() {
         iops = 500
         bandwidth = "100MiB"
         burst_seconds = 5
+        pitr_window_seconds = 3600
     "#;
     let args = [
         "--wal-size",
@@ -132,6 +133,7 @@ fn flags_win_over_the_file_and_volumes_add_up() {
     assert_eq!(first.requests_per_hour, 60);
     let limits = (first.iops, first.bandwidth_bytes, first.burst_seconds);
     assert_eq!(limits, (500, 100 << 20, 5));
+    assert_eq!(first.pitr_window_seconds, 3600);
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl Connection {
             id: self.id.name(core),
             client: self.peer.clone(),
             volume: self.volume().map(|volume| volume.name.clone()),
-            snapshot: view.map(|view| view.snapshot.clone()),
+            snapshot: view.map(|view| view.image.clone()),
             state: self.state(),
             seconds,
             requests: tally.requests,

@@ -2,10 +2,11 @@
 
 use taipan_engine::api::{
     ConnectionInfo, ConnectionName, SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot,
-    VolumeChanges, VolumeInfo, VolumePatch, WarmStatus, WarmVolume,
+    TakeSnapshotGroup, VolumeChanges, VolumeHistory, VolumeInfo, VolumePatch, WarmStatus,
+    WarmVolume,
 };
 use taipan_engine::error::Result;
-use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::snapshot::{ImageName, SnapshotName};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use crate::metrics::MetricsSnapshot;
@@ -50,6 +51,10 @@ pub trait Appliance: Send + Sync {
     /// the name is in use.
     fn take_snapshot(&self, name: &VolumeName, request: TakeSnapshot) -> Result<SnapshotInfo>;
 
+    /// Takes snapshots of several volumes by one cut: all committed when it returns, or, on
+    /// request, taken only. They are told in the order of the request.
+    fn take_snapshot_group(&self, request: TakeSnapshotGroup) -> Result<Vec<SnapshotInfo>>;
+
     /// All snapshots of a volume that is served here, oldest first.
     fn list_snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>>;
 
@@ -65,9 +70,12 @@ pub trait Appliance: Send + Sync {
         to: Option<&SnapshotName>,
     ) -> Result<VolumeChanges>;
 
-    /// Takes a volume back to a snapshot, durably before it returns; `Busy` while clients are
+    /// The points in time of a volume that is served here.
+    fn history(&self, name: &VolumeName) -> Result<VolumeHistory>;
+
+    /// Takes a volume back to an image, durably before it returns; `Busy` while clients are
     /// connected.
-    fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo>;
+    fn roll_back(&self, name: &VolumeName, to: &ImageName) -> Result<VolumeInfo>;
 
     /// Creates a volume as a clone of a snapshot, durably before it returns. `AlreadyExists` if the
     /// name is taken, `Busy` while the snapshot is not committed.

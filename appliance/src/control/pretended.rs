@@ -5,13 +5,16 @@ use std::sync::Mutex;
 
 use taipan_engine::api::{
     ChangedSpan, ConnectionInfo, ConnectionName, DelayInfo, ImagePoint, Lineage, RunState,
-    SnapshotInfo, SnapshotWait, Status, SweepReport, SweepVolume, TakeSnapshot, UploadInfo,
-    VolumeChanges, VolumeInfo, VolumePatch, VolumeState, WarmStatus, WarmVolume,
+    SnapshotInfo, SnapshotWait, Status, SweepReport, SweepVolume, TakeSnapshot, TakeSnapshotGroup,
+    UploadInfo, VolumeChanges, VolumeHistory, VolumeInfo, VolumePatch, VolumeState, WarmStatus,
+    WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
-use taipan_engine::identity::VolumeId;
+use taipan_engine::identity::{Epoch, ManifestNum, VolumeId};
 use taipan_engine::index::Changed;
-use taipan_engine::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
+use taipan_engine::point::{Point, PointTable};
+use taipan_engine::snapshot::{ImageName, SnapshotId, SnapshotName, SnapshotWish};
+use taipan_engine::timestamp::UnixMs;
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use super::Appliance;
@@ -152,10 +155,22 @@ impl Appliance for Pretended {
             id,
             name: request.name,
             taken_ms: 5,
+            group: None,
         };
         let info = SnapshotInfo::pending(name, &wish, request.wait == SnapshotWait::Taken);
         all.push(info.clone());
         Ok(info)
+    }
+
+    fn take_snapshot_group(&self, request: TakeSnapshotGroup) -> Result<Vec<SnapshotInfo>> {
+        let members = request.volumes.iter().map(|volume| {
+            let single = TakeSnapshot {
+                name: SnapshotName::parse(&format!("{}-{}", request.name, volume.encoded()))?,
+                wait: request.wait,
+            };
+            self.take_snapshot(volume, single)
+        });
+        members.collect()
     }
 
     fn list_snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>> {
@@ -204,8 +219,29 @@ impl Appliance for Pretended {
         })
     }
 
-    fn roll_back(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<VolumeInfo> {
-        self.find_snapshot(name, snapshot)?;
+    fn history(&self, name: &VolumeName) -> Result<VolumeHistory> {
+        let point = Point {
+            manifest: ManifestNum(12),
+            epoch: Epoch(7),
+            committed: UnixMs(1000),
+            age_ms: 0,
+            added_bytes: 4096,
+        };
+        Ok(VolumeHistory {
+            volume: self.show(name)?.name,
+            window_seconds: 60,
+            points: vec![point],
+        })
+    }
+
+    fn roll_back(&self, name: &VolumeName, to: &ImageName) -> Result<VolumeInfo> {
+        match to {
+            ImageName::Snapshot(snapshot) => self.find_snapshot(name, snapshot)?,
+            ImageName::Point(point) => {
+                let points = PointTable::new(self.history(name)?.points)?;
+                points.find(*point)?;
+            }
+        }
         self.show(name)
     }
 

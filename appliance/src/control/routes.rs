@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CONNECTIONS_PATH, ConnectionList, CreateVolume, DRAIN_PATH, ErrorBody, ErrorCode, ErrorDetail,
-    REQUEST_BYTES_MAX, ResizeVolume, STATUS_PATH, SweepVolume, VOLUMES_PATH, VolumeList,
-    VolumePatch, WarmVolume, volume_path,
+    REQUEST_BYTES_MAX, ResizeVolume, SNAPSHOT_GROUPS_PATH, STATUS_PATH, SweepVolume, VOLUMES_PATH,
+    VolumeList, VolumePatch, WarmVolume, volume_path,
 };
 use taipan_engine::error::Error;
 use taipan_engine::volume::VolumeName;
@@ -55,6 +55,11 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             get(snapshots::show).delete(snapshots::delete),
         )
         .route(&format!("{VOLUMES_PATH}/{{name}}/sweep"), post(sweep))
+        .route(SNAPSHOT_GROUPS_PATH, post(snapshots::take_group))
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/history"),
+            get(snapshots::history),
+        )
         .route(CONNECTIONS_PATH, get(connections))
         .route(&format!("{CONNECTIONS_PATH}/{{name}}"), remove(kick))
         .route(

@@ -360,8 +360,44 @@ fn snapshots_are_taken_listed_shown_and_deleted() {
     assert_eq!(daemon.call("POST", back, &to("one two")).0, 200);
     assert_eq!(daemon.call("POST", back, &to("none")).0, 404);
     assert_eq!(daemon.call("POST", back, &json!({})).0, 400);
+    for (point, code) in [
+        ("@12", 200),
+        ("@1970-01-01T00:00:01Z", 200),
+        ("@13", 404),
+        ("@1970-01-01T00:00:00Z", 404),
+        ("@noon", 400),
+    ] {
+        assert_eq!(daemon.call("POST", back, &to(point)).0, code, "{point}");
+    }
+    let (code, history) = daemon.call("GET", "/v1/volumes/t%2Fv/history", &Value::Null);
+    let point = json!({ "manifest": 12, "epoch": 7, "committed_at_ms": 1000, "age_ms": 0,
+        "added_bytes": 4096 });
+    assert_eq!((code, &history["points"]), (200, &json!([point])));
     assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 204);
     assert_eq!(daemon.call("DELETE", &one, &Value::Null).0, 404);
+}
+
+#[test]
+fn snapshots_of_several_volumes_are_taken_together() {
+    let daemon = start();
+    for name in ["a", "b"] {
+        let volume = json!({ "name": name, "size": 4096 });
+        assert_eq!(daemon.call("POST", "/v1/volumes", &volume).0, 201);
+    }
+    let path = "/v1/snapshot-groups";
+    let wish = json!({ "volumes": ["a", "b"], "name": "s", "wait": "taken" });
+    let (code, taken) = daemon.call("POST", path, &wish);
+    let volumes: Vec<_> = (0..2)
+        .map(|n| taken["snapshots"][n]["volume"].clone())
+        .collect();
+    assert_eq!(
+        (code, volumes),
+        (201, vec![json!("a"), json!("b")]),
+        "{taken}"
+    );
+    let none = json!({ "volumes": ["a", "none"], "name": "t" });
+    assert_eq!(daemon.call("POST", path, &none).0, 404);
+    assert_eq!(daemon.call("POST", path, &json!({ "name": "t" })).0, 400);
 }
 
 #[test]

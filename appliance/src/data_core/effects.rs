@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use taipan_engine::core::{Core, Io, OpKey};
 use taipan_engine::failpoint;
 use taipan_engine::ring::{AlignedBuf, Completed, FileSlot, Ring};
-use taipan_engine::snapshot::QualifiedName;
+use taipan_engine::snapshot::QualifiedImage;
 use taipan_engine::wal::WalWrite;
 
 use super::barrier_pace::BarrierPace;
@@ -99,7 +99,7 @@ impl Carrier {
     }
 
     /// Has a snapshot opened for a connection of this core.
-    pub(super) fn open_view(&self, name: QualifiedName, connection: u64) {
+    pub(super) fn open_view(&self, name: QualifiedImage, connection: u64) {
         let asker = self.asker(connection);
         self.uploader.open_view(ViewWish { name, asker });
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use taipan_engine::identity::ManifestNum;
-use taipan_engine::snapshot::{QualifiedName, SnapshotName};
+use taipan_engine::snapshot::{ImageName, QualifiedImage};
 use taipan_nbd::LookupError;
 
 use super::{Directory, Volume};
@@ -13,8 +13,8 @@ use super::{Directory, Volume};
 /// What a snapshot that is open for reading has, and a volume has not.
 #[derive(Debug)]
 pub struct View {
-    /// The snapshot.
-    pub snapshot: SnapshotName,
+    /// The snapshot or point in time.
+    pub image: ImageName,
     /// The manifest whose image it is.
     pub manifest: ManifestNum,
     /// A client has looked it up: it stays open for a while.
@@ -25,9 +25,9 @@ pub struct View {
 
 impl View {
     /// A snapshot that nobody reads yet.
-    pub fn new(snapshot: SnapshotName, manifest: ManifestNum) -> Self {
+    pub fn new(image: ImageName, manifest: ManifestNum) -> Self {
         Self {
-            snapshot,
+            image,
             manifest,
             wanted: AtomicBool::new(true),
             readers: Mutex::default(),
@@ -44,7 +44,7 @@ impl Volume {
     pub fn label(&self) -> String {
         match &self.view {
             None => self.name.to_string(),
-            Some(view) => format!("{}@{}", self.name, view.snapshot),
+            Some(view) => format!("{}@{}", self.name, view.image),
         }
     }
 
@@ -114,27 +114,27 @@ impl Directory {
         views.values().cloned().collect()
     }
 
-    fn view(&self, name: &QualifiedName) -> Option<Arc<Volume>> {
+    fn view(&self, name: &QualifiedImage) -> Option<Arc<Volume>> {
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
         views.get(name).cloned()
     }
 
     /// Adds an open snapshot; there must be none of that name.
-    pub fn insert_view(&self, name: QualifiedName, view: Arc<Volume>) {
+    pub fn insert_view(&self, name: QualifiedImage, view: Arc<Volume>) {
         let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
         let earlier = views.insert(name, view);
         assert!(earlier.is_none(), "a snapshot is opened once");
     }
 
     /// Removes an open snapshot.
-    pub fn remove_view(&self, name: &QualifiedName) {
+    pub fn remove_view(&self, name: &QualifiedImage) {
         let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
         views.remove(name);
     }
 
     /// The open snapshot of that name, as a client wrote it.
     pub(super) fn resolve_view(&self, name: &str) -> Result<Arc<Volume>, LookupError> {
-        let name: QualifiedName = name.parse().map_err(|_| LookupError::Unknown)?;
+        let name: QualifiedImage = name.parse().map_err(|_| LookupError::Unknown)?;
         if let Some(view) = self.view(&name) {
             return Ok(view);
         }
@@ -150,7 +150,7 @@ impl Directory {
         if !name.contains('@') || self.stopping.load(Ordering::Acquire) {
             return false;
         }
-        let Ok(name) = name.parse::<QualifiedName>() else {
+        let Ok(name) = name.parse::<QualifiedImage>() else {
             return false;
         };
         match self.view(&name) {
@@ -184,10 +184,9 @@ mod tests {
     }
 
     fn view() -> Arc<Volume> {
-        let snapshot = SnapshotName::parse("s").unwrap();
         let mut view = volume(1);
         *view.read_only.get_mut() = true;
-        view.view = Some(View::new(snapshot, ManifestNum(5)));
+        view.view = Some(View::new("s".parse().unwrap(), ManifestNum(5)));
         Arc::new(view)
     }
 
@@ -210,6 +209,9 @@ mod tests {
             ("@", false),
             ("v@", false),
             ("v@a@b", false),
+            ("v@@12", true),
+            ("v@@2026-11-21T20:00:00Z", true),
+            ("v@@never", false),
             ("v@a/b", false),
             ("v@..", false),
             ("none@s", false),

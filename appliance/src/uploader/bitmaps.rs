@@ -15,7 +15,7 @@ use taipan_engine::identity::VolumeId;
 use taipan_engine::index::{Baseline, Comparison, Reassigned, VolumeBase};
 use taipan_engine::registry;
 use taipan_engine::shard::VolumeSlot;
-use taipan_engine::snapshot::{QualifiedName, Snapshot, SnapshotId};
+use taipan_engine::snapshot::{Snapshot, SnapshotId, SnapshotName};
 
 use super::Uploader;
 use super::changes::Change;
@@ -314,9 +314,10 @@ impl Uploader {
 
     /// A snapshot is about to be deleted: refused, and said by whom, while a bitmap since it is in
     /// use.
-    pub(super) fn free_of_bitmaps(&mut self, of: VolumeId, name: &QualifiedName) -> Result<()> {
+    pub(super) fn free_of_bitmaps(&mut self, of: VolumeId, snapshot: &SnapshotName) -> Result<()> {
         let busy = |text: String| Err(Error::new(ErrorKind::Busy, text));
-        let is_since = |pair: &Pair| pair.of == of && pair.since.name == name.snapshot;
+        let name = format!("{}@{snapshot}", self.volumes[&of].volume.name);
+        let is_since = |pair: &Pair| pair.of == of && pair.since.name == *snapshot;
         if self.bitmaps.loading.iter().any(|l| is_since(&l.pair)) {
             return busy(format!("what has changed since {name} is being loaded"));
         }

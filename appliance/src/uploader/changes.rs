@@ -15,14 +15,15 @@ use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::{Overlay, VolumeBase};
 use taipan_engine::manifest::Manifest;
-use taipan_engine::registry::{self, CloneLayout, LocalHead, VolumeSeed};
+use taipan_engine::registry::{self, CloneLayout, GroupVerdict, LocalHead, VolumeSeed};
 use taipan_engine::shard::VolumeSlot;
-use taipan_engine::snapshot::Snapshot;
+use taipan_engine::snapshot::{Snapshot, SnapshotId};
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 use super::bitmaps::BitmapChange;
 use super::effects::Means;
 use super::patience::{Answer, is_final, until_known, within};
+use super::points::wall_clock;
 use super::takeover::Regained;
 use super::views::ViewChange;
 use super::{UploadVolume, Uploader};
@@ -71,6 +72,10 @@ pub(crate) enum Change {
         id: VolumeId,
         result: Result<Box<Configured>>,
         answer: Answer,
+    },
+    GroupSettled {
+        lead: SnapshotId,
+        result: Result<GroupVerdict>,
     },
     SnapshotDeleted {
         id: VolumeId,
@@ -166,7 +171,7 @@ pub(super) async fn configure(
     mut answer: Answer,
 ) -> Change {
     let id = old.volume;
-    let backend = &*means.backend;
+    let (backend, now) = (&*means.backend, wall_clock());
     let asked = registry::read_manifest(backend, id, old.number);
     if let Err(error) = within(ATTEMPT, "ask the backend", asked).await {
         let text = "nothing was changed: the backend does not answer; try again when it does";
@@ -175,7 +180,7 @@ pub(super) async fn configure(
     }
     let stored = until_known("change settings", &mut answer, || async {
         failpoint::hit("configure.put").map_err(|e| Error::io("failpoint", e))?;
-        registry::configure(backend, &old, &settings).await
+        registry::configure(backend, &old, &settings, now).await
     });
     let result = match stored.await {
         Ok(head) => {

@@ -48,6 +48,9 @@ enum Step {
     Committing,
 }
 
+/// What a volume is like: its head, whether it is idle, the oldest point in time that it keeps.
+type Looked = (ManifestNum, bool, Option<ManifestNum>);
+
 /// When to compact what.
 pub(super) struct Compactor {
     config: Compaction,
@@ -59,8 +62,8 @@ pub(super) struct Compactor {
     /// Nothing is begun before.
     next_ms: u64,
     failures: u32,
-    /// The state of each volume when nothing was worth it: its head, and whether it was idle.
-    looked: HashMap<VolumeId, (ManifestNum, bool)>,
+    /// The state of each volume when nothing was worth it.
+    looked: HashMap<VolumeId, Looked>,
 }
 
 impl Compactor {
@@ -176,6 +179,7 @@ impl Uploader {
 
     /// Begins a compaction of the volume, if one is due.
     fn compact_volume(&mut self, id: VolumeId, now_ms: u64) -> bool {
+        self.tell_time(id);
         let volume = self.volumes.get_mut(&id).expect("it was listed");
         let busy = self.coordinator.is_outstanding(id) || self.coordinator.is_held(id);
         // Its budget of requests is for cuts first.
@@ -185,7 +189,8 @@ impl Uploader {
             return false;
         }
         let is_idle = now_ms.saturating_sub(volume.cut_ms) >= self.compactor.idle_ms;
-        let state = (volume.head().number, is_idle);
+        let kept = volume.commit.moment_now().map(|moment| moment.since);
+        let state = (volume.head().number, is_idle, kept);
         if self.compactor.looked.get(&id) == Some(&state) {
             return false;
         }
@@ -284,6 +289,8 @@ impl Uploader {
         let Step::Ready(read, _) = std::mem::replace(&mut active.step, Step::Committing) else {
             unreachable!("looked at above");
         };
+        self.tell_time(id);
+        let volume = self.volumes.get_mut(&id).expect("it was looked at");
         if volume.commit.start_compaction(*read) {
             volume.rewrites();
             self.coordinator.occupy(id);

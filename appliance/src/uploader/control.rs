@@ -7,15 +7,16 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
 use futures::channel::oneshot;
-use taipan_engine::api::{SnapshotInfo, SnapshotWait, SweepReport, VolumeState};
+use taipan_engine::api::{SnapshotInfo, SnapshotWait, SweepReport, VolumeHistory, VolumeState};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::object::SealedRef;
 use taipan_engine::registry::VolumeSeed;
-use taipan_engine::snapshot::{SnapshotName, SnapshotWish};
+use taipan_engine::snapshot::{ImageName, SnapshotName, SnapshotWish};
 use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use super::changes::{self, Change, Creation, Creations, Image};
+use super::groups::GroupWish;
 use super::patience::Answer;
 use super::{Drain, Message, Uploader};
 use crate::directory::Volume;
@@ -82,6 +83,13 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
+    /// Take snapshots of several volumes by one cut.
+    TakeGroup {
+        /// What is wanted.
+        wish: GroupWish,
+        /// Tells how it ended.
+        reply: Sender<Result<()>>,
+    },
     /// Delete a snapshot of a volume.
     DeleteSnapshot {
         /// Its volume.
@@ -102,12 +110,12 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
-    /// Take a volume back to a snapshot.
+    /// Take a volume back to a snapshot or point in time.
     RollBack {
         /// The volume.
         name: VolumeName,
-        /// The snapshot.
-        snapshot: SnapshotName,
+        /// Its image.
+        to: ImageName,
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
@@ -128,6 +136,13 @@ pub enum Request {
         listed: Vec<SealedRef>,
         /// Tells which.
         reply: oneshot::Sender<Result<Vec<SealedRef>>>,
+    },
+    /// Tell the points in time of a volume.
+    History {
+        /// Its name.
+        name: VolumeName,
+        /// Takes them.
+        reply: Sender<Result<VolumeHistory>>,
     },
     /// Tell the snapshots of a volume.
     ListSnapshots {
@@ -208,6 +223,7 @@ impl Uploader {
                 wait,
                 reply,
             } => self.take_snapshot(&name, wish, wait, reply),
+            Request::TakeGroup { wish, reply } => self.take_group(&wish, reply),
             Request::ListSnapshots { name, reply } => _ = reply.send(self.list_snapshots(&name)),
             Request::Sweep {
                 name,
@@ -218,6 +234,7 @@ impl Uploader {
                 true => self.begin_when_settled(id, request),
                 false => answer(request, deleted()),
             },
+            Request::History { name, reply } => _ = reply.send(self.history(&name)),
             Request::Configure { ref name, .. } | Request::Delete { ref name, .. } => {
                 match self.find(name) {
                     Ok((_, id)) => self.begin_when_settled(id, request),
@@ -228,13 +245,14 @@ impl Uploader {
                 ref name,
                 ref snapshot,
                 ..
-            }
-            | Request::RollBack {
-                ref name,
-                ref snapshot,
-                ..
             } => match self.find_snapshot(name, snapshot) {
                 Ok(id) => self.begin_when_settled(id, request),
+                Err(error) => answer(request, error),
+            },
+            Request::RollBack {
+                ref name, ref to, ..
+            } => match self.find_image(name, to) {
+                Ok((id, _)) => self.begin_when_settled(id, request),
                 Err(error) => answer(request, error),
             },
         }
@@ -305,11 +323,14 @@ impl Uploader {
                 reply,
                 ..
             } => {
-                let upload = self.volumes.get_mut(&id).expect("it was looked at");
-                let settings = change(&upload.head().settings);
-                let settings = settings.and_then(|s| s.validate().map(|()| (s, decides)));
+                let settings = change(&self.volumes[&id].head().settings);
+                let settings = settings.and_then(|s| {
+                    s.validate()?;
+                    self.may_set(id, &s).map(|()| (s, decides))
+                });
                 match settings {
                     Ok(settings) => {
+                        let upload = self.volumes.get_mut(&id).expect("it was looked at");
                         upload.changing = true;
                         let text = "it is not known yet whether the settings are changed; that is \
                                     tried again as long as this daemon runs";
@@ -325,14 +346,14 @@ impl Uploader {
             Request::DeleteSnapshot {
                 snapshot, reply, ..
             } => self.begin_snapshot_deletion(id, &snapshot, reply),
-            Request::RollBack {
-                snapshot, reply, ..
-            } => self.begin_rollback(id, &snapshot, reply),
+            Request::RollBack { to, reply, .. } => self.begin_rollback(id, &to, reply),
             Request::Judge { listed, reply, .. } => {
                 // The sweep may have been given up.
                 let _ = reply.send(self.judge_orphans(id, &listed));
             }
             Request::TakeSnapshot { .. }
+            | Request::TakeGroup { .. }
+            | Request::History { .. }
             | Request::ListSnapshots { .. }
             | Request::Sweep { .. }
             | Request::Create { .. }
@@ -458,6 +479,7 @@ impl Uploader {
                 self.end_change(id, &result);
                 answer.give(result);
             }
+            Change::GroupSettled { lead, result } => self.group_settled(lead, result),
             Change::SnapshotDeleted {
                 id,
                 result,

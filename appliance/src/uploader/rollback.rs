@@ -1,5 +1,5 @@
-//! Rollback of a volume to a snapshot while nobody is connected: a manifest with the old content,
-//! then the volume is opened anew, and the cores begin with that.
+//! Rollback of a volume to a snapshot or point in time while nobody is connected: a manifest with
+//! the old content, then the volume is opened anew, and the cores begin with that.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -9,18 +9,19 @@ use crossbeam_channel::Sender;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::manifest::Manifest;
-use taipan_engine::registry::{self, LocalHead, random_u64};
-use taipan_engine::snapshot::{Snapshot, SnapshotName};
+use taipan_engine::registry::{self, LocalHead, RollbackWish, random_u64};
+use taipan_engine::snapshot::{ImageName, KeptImage};
 
 use super::Uploader;
 use super::changes::Change;
 use super::effects::Means;
 use super::patience::{Answer, until_known, within};
+use super::points::wall_clock;
 use super::takeover::Regained;
 use crate::opening::open_volume;
 use crate::tail::Tail;
 
-/// Reading the image of a snapshot and storing its index; a large one takes its time.
+/// Reading the image and storing its index; a large one takes its time.
 const PREPARING: Duration = Duration::from_secs(60);
 /// More cuts than are made while a rollback is under way. Until the cores have let go of what they
 /// had, a request that its client gave up may still be stamped: below the rollback's epoch.
@@ -30,7 +31,7 @@ const EPOCHS_MAX: u64 = 1 << 20;
 struct Rollback {
     head: Manifest,
     local: LocalHead,
-    snapshot: Snapshot,
+    to: KeptImage,
     stamped_through: Epoch,
 }
 
@@ -40,12 +41,17 @@ impl Rollback {
         let Self {
             head,
             mut local,
-            snapshot,
+            to,
             stamped_through,
         } = self;
         let epoch = Epoch(stamped_through.max(head.epoch).0 + EPOCHS_MAX);
-        let seed = random_u64()?;
-        let prepared = registry::prepare_rollback(backend, &head, &snapshot, epoch, seed);
+        let wish = RollbackWish {
+            to,
+            epoch,
+            now: wall_clock(),
+            seed: random_u64()?,
+        };
+        let prepared = registry::prepare_rollback(backend, &head, &wish);
         let next = within(PREPARING, "prepare a rollback", prepared).await?;
         let stored = until_known("roll a volume back", answer, || {
             registry::put_rollback(backend, &next)
@@ -70,11 +76,11 @@ impl Uploader {
     pub(super) fn begin_rollback(
         &mut self,
         id: VolumeId,
-        name: &SnapshotName,
+        name: &ImageName,
         reply: Sender<Result<()>>,
     ) {
-        let snapshot = match self.may_roll_back(id, name) {
-            Ok(snapshot) => snapshot,
+        let to = match self.may_roll_back(id, name) {
+            Ok(image) => image,
             Err(error) => {
                 let _ = reply.send(Err(error));
                 return;
@@ -85,9 +91,10 @@ impl Uploader {
         let job = Rollback {
             head: upload.head().clone(),
             local: upload.local.clone(),
-            snapshot,
+            to,
             stamped_through: self.clock.now(),
         };
+        tracing::info!(volume = %job.head.name, to = %job.to, "a rollback begins");
         let mut answer = Answer::new(reply, "the rollback is pending, it is tried again");
         let means = Rc::clone(&self.means);
         self.spawn_change(async move {
@@ -97,14 +104,14 @@ impl Uploader {
     }
 
     /// Closes the volume to clients if there are none.
-    fn may_roll_back(&self, id: VolumeId, name: &SnapshotName) -> Result<Snapshot> {
-        let snapshot = self.committed(id, name)?.clone();
+    fn may_roll_back(&self, id: VolumeId, name: &ImageName) -> Result<KeptImage> {
+        let image = self.kept(id, name)?;
         if self.coordinator.pending_snapshots(id).next().is_some() {
             let text = "a snapshot of the volume is being taken; try again later";
             return Err(Error::new(ErrorKind::Busy, text));
         }
         self.close_to_clients(id)?;
-        Ok(snapshot)
+        Ok(image)
     }
 
     /// A rollback has ended.

@@ -85,7 +85,7 @@ impl Uploader {
         }
     }
 
-    fn ask_for(&self, name: &VolumeName, wish: &SnapshotWish) -> Result<VolumeId> {
+    pub(super) fn ask_for(&self, name: &VolumeName, wish: &SnapshotWish) -> Result<VolumeId> {
         let (_, id) = self.find(name)?;
         let pending = || self.coordinator.pending_snapshots(id);
         if pending().any(|(other, _)| other.name == wish.name) {
@@ -104,9 +104,24 @@ impl Uploader {
         let pending = self.coordinator.pending_snapshots(id);
         // A commit that is not over yet may have put its manifest.
         let pending = pending.filter(|(wish, _)| committed.by_id(wish.id).is_none());
-        let known = committed.iter().map(|s| SnapshotInfo::committed(name, s));
+        let known = committed.iter().map(|snapshot| SnapshotInfo {
+            group: self.group_of(snapshot),
+            ..SnapshotInfo::committed(name, snapshot)
+        });
         let coming = pending.map(|(wish, taken)| SnapshotInfo::pending(name, wish, taken));
         Ok(known.chain(coming).collect())
+    }
+
+    /// The volumes of the snapshot's group, if that exists.
+    fn group_of(&self, snapshot: &Snapshot) -> Vec<String> {
+        let group = snapshot.group.as_ref();
+        let group = group.filter(|group| self.groups.is_complete(group.lead()));
+        let volumes = group.into_iter().flat_map(|group| group.volumes());
+        let name = |id: &VolumeId| match self.volumes.get(id) {
+            Some(upload) => upload.volume.name.to_string(),
+            None => id.to_string(),
+        };
+        volumes.map(name).collect()
     }
 
     /// Answers those whose snapshots are as far as they wait for, or never will be.

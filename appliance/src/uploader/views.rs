@@ -1,5 +1,5 @@
-//! Snapshots that clients read over NBD: opened when one is named, shared by all who read it,
-//! closed some time after the last one has left. See `docs/internals/snapshots.md`.
+//! Snapshots and points in time that clients read over NBD: opened when one is named, shared by all
+//! who read it, closed some time after the last one has left. See `docs/internals/snapshots.md`.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
-use taipan_engine::identity::VolumeId;
+use taipan_engine::identity::{ManifestNum, VolumeId};
 use taipan_engine::index::{Overlay, VolumeBase};
-use taipan_engine::registry::{self, LocalHead};
-use taipan_engine::snapshot::{QualifiedName, Snapshot, SnapshotName};
+use taipan_engine::registry::{self, LocalHead, random_u64};
+use taipan_engine::snapshot::{ImageName, KeptImage, QualifiedImage, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, VolumeSettings};
 use taipan_nbd::LookupError;
 
@@ -50,8 +50,8 @@ impl Asker {
 
 /// A client's wish to read a snapshot.
 pub struct ViewWish {
-    /// The snapshot.
-    pub name: QualifiedName,
+    /// The snapshot or point.
+    pub name: QualifiedImage,
     /// The client.
     pub asker: Asker,
 }
@@ -59,11 +59,18 @@ pub struct ViewWish {
 /// The snapshots that are open, or about to be.
 #[derive(Default)]
 pub(super) struct Views {
-    open: HashMap<QualifiedName, OpenView>,
-    /// Who waits for those that are being opened.
-    opening: HashMap<QualifiedName, Vec<Asker>>,
+    open: HashMap<QualifiedImage, OpenView>,
+    opening: HashMap<QualifiedImage, Opening>,
     /// The snapshot of a volume that is being deleted: not opened any more.
     doomed: HashMap<VolumeId, SnapshotName>,
+}
+
+/// A snapshot that is being opened.
+struct Opening {
+    of: VolumeId,
+    image: KeptImage,
+    /// Who waits for it.
+    waiting: Vec<Asker>,
 }
 
 struct OpenView {
@@ -72,49 +79,66 @@ struct OpenView {
     base: Rc<VolumeBase>,
     /// Whose snapshot it is.
     of: VolumeId,
+    image: KeptImage,
     /// Since when nobody wants it.
     idle_since_ms: Option<u64>,
 }
 
-/// The image of a snapshot.
+impl Views {
+    /// The oldest manifest of the volume that is read as a point in time.
+    pub(super) fn oldest_point(&self, volume: VolumeId) -> Option<ManifestNum> {
+        let open = self.open.values().map(|open| (open.of, &open.image));
+        let opening = self.opening.values().map(|view| (view.of, &view.image));
+        let points = open.chain(opening).filter_map(|(of, image)| match image {
+            KeptImage::Point(point) if of == volume => Some(point.manifest),
+            KeptImage::Point(_) | KeptImage::Snapshot(_) => None,
+        });
+        points.min()
+    }
+}
+
+/// What is served of a snapshot.
 pub(crate) struct Image {
+    /// As a volume, because its chunks have other ordinals than the volume's.
+    id: VolumeId,
     settings: VolumeSettings,
     base: VolumeBase,
 }
 
 /// How the opening of a snapshot ended.
 pub(crate) struct ViewChange {
-    name: QualifiedName,
+    name: QualifiedImage,
     of: VolumeId,
-    snapshot: Snapshot,
+    image: KeptImage,
     result: Result<Image>,
 }
 
 /// Reads what is needed to serve a snapshot.
-async fn open(means: Rc<Means>, name: QualifiedName, of: VolumeId, snapshot: Snapshot) -> Change {
+async fn open(means: Rc<Means>, name: QualifiedImage, of: VolumeId, image: KeptImage) -> Change {
     let attempt = async {
         failpoint::hit("snapshot.open").map_err(|e| Error::io("failpoint", e))?;
-        let (manifest, image) = registry::read_snapshot(&*means.backend, of, &snapshot).await?;
+        let (manifest, rebuilt) = registry::read_kept(&*means.backend, of, &image).await?;
+        let id = match &image {
+            KeptImage::Snapshot(snapshot) => snapshot.id.0,
+            KeptImage::Point(_) => random_u64()?,
+        };
         Ok(Image {
+            id: VolumeId(id),
             settings: manifest.settings,
-            base: image.base,
+            base: rebuilt.base,
         })
     };
     let result = within(OPENING, "open a snapshot", attempt).await;
     Change::ViewOpened(Box::new(ViewChange {
         name,
         of,
-        snapshot,
+        image,
         result,
     }))
 }
 
 /// A snapshot as an export: nothing of it is ever written, so no promise about writes concerns it.
-fn served(
-    name: &QualifiedName,
-    snapshot: &Snapshot,
-    settings: &VolumeSettings,
-) -> (LocalHead, View) {
+fn served(name: &QualifiedImage, image: &KeptImage, read: &Image) -> (LocalHead, View) {
     let settings = VolumeSettings {
         ack: Ack::default(),
         durability: Durability::default(),
@@ -122,11 +146,10 @@ fn served(
         rpo_bytes: 0,
         iops: 0,
         bandwidth_bytes: 0,
-        ..settings.clone()
+        ..read.settings.clone()
     };
-    // Its own identity, because its chunks have other ordinals than the volume's.
-    let local = LocalHead::named(VolumeId(snapshot.id.0), name.volume.clone(), settings);
-    (local, View::new(name.snapshot.clone(), snapshot.manifest))
+    let local = LocalHead::named(read.id, name.volume.clone(), settings);
+    (local, View::new(name.image.clone(), image.manifest()))
 }
 
 impl Uploader {
@@ -135,30 +158,36 @@ impl Uploader {
         if self.views.open.contains_key(&wish.name) {
             return wish.asker.answer(Ok(()));
         }
-        if let Some(waiting) = self.views.opening.get_mut(&wish.name) {
-            return waiting.push(wish.asker);
+        if let Some(opening) = self.views.opening.get_mut(&wish.name) {
+            return opening.waiting.push(wish.asker);
         }
         match self.may_open(&wish.name) {
-            Ok((of, snapshot)) => {
+            Ok((of, image)) => {
                 let (name, means) = (wish.name, Rc::clone(&self.means));
-                self.views.opening.insert(name.clone(), vec![wish.asker]);
-                self.spawn_change(open(means, name, of, snapshot));
+                let opening = Opening {
+                    of,
+                    image: image.clone(),
+                    waiting: vec![wish.asker],
+                };
+                self.views.opening.insert(name.clone(), opening);
+                self.spawn_change(open(means, name, of, image));
             }
             Err(error) => wish.asker.answer(Err(refusal(&error))),
         }
     }
 
-    fn may_open(&mut self, name: &QualifiedName) -> Result<(VolumeId, Snapshot)> {
-        let of = self.find_snapshot(&name.volume, &name.snapshot)?;
-        let snapshot = self.committed(of, &name.snapshot)?.clone();
-        if self.is_doomed(of, &name.snapshot) {
+    fn may_open(&mut self, name: &QualifiedImage) -> Result<(VolumeId, KeptImage)> {
+        let (of, image) = self.find_image(&name.volume, &name.image)?;
+        if let KeptImage::Snapshot(snapshot) = &image
+            && self.is_doomed(of, &snapshot.name)
+        {
             return Err(Error::new(ErrorKind::NotFound, "it is being deleted"));
         }
         if self.views.open.len() + self.views.opening.len() >= VIEWS_MAX && !self.close_idle() {
             let text = format!("{VIEWS_MAX} snapshots are open already; disconnect from one");
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        Ok((of, snapshot))
+        Ok((of, image))
     }
 
     /// The image of a snapshot was read, or could not be.
@@ -168,8 +197,8 @@ impl Uploader {
         if let Err(error) = &result {
             tracing::warn!(snapshot = %name, %error, "a snapshot cannot be opened for reading");
         }
-        let waiting = self.views.opening.remove(&name).unwrap_or_default();
-        for asker in waiting {
+        let opening = self.views.opening.remove(&name);
+        for asker in opening.into_iter().flat_map(|opening| opening.waiting) {
             asker.answer(match &result {
                 Ok(()) => Ok(()),
                 Err(error) => Err(refusal(error)),
@@ -179,26 +208,25 @@ impl Uploader {
 
     fn serve_view(&mut self, change: ViewChange) -> Result<()> {
         let ViewChange {
-            name, of, snapshot, ..
+            name, of, image, ..
         } = change;
-        let image = change.result?;
+        let read = change.result?;
         // The volume may have been lost, and the name be another's by now.
-        self.find_snapshot(&name.volume, &name.snapshot)?;
-        let now = self.committed(of, &name.snapshot)?;
-        if now.id != snapshot.id {
-            let text = "the snapshot was deleted meanwhile";
+        let (_, now) = self.find(&name.volume)?;
+        if now != of || !self.still_keeps(of, &image) {
+            let text = "it was deleted meanwhile";
             return Err(Error::new(ErrorKind::NotFound, text));
         }
-        let (local, view) = served(&name, &snapshot, &image.settings);
+        let (local, view) = served(&name, &image, &read);
         if self.volumes.contains_key(&local.id) {
             return Err(Error::corrupt("the snapshot has the id of a volume"));
         }
         let slot = self.directory.free_slot();
         let mut volume = Volume::serving(slot, &local, true);
         *volume.read_only.get_mut() = true;
-        *volume.index_bytes.get_mut() = image.base.heap_bytes() as u64;
+        *volume.index_bytes.get_mut() = read.base.heap_bytes() as u64;
         volume.view = Some(view);
-        for (ordinal, entry) in image.base.chunks() {
+        for (ordinal, entry) in read.base.chunks() {
             self.tables.set(local.id, ordinal, Some(entry.reference));
         }
         self.add_to_cores(
@@ -207,23 +235,35 @@ impl Uploader {
                 id: local.id,
                 settings: &local.settings,
                 read_only: true,
-                committed: snapshot.epoch,
-                base: &image.base,
+                committed: image.epoch(),
+                base: &read.base,
             },
             |_| Overlay::default(),
         );
         let volume = Arc::new(volume);
         self.directory
             .insert_view(name.clone(), Arc::clone(&volume));
-        tracing::info!(snapshot = %name, id = %snapshot.id, "snapshot opened for reading");
+        tracing::info!(snapshot = %name, %image, id = %local.id, "snapshot opened for reading");
         let open = OpenView {
             volume,
-            base: Rc::new(image.base),
+            base: Rc::new(read.base),
             of,
+            image,
             idle_since_ms: None,
         };
         self.views.open.insert(name, open);
         Ok(())
+    }
+
+    fn still_keeps(&self, of: VolumeId, image: &KeptImage) -> bool {
+        let commit = &self.volumes[&of].commit;
+        match image {
+            KeptImage::Snapshot(snapshot) => commit.snapshots().by_id(snapshot.id).is_some(),
+            KeptImage::Point(point) => {
+                let since = commit.points().since();
+                since.is_some_and(|since| since <= point.manifest)
+            }
+        }
     }
 
     /// Closes the snapshots that nobody wanted for a while.
@@ -253,7 +293,7 @@ impl Uploader {
     }
 
     /// Takes a closed snapshot away; whoever reads it is cut off.
-    fn drop_view(&mut self, name: &QualifiedName) {
+    fn drop_view(&mut self, name: &QualifiedImage) {
         let Some(open) = self.views.open.remove(name) else {
             return;
         };
@@ -278,7 +318,7 @@ impl Uploader {
 
     /// The volume is another writer's from now on: its snapshots are no longer read here.
     pub(super) fn drop_views_of(&mut self, id: VolumeId) {
-        let of = |(name, open): (&QualifiedName, &OpenView)| (open.of == id).then(|| name.clone());
+        let of = |(name, open): (&QualifiedImage, &OpenView)| (open.of == id).then(|| name.clone());
         let names: Vec<_> = self.views.open.iter().filter_map(of).collect();
         for name in names {
             self.views.open[&name]
@@ -293,12 +333,12 @@ impl Uploader {
     /// it is not opened.
     pub(super) fn doom_view(&mut self, of: VolumeId, snapshot: &SnapshotName) -> Result<()> {
         let volume = self.volumes[&of].volume.name.clone();
-        let name = QualifiedName {
+        let name = QualifiedImage {
             volume,
-            snapshot: snapshot.clone(),
+            image: ImageName::Snapshot(snapshot.clone()),
         };
         let busy = |text: String| Err(Error::new(ErrorKind::Busy, text));
-        self.free_of_bitmaps(of, &name)?;
+        self.free_of_bitmaps(of, snapshot)?;
         if self.views.opening.contains_key(&name) {
             return busy(format!("{name} is being opened by a client"));
         }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::error::Error;
-use crate::snapshot::SnapshotName;
+use crate::snapshot::ImageName;
 use crate::volume::VolumeName;
 
 /// Path of the connections.
@@ -90,9 +90,9 @@ pub struct ConnectionInfo {
     /// The volume, once chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeName>,
-    /// The snapshot, if it is one of that volume that the client reads.
+    /// The snapshot, or point in time, if it is one of that volume that the client reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<SnapshotName>,
+    pub snapshot: Option<ImageName>,
     /// What it is doing.
     pub state: ConnectionState,
     /// Seconds since it was accepted.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::volume_path;
-use crate::snapshot::{Snapshot, SnapshotId, SnapshotName, SnapshotWish};
+use crate::snapshot::{ImageName, Snapshot, SnapshotId, SnapshotName, SnapshotWish};
 use crate::volume::VolumeName;
 
 /// Path of the snapshots of one volume: `GET` lists them, `POST` takes one.
@@ -38,8 +38,9 @@ pub fn rollback_path(volume: &VolumeName) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollBack {
-    /// The snapshot whose content the volume takes.
-    pub snapshot: SnapshotName,
+    /// The image whose content the volume takes: a snapshot's name, or a point in time as in `@12`
+    /// or `@2026-11-21T20:00:00Z`.
+    pub snapshot: ImageName,
 }
 
 /// What the answer to a taken snapshot waits for.
@@ -58,6 +59,22 @@ pub enum SnapshotWait {
 #[serde(deny_unknown_fields)]
 pub struct TakeSnapshot {
     /// Name of the new snapshot.
+    pub name: SnapshotName,
+    /// What the answer waits for.
+    #[serde(default)]
+    pub wait: SnapshotWait,
+}
+
+/// Path under which snapshots of several volumes are taken by one cut.
+pub const SNAPSHOT_GROUPS_PATH: &str = "/v1/snapshot-groups";
+
+/// Body of `POST /v1/snapshot-groups`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakeSnapshotGroup {
+    /// The volumes, from 2 to 64.
+    pub volumes: Vec<VolumeName>,
+    /// Name of the new snapshot of each.
     pub name: SnapshotName,
     /// What the answer waits for.
     #[serde(default)]
@@ -99,6 +116,10 @@ pub struct SnapshotInfo {
     /// Epoch of its cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+    /// The volumes of which snapshots were taken by the same cut, itself included, once all of them
+    /// are committed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<String>,
 }
 
 impl SnapshotInfo {
@@ -113,6 +134,7 @@ impl SnapshotInfo {
             manifest: Some(snapshot.manifest.0),
             generation: Some(snapshot.generation.0),
             epoch: Some(snapshot.epoch.0),
+            group: Vec::new(),
         }
     }
 
@@ -130,6 +152,7 @@ impl SnapshotInfo {
             manifest: None,
             generation: None,
             epoch: None,
+            group: Vec::new(),
         }
     }
 }

@@ -45,6 +45,7 @@ fn a_block_size_above_32_bits_is_refused_not_truncated() {
         rpo_bytes: None,
         commit_interval_seconds: None,
         requests_per_hour: None,
+        pitr_window_seconds: None,
         iops: None,
         bandwidth_bytes: None,
         burst_seconds: None,

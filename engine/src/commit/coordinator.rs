@@ -108,6 +108,8 @@ pub struct Coordinator {
     forgotten: BTreeSet<VolumeId>,
     /// Volumes whose head a compaction is changing: their cuts are handed out after it.
     occupied: BTreeSet<VolumeId>,
+    /// Snapshots that one cut is to take, of several volumes each.
+    groups: Vec<Vec<(VolumeId, SnapshotWish)>>,
 }
 
 struct Sealing {
@@ -158,6 +160,7 @@ impl Coordinator {
             outstanding: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             occupied: BTreeSet::new(),
+            groups: Vec::new(),
         }
     }
 
@@ -223,6 +226,18 @@ impl Coordinator {
         }
     }
 
+    /// Asks that one cut of all these volumes be made as soon as possible, and be these snapshots:
+    /// as soon as a snapshot of each could be taken. Nothing is asked if one of them is forgotten.
+    pub fn snapshot_group(&mut self, wishes: Vec<(VolumeId, SnapshotWish)>) {
+        let gone = |(volume, _): &(VolumeId, _)| self.forgotten.contains(volume);
+        if !wishes.iter().any(gone) {
+            for (volume, _) in &wishes {
+                self.paces.entry(*volume).or_default();
+            }
+            self.groups.push(wishes);
+        }
+    }
+
     /// Snapshots of the volume that no committed manifest holds, and whether each is taken: its cut
     /// is sealed, and in the log of every shard. They are gone with the process.
     pub fn pending_snapshots(
@@ -237,7 +252,10 @@ impl Coordinator {
             let all = o.committing_snapshots.iter().chain(&o.snapshots);
             all.map(|wish| (wish, true))
         });
+        let grouped = self.groups.iter().flatten();
+        let grouped = grouped.filter(move |(of, _)| *of == volume);
         let asked = asked.into_iter().chain(sealing).flatten();
+        let asked = asked.chain(grouped.map(|(_, wish)| wish));
         taken.chain(asked.map(|wish| (wish, false)))
     }
 
@@ -324,6 +342,13 @@ impl Coordinator {
                 }
             }
         }
+        self.groups.retain_mut(|group| {
+            let whole = group.iter().all(|(volume, _)| scope.has(*volume));
+            for (volume, wish) in group.drain(..if whole { group.len() } else { 0 }) {
+                snapshots.entry(volume).or_insert_with(Vec::new).push(wish);
+            }
+            !whole
+        });
         self.last_cut_ms = Some(now_ms);
         self.demand &= scope != CutScope::All;
         self.sealing = Some(Sealing {
@@ -472,6 +497,8 @@ impl Coordinator {
         self.outstanding.remove(&volume);
         self.occupied.remove(&volume);
         self.paces.remove(&volume);
+        self.groups
+            .retain(|group| group.iter().all(|(of, _)| *of != volume));
         self.forgotten.insert(volume);
     }
 
@@ -493,9 +520,22 @@ impl Coordinator {
     }
 
     /// Whether a snapshot may be cut: beside the commit under way, if nothing else waits for that.
-    fn may_snapshot(&self, volume: VolumeId, pace: &Pace) -> bool {
+    fn may_snapshot(&self, volume: VolumeId) -> bool {
         let beside = |o: &Outstanding| !o.waits() && !o.stuck;
-        !pace.snapshots.is_empty() && !pace.held && self.outstanding.get(&volume).is_none_or(beside)
+        !self.is_held(volume) && self.outstanding.get(&volume).is_none_or(beside)
+    }
+
+    /// Volumes of which snapshots are to be cut now.
+    fn snapshots_due(&self) -> impl Iterator<Item = VolumeId> {
+        let asked = self.paces.iter().filter(|(_, p)| !p.snapshots.is_empty());
+        let single = asked.map(|(volume, _)| *volume);
+        let single = single.filter(|volume| self.may_snapshot(*volume));
+        let together = |group: &&Vec<(VolumeId, SnapshotWish)>| {
+            let mut volumes = group.iter();
+            volumes.all(|(volume, _)| self.may_snapshot(*volume))
+        };
+        let groups = self.groups.iter().filter(together).flatten();
+        single.chain(groups.map(|(volume, _)| *volume))
     }
 
     fn note_load(&mut self, now_ms: u64, load: &Load) {
@@ -543,8 +583,8 @@ impl Coordinator {
         let due = free
             .iter()
             .filter_map(|(volume, pace)| Some((**volume, due(pace)?)));
-        let snapshots = self.paces.iter().filter(|(v, p)| self.may_snapshot(**v, p));
-        let snapshots = snapshots.map(|(volume, _)| (*volume, CutReason::Demand));
+        let snapshots = self.snapshots_due();
+        let snapshots = snapshots.map(|volume| (volume, CutReason::Demand));
         let due: BTreeMap<VolumeId, CutReason> = due.chain(snapshots).collect();
         let reason = *due.values().max()?;
         let volumes = due.into_keys().collect();

@@ -4,6 +4,7 @@ mod checkpoint;
 mod compaction;
 mod garbage;
 mod orphans;
+mod points;
 mod retry;
 mod snapshots;
 
@@ -19,18 +20,21 @@ use crate::backend::Put;
 use crate::block::BlockSize;
 use crate::chunk::{ChunkRef, ChunkSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::identity::{Epoch, Generation, VolumeId};
+use crate::identity::{Epoch, Generation, ManifestNum, VolumeId};
 use crate::index::rebuild::{Rebuilt, SinceCheckpoint};
 use crate::index::{VolumeBase, VolumeChanges};
 use crate::manifest::{CheckpointRef, LIST_MAX, Manifest, ManifestKind};
 use crate::object::{ChunkKey, IndexKey};
 use crate::pack::{ChunkJob, PackPlan};
-use crate::snapshot::{SnapshotTable, SnapshotWish};
+use crate::point::PointTable;
+use crate::snapshot::{Keepers, SnapshotTable, SnapshotWish};
 
 pub use compaction::Usage;
+pub use points::Reading;
 
 use checkpoint::Checkpoint;
 use garbage::{Condemnation, Garbage};
+use points::Ageing;
 use retry::Retry;
 
 /// How a [`VolumeCommit`] works.
@@ -86,6 +90,11 @@ pub struct VolumeCommit {
     garbage: Garbage,
     /// As of the last committed manifest.
     snapshots: SnapshotTable,
+    /// As of the last committed manifest.
+    points: PointTable,
+    ageing: Ageing,
+    /// Images from this manifest on are in use.
+    held: Option<ManifestNum>,
     phase: Phase,
     /// The commit under way changes nothing, it tidies up.
     is_sweeping: bool,
@@ -166,6 +175,9 @@ impl VolumeCommit {
             since_checkpoint: rebuilt.since_checkpoint,
             garbage: Garbage::new(rebuilt.condemned, rebuilt.retained),
             snapshots: rebuilt.snapshots,
+            points: rebuilt.points,
+            ageing: Ageing::default(),
+            held: None,
             phase: Phase::Idle,
             is_sweeping: false,
             retry: Retry::default(),
@@ -211,7 +223,9 @@ impl VolumeCommit {
         assert!(self.is_idle(), "the head changed under a commit");
         let follows = head.check_follows(&self.head).is_ok();
         assert!(follows && head.same_writer(&self.head) && head.added.is_empty());
-        self.note_snapshots(&head);
+        self.note_images(&head);
+        // Points may be kept from here on: what passed before does not count.
+        self.ageing = Ageing::default();
         self.head = head;
     }
 
@@ -528,8 +542,10 @@ impl VolumeCommit {
         manifest.epoch = chunks.plan.epoch();
         self.since_checkpoint.note(&added);
         manifest.added = added;
-        let (base, snapshots) = (&mut self.base, &self.snapshots);
-        let garbage_chunks = self.garbage.condemn(base, snapshots, &mut manifest);
+        manifest.moment = self.next_moment();
+        let keepers = Keepers::of(&self.snapshots, &manifest);
+        let (garbage, base) = (&mut self.garbage, &mut self.base);
+        let garbage_chunks = garbage.condemn(base, &keepers, &mut manifest);
         let mut staged = Staged {
             manifest,
             leaves,
@@ -585,7 +601,7 @@ impl VolumeCommit {
         self.is_sweeping = false;
         self.garbage
             .committed(&manifest, garbage_chunks, &mut self.base);
-        self.note_snapshots(&manifest);
+        self.note_images(&manifest);
         let publication = Publication {
             volume: manifest.volume,
             epoch: manifest.epoch,

@@ -11,6 +11,7 @@ use crate::identity::ManifestNum;
 use crate::manifest::CheckpointRef;
 use crate::object::fields::{Fields, FieldsOut};
 use crate::object::{ChunkKey, IndexKey, SealedRef};
+use crate::point::PointTable;
 use crate::snapshot::{SNAPSHOTS_MAX, Snapshot};
 
 /// First bytes of every index part.
@@ -29,6 +30,7 @@ const CHUNK_BYTES: usize = 8 + ChunkRef::ENCODED_BYTES;
 const PART_REF_BYTES: usize = CheckpointRef::ENCODED_BYTES;
 const RETAINED_BYTES: usize = IndexKey::ENCODED_BYTES + 8;
 const FLAG_ROOT: u16 = 1;
+const FLAG_POINTS: u16 = 2;
 const ABSENT: u32 = 0;
 const PRESENT: u32 = 1;
 
@@ -58,6 +60,17 @@ pub struct RootPart {
     pub retained: Vec<(IndexKey, ManifestNum)>,
     /// The snapshots after this manifest, oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// The points in time after this manifest.
+    pub points: PointTable,
+}
+
+impl RootPart {
+    fn flags(&self) -> u16 {
+        match self.points.is_empty() {
+            true => FLAG_ROOT,
+            false => FLAG_ROOT | FLAG_POINTS,
+        }
+    }
 }
 
 impl IndexPart {
@@ -80,7 +93,7 @@ impl IndexPart {
         let mut out = Vec::new();
         out.put(&MAGIC);
         out.put_u16(VERSION);
-        out.put_u16(root.map_or(0, |_| FLAG_ROOT));
+        out.put_u16(root.map_or(0, RootPart::flags));
         out.put_u32(0); // length, set below
         self.key.encode_into(&mut out);
         out.put_u64(self.manifest.0);
@@ -117,6 +130,9 @@ impl IndexPart {
         for snapshot in root.iter().flat_map(|root| &root.snapshots) {
             snapshot.encode_into(&mut out);
         }
+        if let Some(root) = root.filter(|root| !root.points.is_empty()) {
+            root.points.encode_into(&mut out);
+        }
         let total = out.len() + CRC_BYTES;
         assert!(total <= PART_BYTES_MAX, "index part of {total} bytes");
         out[LENGTH].copy_from_slice(&(total as u32).to_le_bytes());
@@ -130,7 +146,8 @@ impl IndexPart {
         let mut fields = Fields::new(checked_content(bytes)?);
         fields.take(MAGIC.len())?;
         let (version, flags) = (fields.u16()?, fields.u16()?);
-        if version != VERSION || flags & !FLAG_ROOT != 0 {
+        let known = [0, FLAG_ROOT, FLAG_ROOT | FLAG_POINTS].contains(&flags);
+        if version != VERSION || !known {
             return Err(Error::corrupt(format!(
                 "index part format {version}, flags {flags:x} are not known to this release"
             )));
@@ -141,8 +158,7 @@ impl IndexPart {
         let mut count = || fields.u32();
         let (leaves, chunks) = (count()?, count()?);
         let lists = [count()?, count()?, count()?, count()?];
-        let is_root = flags & FLAG_ROOT != 0;
-        let rootless_lists = !is_root && lists != [0; 4];
+        let rootless_lists = flags == 0 && lists != [0; 4];
         if total as usize != bytes.len() || rootless_lists {
             return Err(Error::corrupt("the index part's header contradicts itself"));
         }
@@ -151,7 +167,7 @@ impl IndexPart {
             manifest,
             leaves: fields.list(leaves, LEAF_HEADER_BYTES, decode_leaf)?,
             chunks: fields.list(chunks, CHUNK_BYTES, decode_chunk)?,
-            root: decode_root(is_root, lists, &mut fields)?,
+            root: decode_root(flags, lists, &mut fields)?,
         };
         if fields.remaining() != 0 {
             return Err(Error::corrupt(
@@ -262,11 +278,11 @@ fn decode_leaf(fields: &mut Fields<'_>) -> Result<(ShardId, LeafKey, Option<Leaf
 }
 
 fn decode_root(
-    is_root: bool,
+    flags: u16,
     [parts, condemned, retained, snapshots]: [u32; 4],
     fields: &mut Fields<'_>,
 ) -> Result<Option<RootPart>> {
-    if !is_root {
+    if flags == 0 {
         return Ok(None);
     }
     if snapshots as usize > SNAPSHOTS_MAX {
@@ -290,6 +306,10 @@ fn decode_root(
             Ok((IndexKey::decode(fields)?, ManifestNum(fields.u64()?)))
         })?,
         snapshots: fields.list(snapshots, Snapshot::ENCODED_BYTES_MIN, Snapshot::decode)?,
+        points: match flags & FLAG_POINTS {
+            0 => PointTable::default(),
+            _ => PointTable::decode(fields)?,
+        },
     }))
 }
 

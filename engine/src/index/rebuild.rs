@@ -16,6 +16,7 @@ use crate::identity::ManifestNum;
 use crate::invariant::check_chain;
 use crate::manifest::{CheckpointRef, Manifest};
 use crate::object::{ChunkKey, SealedRef};
+use crate::point::PointTable;
 use crate::snapshot::SnapshotTable;
 
 /// Extent tables fetched at a time.
@@ -32,10 +33,12 @@ pub struct Rebuilt {
     pub parts: Vec<CheckpointRef>,
     /// Objects condemned whose deletion is not known to be done, and the manifest that did it.
     pub condemned: BTreeMap<SealedRef, ManifestNum>,
-    /// Index parts that only snapshots need, and the manifest that replaced each.
+    /// Index parts that only snapshots and points need, and the manifest that replaced each.
     pub retained: BTreeMap<SealedRef, ManifestNum>,
     /// The snapshots.
     pub snapshots: SnapshotTable,
+    /// The points in time.
+    pub points: PointTable,
     /// What came after the last checkpoint.
     pub since_checkpoint: SinceCheckpoint,
 }
@@ -140,6 +143,7 @@ async fn load_checkpoint(
         .map(|(key, by)| (SealedRef::Index(key), by))
         .collect();
     rebuilt.snapshots = SnapshotTable::new(head.snapshots)?;
+    rebuilt.points = head.points;
     Ok(())
 }
 
@@ -173,6 +177,7 @@ async fn replay(
         rebuilt.since_checkpoint.note(&manifest.added);
     }
     rebuilt.snapshots.follow(manifest)?;
+    rebuilt.points.follow(manifest)?;
     for object in &manifest.condemned {
         rebuilt.condemned.insert(*object, manifest.number);
         rebuilt.retained.remove(object);

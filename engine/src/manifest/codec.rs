@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::identity::{Epoch, Generation, ManifestNum, VolumeId, WriterToken};
 use crate::object::fields::{Fields, FieldsOut};
 use crate::object::{ChunkKey, IndexKey, SealedRef};
+use crate::point::Moment;
 use crate::snapshot::{SNAPSHOTS_MAX, SnapshotChange, SnapshotId};
 use crate::volume::{VolumeName, VolumeSettings};
 
@@ -60,6 +61,7 @@ impl Manifest {
             + self.checkpoint.map_or(0, |_| CheckpointRef::ENCODED_BYTES)
             + snapshots_bytes(&self.snapshots)
             + self.origin.map_or(0, |_| Origin::ENCODED_BYTES)
+            + self.moment.map_or(0, |_| Moment::ENCODED_BYTES)
             + CRC_BYTES;
         assert!(total <= MANIFEST_BYTES_MAX);
         let mut out = Vec::with_capacity(total);
@@ -81,7 +83,8 @@ impl Manifest {
         out.put_u32(self.dropped.len() as u32);
         out.put_u32(u32::from(self.checkpoint.is_some()));
         out.put_u32(self.snapshots.len() as u32);
-        out.put_u32(u32::from(self.origin.is_some()));
+        out.put_u16(u16::from(self.origin.is_some()));
+        out.put_u16(u16::from(self.moment.is_some()));
         assert_eq!(out.len(), HEADER_BYTES);
         out.put(name);
         out.put(&settings);
@@ -102,6 +105,9 @@ impl Manifest {
         }
         if let Some(origin) = &self.origin {
             encode_origin(origin, &mut out);
+        }
+        if let Some(moment) = &self.moment {
+            moment.encode_into(&mut out);
         }
         let crc = crc32c::crc32c(&out);
         out.put_u32(crc);
@@ -139,9 +145,13 @@ impl Manifest {
         }
         let volume = VolumeId(fields.u64()?);
         let counts = [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?];
-        let (snapshots, origins) = (fields.u32()?, fields.u32()?);
+        let (snapshots, origins, moments) = (fields.u32()?, fields.u16()?, fields.u16()?);
         let too_many = counts.iter().any(|&n| n as usize > LIST_MAX);
-        if origins > 1 || counts[3] > 1 || too_many || snapshots as usize > SNAPSHOTS_MAX {
+        if origins.max(moments) > 1
+            || counts[3] > 1
+            || too_many
+            || snapshots as usize > SNAPSHOTS_MAX
+        {
             return Err(Error::corrupt("the manifest's counts are out of bounds"));
         }
         let manifest = Self {
@@ -164,12 +174,11 @@ impl Manifest {
                 SnapshotChange::decode,
             )?,
             origin: decode_origin(origins == 1, &mut fields)?,
+            moment: (moments == 1)
+                .then(|| Moment::decode(&mut fields))
+                .transpose()?,
         };
-        check_snapshots(&manifest)?;
-        check_origin(&manifest)?;
-        if manifest.kind == ManifestKind::RolledBack && manifest.checkpoint.is_none() {
-            return Err(Error::corrupt("a rollback without its image"));
-        }
+        check_parts(&manifest)?;
         if fields.remaining() != 0 {
             return Err(Error::corrupt("bytes are left behind the manifest's lists"));
         }
@@ -269,6 +278,41 @@ fn check_origin(manifest: &Manifest) -> Result<()> {
     }
 }
 
+/// What has rules of its own fits the rest.
+fn check_parts(manifest: &Manifest) -> Result<()> {
+    check_snapshots(manifest)?;
+    check_origin(manifest)?;
+    check_moment(manifest)?;
+    match manifest.kind == ManifestKind::RolledBack && manifest.checkpoint.is_none() {
+        true => Err(Error::corrupt("a rollback without its image")),
+        false => Ok(()),
+    }
+}
+
+/// A volume with a window for points in time has a moment in every manifest.
+fn check_moment(manifest: &Manifest) -> Result<()> {
+    let keeps = manifest.settings.pitr_window_seconds > 0;
+    let since = manifest.moment.map(|moment| moment.since);
+    let fits = since.is_none_or(|since| since.0 > 0 && since <= manifest.number);
+    match fits && since.is_some() == keeps {
+        true => Ok(()),
+        false => Err(Error::corrupt(
+            "the manifest keeps points in time that it cannot keep",
+        )),
+    }
+}
+
+/// What is not kept any more is not kept again, and time does not go back.
+fn moment_follows(next: &Manifest, previous: &Manifest) -> bool {
+    match (next.moment, previous.moment) {
+        (None, _) => true,
+        (Some(moment), None) => moment.since == next.number,
+        (Some(moment), Some(before)) => {
+            moment.since >= before.since && moment.age_ms >= before.age_ms
+        }
+    }
+}
+
 fn snapshots_bytes(changes: &[SnapshotChange]) -> usize {
     assert!(changes.len() <= SNAPSHOTS_MAX, "too many snapshots at once");
     changes.iter().map(SnapshotChange::encoded_bytes).sum()
@@ -278,8 +322,10 @@ fn snapshots_bytes(changes: &[SnapshotChange]) -> usize {
 fn check_snapshots(manifest: &Manifest) -> Result<()> {
     let fits = |change: &SnapshotChange| match change {
         SnapshotChange::Taken(snapshot) => {
-            (snapshot.manifest, snapshot.generation, snapshot.epoch)
-                == (manifest.number, manifest.generation, manifest.epoch)
+            let group = snapshot.group.as_ref();
+            group.is_none_or(|group| group.volumes().contains(&manifest.volume))
+                && (snapshot.manifest, snapshot.generation, snapshot.epoch)
+                    == (manifest.number, manifest.generation, manifest.epoch)
         }
         SnapshotChange::Deleted(snapshot) => snapshot.manifest < manifest.number,
     };
@@ -338,6 +384,10 @@ pub(super) fn check_follows(next: &Manifest, previous: &Manifest) -> Result<()> 
         (
             next.settings.block_size_bytes == previous.settings.block_size_bytes,
             "it changes the block size",
+        ),
+        (
+            moment_follows(next, previous),
+            "it keeps points in time that were given up",
         ),
     ];
     match rules.iter().find(|(holds, _)| !holds) {

@@ -57,6 +57,7 @@ fn sample() -> Manifest {
         }),
         snapshots: Vec::new(),
         origin: None,
+        moment: None,
     }
 }
 
@@ -140,6 +141,7 @@ fn snapshots_are_an_own_section_that_other_manifests_do_not_have() {
         sequence: 5,
         epoch: plain.epoch,
         taken_ms: 6,
+        group: None,
     };
     let taking = Manifest {
         snapshots: vec![SnapshotChange::Taken(snapshot.clone())],

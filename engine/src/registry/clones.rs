@@ -19,6 +19,7 @@ use crate::identity::{Generation, ManifestNum, VolumeId};
 use crate::index::part::RootPart;
 use crate::manifest::{Manifest, ManifestKind, Origin};
 use crate::snapshot::{Snapshot, SnapshotId};
+use crate::timestamp::UnixMs;
 use crate::volume::{VolumeName, VolumeSettings};
 
 /// Looks at a clone after which it is left as it is: others change it all the time.
@@ -119,7 +120,7 @@ async fn first_manifest(
         true => rebuilt.parts,
         false => Vec::new(),
     };
-    let draft = IndexDraft {
+    let mut draft = IndexDraft {
         volume: seed.id,
         generation: Generation(0),
         after: 0,
@@ -131,6 +132,12 @@ async fn first_manifest(
         },
         part_bytes: layout.part_bytes,
     };
+    let mut first = Manifest::first(seed.id, name.clone(), taking.settings, seed.token);
+    if let Some(moment) = &mut first.moment {
+        // As old as its content, and the same in every attempt.
+        moment.committed = UnixMs(snapshot.taken_ms);
+    }
+    draft.root.points.follow(&first)?;
     let root = draft.store(backend, &rebuilt.base, "clone.index").await?;
     Ok(Manifest {
         checkpoint: Some(root),
@@ -140,7 +147,7 @@ async fn first_manifest(
             manifest: snapshot.manifest,
             epoch: snapshot.epoch,
         }),
-        ..Manifest::first(seed.id, name.clone(), taking.settings, seed.token)
+        ..first
     })
 }
 

@@ -1,4 +1,5 @@
-//! Rollback: a new manifest with the image of an earlier snapshot, as a checkpoint of its own.
+//! Rollback: a new manifest with the image of a snapshot or of a point in time, as a checkpoint of
+//! its own.
 //!
 //! Nothing of the volume is written meanwhile. The manifest's epoch is above every stamp given to
 //! it, so that no record of before is ever replayed over it. Rules: `docs/internals/snapshots.md`.
@@ -7,7 +8,7 @@ use hashbrown::HashMap;
 
 use super::history::read_history;
 use super::stored_index::IndexDraft;
-use super::{append_own, fenced_by, read_snapshot};
+use super::{append_own, fenced_by, read_kept};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::failpoint::pass;
@@ -17,50 +18,66 @@ use crate::index::part::RootPart;
 use crate::index::rebuild::{Rebuilt, rebuild};
 use crate::manifest::{Manifest, ManifestKind};
 use crate::object::{IndexKey, SealedRef};
-use crate::snapshot::{Snapshot, last_sequence};
+use crate::snapshot::{Keepers, KeptImage, last_sequence};
+use crate::timestamp::UnixMs;
 
 /// About how many bytes one index part takes.
 const PART_BYTES: usize = 8 << 20;
 
-/// Makes the manifest that takes the volume of `head` back to a snapshot, and stores its index:
-/// nothing is changed until it is [put](put_rollback). `epoch`: above every stamp given to the
-/// volume's records. `seed` names the index parts, and is used once. `Fenced` if `head` is not the
-/// newest manifest.
+/// Where to a volume is taken back.
+#[derive(Clone, Debug)]
+pub struct RollbackWish {
+    /// The image that it takes.
+    pub to: KeptImage,
+    /// Above every stamp given to the volume's records.
+    pub epoch: Epoch,
+    /// What the clock says; no safety lies in it.
+    pub now: UnixMs,
+    /// Names the index parts, and is used once.
+    pub seed: u64,
+}
+
+/// Makes the manifest that takes the volume of `head` back to an earlier image, and stores its
+/// index: nothing is changed until it is [put](put_rollback). `Fenced` if `head` is not the newest
+/// manifest.
 pub async fn prepare_rollback(
     backend: &dyn Backend,
     head: &Manifest,
-    snapshot: &Snapshot,
-    epoch: Epoch,
-    seed: u64,
+    wish: &RollbackWish,
 ) -> Result<Manifest> {
     let history = read_history(backend, head.volume, Some(head.number)).await?;
     if history.head() != head {
         return Err(fenced_by(history.head()));
     }
     let present = rebuild(backend, &history.manifests).await?;
-    let known = present.snapshots.by_id(snapshot.id);
-    if known != Some(snapshot) {
-        let text = format!("the volume has no snapshot {:?}", snapshot.name.as_str());
+    if !is_kept(&present, &wish.to) {
+        let text = format!("the volume does not keep {}", wish.to);
         return Err(Error::invalid(text).with_volume(head.volume));
     }
-    let (_, past) = read_snapshot(backend, head.volume, snapshot).await?;
+    let (_, past) = read_kept(backend, head.volume, &wish.to).await?;
     let mut next = head.successor(ManifestKind::RolledBack);
-    next.epoch = epoch;
+    next.epoch = wish.epoch;
+    if let Some(moment) = &mut next.moment {
+        moment.committed = wish.now;
+    }
     let base = merged(head, past.base, &present)?;
     let (condemned, retained) = parts_left(&present, &next);
     next.condemned = condemned;
     let pending = present.condemned.keys().copied();
+    let mut points = present.points.clone();
+    points.follow(&next)?;
     let root = RootPart {
         parts: Vec::new(),
         condemned: pending.chain(next.condemned.iter().copied()).collect(),
         retained,
         snapshots: present.snapshots.iter().cloned().collect(),
+        points,
     };
     let draft = IndexDraft {
         volume: head.volume,
         generation: head.generation,
         after: sequence_used(head, &present),
-        seed: [seed, head.token.0],
+        seed: [wish.seed, head.token.0],
         manifest: next.number,
         root,
         part_bytes: PART_BYTES,
@@ -69,8 +86,19 @@ pub async fn prepare_rollback(
     Ok(next)
 }
 
+/// Whether the volume still has that image.
+fn is_kept(present: &Rebuilt, image: &KeptImage) -> bool {
+    match image {
+        KeptImage::Snapshot(snapshot) => present.snapshots.by_id(snapshot.id) == Some(snapshot),
+        KeptImage::Point(point) => {
+            let since = present.points.since();
+            since.is_some_and(|since| since <= point.manifest)
+        }
+    }
+}
+
 /// Puts the manifest of a rollback as the volume's writer: from here on the volume is what the
-/// snapshot was. To be repeated after an error. Returns the new head.
+/// image was. To be repeated after an error. Returns the new head.
 pub async fn put_rollback(backend: &dyn Backend, next: &Manifest) -> Result<Manifest> {
     pass("rollback.put")?;
     append_own(backend, next).await
@@ -88,7 +116,7 @@ fn merged(head: &Manifest, mut past: VolumeBase, present: &Rebuilt) -> Result<Vo
     for (key, chunk) in &named {
         // Of a parent's chunks the pin says that they are there.
         if key.volume == head.volume && own.get(key) != Some(chunk) {
-            let text = format!("the snapshot names chunk {key}, which the volume gave up");
+            let text = format!("the image names chunk {key}, which the volume gave up");
             return Err(Error::corrupt(text).with_volume(head.volume));
         }
     }
@@ -105,7 +133,7 @@ fn merged(head: &Manifest, mut past: VolumeBase, present: &Rebuilt) -> Result<Vo
 }
 
 /// The index parts that the new checkpoint replaces: those that nobody needs, which it condemns,
-/// and those that snapshots need, with the manifest that replaced each.
+/// and those that snapshots or points need, with the manifest that replaced each.
 fn parts_left(
     present: &Rebuilt,
     next: &Manifest,
@@ -113,6 +141,7 @@ fn parts_left(
     Vec<SealedRef>,
     Vec<(IndexKey, crate::identity::ManifestNum)>,
 ) {
+    let keepers = Keepers::of(&present.snapshots, next);
     let mut condemned = Vec::new();
     let mut retained: Vec<_> = present
         .retained
@@ -125,7 +154,7 @@ fn parts_left(
     let own = present.parts.iter().map(|part| part.key);
     for key in own.filter(|key| key.volume == next.volume) {
         let object = SealedRef::Index(key);
-        match present.snapshots.needs(&object, next.number) {
+        match keepers.need(&object, next.number) {
             true => retained.push((key, next.number)),
             false => condemned.push(object),
         }

@@ -1,4 +1,4 @@
-//! Snapshots in the backend: reading one, deleting one.
+//! Snapshots and points in time in the backend: reading one, deleting one.
 
 use super::history::read_history_at;
 use super::images::{named, read_named};
@@ -7,12 +7,11 @@ use crate::backend::Backend;
 use crate::block::{BlockNum, BlockSize};
 use crate::chunk::{slot_stride, verify_slot};
 use crate::error::{Error, ErrorKind, Result};
-use crate::identity::VolumeId;
+use crate::identity::{ManifestNum, VolumeId};
 use crate::index::rebuild::{Rebuilt, rebuild};
 use crate::index::{ChunkLoc, VolumeBase};
 use crate::manifest::{Manifest, ManifestKind};
-use crate::snapshot::{Snapshot, SnapshotChange, SnapshotName};
-use crate::volume::VolumeName;
+use crate::snapshot::{ImageName, KeptImage, QualifiedImage, Snapshot, SnapshotChange};
 
 /// Names that a refusal spells out.
 const NAMES_TOLD: usize = 5;
@@ -24,14 +23,36 @@ pub async fn read_snapshot(
     volume: VolumeId,
     snapshot: &Snapshot,
 ) -> Result<(Manifest, Rebuilt)> {
-    let mut history = read_history_at(backend, volume, snapshot.manifest).await?;
     let taken = SnapshotChange::Taken(snapshot.clone());
-    if !history.head().snapshots.contains(&taken) {
-        let text = format!(
-            "manifest {} did not take snapshot {:?}",
-            snapshot.manifest,
-            snapshot.name.as_str()
-        );
+    let is_there = |manifest: &Manifest| manifest.snapshots.contains(&taken);
+    read_image(backend, volume, snapshot.manifest, is_there).await
+}
+
+/// The manifest and the index of an image that is kept. `Corrupt` if the bucket holds another
+/// manifest there.
+pub async fn read_kept(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    image: &KeptImage,
+) -> Result<(Manifest, Rebuilt)> {
+    match image {
+        KeptImage::Snapshot(snapshot) => read_snapshot(backend, volume, snapshot).await,
+        KeptImage::Point(point) => {
+            let is_there = |manifest: &Manifest| manifest.epoch == point.epoch;
+            read_image(backend, volume, point.manifest, is_there).await
+        }
+    }
+}
+
+async fn read_image(
+    backend: &dyn Backend,
+    volume: VolumeId,
+    number: ManifestNum,
+    is_there: impl Fn(&Manifest) -> bool,
+) -> Result<(Manifest, Rebuilt)> {
+    let mut history = read_history_at(backend, volume, number).await?;
+    if !is_there(history.head()) {
+        let text = format!("manifest {number} is not that of the image");
         return Err(Error::corrupt(text).with_volume(volume));
     }
     let rebuilt = rebuild(backend, &history.manifests).await?;
@@ -39,14 +60,17 @@ pub async fn read_snapshot(
     Ok((manifest, rebuilt))
 }
 
-/// The snapshot of that name of the volume of that name. `NotFound` if there is none.
-pub async fn find_snapshot(
+/// The image of that name, and the id of its volume. `NotFound` if there is none.
+pub async fn find_image(
     backend: &dyn Backend,
-    volume: &VolumeName,
-    name: &SnapshotName,
-) -> Result<(VolumeId, Snapshot)> {
-    let (id, _, head) = read_named(backend, volume).await?;
-    Ok((id, named(&head.snapshots, id, name)?))
+    name: &QualifiedImage,
+) -> Result<(VolumeId, KeptImage)> {
+    let (id, _, head) = read_named(backend, &name.volume).await?;
+    let image = match &name.image {
+        ImageName::Snapshot(name) => KeptImage::Snapshot(named(&head.snapshots, id, name)?),
+        ImageName::Point(point) => KeptImage::Point(head.points.find(*point)?),
+    };
+    Ok((id, image))
 }
 
 /// Reads `count` blocks from `first` as an index says; what is not mapped is zeros. Every block is

@@ -9,6 +9,7 @@ use crate::backend::{Fault, FaultRule, MemBackend, Operation};
 use crate::identity::{Epoch, Generation, ManifestNum};
 use crate::manifest::CheckpointRef;
 use crate::object::{IndexKey, ObjectKey};
+use crate::timestamp::UnixMs;
 
 mod stale;
 
@@ -203,7 +204,7 @@ fn a_volume_is_opened_grown_and_deleted() {
         block_size_bytes: 8192,
         ..head.settings
     };
-    assert!(block_on(configure(&backend, &head, &blocks)).is_err());
+    assert!(block_on(configure(&backend, &head, &blocks, UnixMs(0))).is_err());
 
     let tombstone = block_on(delete_volume(&backend, &head)).unwrap();
     assert!(listed(&backend).is_empty());

@@ -1,6 +1,8 @@
 //! Compactions at random moments: chosen, read some time before they are committed, given up,
 //! fenced, and cut short by crashes. The oracle sees to it that no image notices.
 
+use std::rc::Rc;
+
 use futures::executor::block_on;
 
 use super::dice::Dice;
@@ -85,6 +87,10 @@ impl World {
     }
 
     fn commit_compaction(&mut self, read: CompactionRead) {
+        let (points, now) = (
+            Rc::clone(&self.snapshots),
+            (self.now_us, self.life_began_us),
+        );
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         let id = read.volume;
         let Some(volume) = uploader.volumes.get_mut(&id) else {
@@ -97,6 +103,7 @@ impl World {
             uploader.compacting.read = Some(read);
             return;
         }
+        points.points.tell_time(&mut volume.commit, now);
         if volume.commit.start_compaction(read) {
             uploader.compacting.active = Some(id);
             uploader.coordinator.occupy(id);

@@ -17,6 +17,8 @@ pub const EVENTS: &[&str] = &[
     "a snapshot was cloned",
     "a snapshot was deleted",
     "a snapshot was kept because it has a clone",
+    "a point in time left the window",
+    "a point in time was read again",
     "a taken snapshot was lost with its process",
     "a volume was served without the backend",
     "an unverified volume was verified",

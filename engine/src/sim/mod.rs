@@ -21,6 +21,7 @@ mod oracle;
 mod packing;
 mod pattern;
 mod plan;
+mod points;
 mod race;
 mod racing;
 mod risk;

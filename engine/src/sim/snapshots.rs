@@ -10,6 +10,7 @@ use super::bucket::Late;
 use super::clones::Clones;
 use super::dice::Dice;
 use super::image::read_all;
+use super::points::Points;
 use super::world::World;
 use crate::error::Result;
 use crate::identity::VolumeId;
@@ -28,6 +29,7 @@ pub(super) struct Snapshots {
     is_on: bool,
     book: RefCell<Book>,
     clones: RefCell<Clones>,
+    pub(super) points: Points,
 }
 
 struct Book {
@@ -68,6 +70,7 @@ impl Snapshots {
             is_on: seed % SEEDS_WITH == SEEDS_WITH - 1,
             book: RefCell::new(book),
             clones: RefCell::new(Clones::new(seed)),
+            points: Points::new(seed),
         }
     }
 
@@ -154,6 +157,7 @@ impl World {
             id: snapshot,
             name,
             taken_ms: self.now_us / 1000,
+            group: None,
         };
         uploader.coordinator.snapshot(id, wish);
         let asked = Asked {
@@ -245,6 +249,7 @@ impl World {
     /// A request has reached the bucket. If it was a manifest that takes snapshots, they are judged
     /// at once, while the history is what it was.
     pub(super) fn snapshots_landed(&mut self, late: &Late) {
+        self.points_landed(late);
         let Late::Put(_, body) = late else { return };
         let Ok(manifest) = Manifest::decode(body) else {
             return;
@@ -260,6 +265,7 @@ impl World {
 
     /// All snapshots of the volume that the bucket names can be read, and are what they were.
     pub(super) fn check_snapshots(&mut self, volume: usize) -> std::result::Result<(), String> {
+        self.check_points(volume)?;
         if !self.snapshots.is_on {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use super::bucket::{Late, lost};
 use super::compaction::Compacting;
 use super::opening::Opened;
 use super::plan::{MS, Moment};
+use super::points::Points;
 use super::serve::Message;
 use super::world::{Event, World};
 use crate::backend::{Backend, Put};
@@ -143,12 +144,13 @@ impl Uploader {
         }
     }
 
-    fn start(&mut self, sealed: &SealedVolume) {
+    fn start(&mut self, sealed: &SealedVolume, points: &Points, now: (u64, u64)) {
         let volume = self
             .volumes
             .get_mut(&sealed.volume)
             .expect("all volumes are open");
         volume.places = Rc::clone(&self.places);
+        points.tell_time(&mut volume.commit, now);
         let plan = volume.commit.plan(sealed);
         volume.commit.start_with(plan, sealed.snapshots.clone());
     }
@@ -235,9 +237,11 @@ impl World {
         }
         self.may_snapshot();
         self.take_cut();
+        let snapshots = Rc::clone(&self.snapshots);
+        let now = (self.now_us, self.life_began_us);
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
         while let Some(sealed) = uploader.coordinator.next_volume() {
-            uploader.start(&sealed);
+            uploader.start(&sealed, &snapshots.points, now);
         }
         self.may_compact();
         self.run_effects();

@@ -310,7 +310,8 @@ impl World {
             };
             let name = format!("vol{}", plan.lattice.volume);
             let name = VolumeName::parse(&name).expect("a good name");
-            let settings = plan.settings();
+            let mut settings = plan.settings();
+            settings.pitr_window_seconds = self.snapshots.points.window_seconds();
             block_on(create_volume(&self.objects, seed, &name, &settings)).expect("created");
             self.ids.push(seed.id);
         }

@@ -2,13 +2,16 @@
 
 use serde::Serialize;
 
-use super::{Snapshot, SnapshotId, SnapshotName};
+use super::{Group, Snapshot, SnapshotId, SnapshotName};
 use crate::error::{Error, Result};
 use crate::identity::{Epoch, Generation, ManifestNum};
 use crate::object::fields::{Fields, FieldsOut};
 
 const KIND_TAKEN: u16 = 1;
 const KIND_DELETED: u16 = 2;
+/// As the first two, of a snapshot that is of a group.
+const KIND_MEMBER_TAKEN: u16 = 3;
+const KIND_MEMBER_DELETED: u16 = 4;
 
 /// What a manifest does to the snapshots of its volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,15 +36,15 @@ impl SnapshotChange {
 
     pub(crate) fn encode_into(&self, out: &mut impl FieldsOut) {
         match self {
-            Self::Taken(snapshot) => snapshot.encode_as(KIND_TAKEN, out),
-            Self::Deleted(snapshot) => snapshot.encode_as(KIND_DELETED, out),
+            Self::Taken(snapshot) => snapshot.encode_into(out),
+            Self::Deleted(snapshot) => snapshot.encode_as([KIND_DELETED, KIND_MEMBER_DELETED], out),
         }
     }
 
     pub(crate) fn decode(fields: &mut Fields<'_>) -> Result<Self> {
         match decode(fields)? {
-            (KIND_TAKEN, snapshot) => Ok(Self::Taken(snapshot)),
-            (KIND_DELETED, snapshot) => Ok(Self::Deleted(snapshot)),
+            (KIND_TAKEN | KIND_MEMBER_TAKEN, snapshot) => Ok(Self::Taken(snapshot)),
+            (KIND_DELETED | KIND_MEMBER_DELETED, snapshot) => Ok(Self::Deleted(snapshot)),
             (kind, _) => Err(Error::corrupt(format!(
                 "change {kind} of a snapshot is not known to this release"
             ))),
@@ -56,21 +59,24 @@ impl Snapshot {
 
     /// Bytes of this record on disk.
     pub(crate) fn encoded_bytes(&self) -> usize {
-        Self::HEADER_BYTES + self.name.as_str().len()
+        let group = self.group.as_ref().map_or(0, Group::encoded_bytes);
+        Self::HEADER_BYTES + self.name.as_str().len() + group
     }
 
     pub(crate) fn encode_into(&self, out: &mut impl FieldsOut) {
-        self.encode_as(KIND_TAKEN, out);
+        self.encode_as([KIND_TAKEN, KIND_MEMBER_TAKEN], out);
     }
 
     pub(crate) fn decode(fields: &mut Fields<'_>) -> Result<Self> {
         match decode(fields)? {
-            (KIND_TAKEN, snapshot) => Ok(snapshot),
+            (KIND_TAKEN | KIND_MEMBER_TAKEN, snapshot) => Ok(snapshot),
             _ => Err(Error::corrupt("a table of snapshots holds something else")),
         }
     }
 
-    fn encode_as(&self, kind: u16, out: &mut impl FieldsOut) {
+    /// `kinds`: of one without a group, and of one with.
+    fn encode_as(&self, kinds: [u16; 2], out: &mut impl FieldsOut) {
+        let volumes = self.group.as_ref().map_or(0, |group| group.volumes().len());
         let name = self.name.as_str().as_bytes();
         out.put_u64(self.id.0);
         out.put_u64(self.manifest.0);
@@ -78,10 +84,13 @@ impl Snapshot {
         out.put_u64(self.sequence);
         out.put_u64(self.epoch.0);
         out.put_u64(self.taken_ms);
-        out.put_u16(kind);
+        out.put_u16(kinds[usize::from(volumes > 0)]);
         out.put_u16(name.len() as u16);
-        out.put_u32(0); // reserved
+        out.put_u32(volumes as u32);
         out.put(name);
+        if let Some(group) = &self.group {
+            group.encode_into(out);
+        }
     }
 }
 
@@ -92,14 +101,16 @@ fn decode(fields: &mut Fields<'_>) -> Result<(u16, Snapshot)> {
     let sequence = fields.u64()?;
     let epoch = Epoch(fields.u64()?);
     let taken_ms = fields.u64()?;
-    let (kind, name_bytes, reserved) = (fields.u16()?, fields.u16()?, fields.u32()?);
+    let (kind, name_bytes, volumes) = (fields.u16()?, fields.u16()?, fields.u32()?);
     let name = std::str::from_utf8(fields.take(usize::from(name_bytes))?)
         .ok()
         .and_then(|name| SnapshotName::parse(name).ok())
         .ok_or_else(|| Error::corrupt("the name of a snapshot is not valid"))?;
-    if reserved != 0 || manifest.0 == 0 {
+    let is_member = matches!(kind, KIND_MEMBER_TAKEN | KIND_MEMBER_DELETED);
+    if is_member != (volumes > 0) || manifest.0 == 0 {
         return Err(Error::corrupt("a snapshot's record contradicts itself"));
     }
+    let group = is_member.then(|| Group::decode(volumes, fields));
     let snapshot = Snapshot {
         id,
         name,
@@ -108,6 +119,7 @@ fn decode(fields: &mut Fields<'_>) -> Result<(u16, Snapshot)> {
         sequence,
         epoch,
         taken_ms,
+        group: group.transpose()?,
     };
     Ok((kind, snapshot))
 }

@@ -17,6 +17,7 @@ fn snapshot(name: &str, manifest: u64, generation: u64, sequence: u64) -> Snapsh
         sequence,
         epoch: Epoch(manifest * 10),
         taken_ms: 0x0102_0304_0506,
+        group: None,
     }
 }
 

@@ -10,11 +10,15 @@ use taipan_engine::index::part::{IndexPart, RootPart, part_ref};
 use taipan_engine::index::{AddedChunk, ChunkLoc, ChunkOrdinal, Leaf, LeafKey, VolumeBase};
 use taipan_engine::manifest::{Manifest, ManifestKind};
 use taipan_engine::object::{ChunkKey, IndexKey, SealedRef};
+use taipan_engine::point::PointTable;
 use taipan_engine::registry::quarantine::{
     QuarantineHeader, QuarantineKind, QuarantineReader, QuarantineRecord, QuarantineWriter,
 };
-use taipan_engine::registry::{LocalHead, NameEntry, PinChange, PinEntry};
-use taipan_engine::snapshot::{Snapshot, SnapshotChange, SnapshotId, SnapshotName};
+use taipan_engine::registry::{
+    GroupEntry, GroupVerdict, LocalHead, NameEntry, PinChange, PinEntry,
+};
+use taipan_engine::snapshot::{Group, Snapshot, SnapshotChange, SnapshotId, SnapshotName};
+use taipan_engine::timestamp::UnixMs;
 use taipan_engine::volume::{Ack, OnLostCache, VolumeName, VolumeSettings};
 use taipan_engine::wal::WalId;
 use taipan_engine::wal::state::WalState;
@@ -28,7 +32,7 @@ type Parses = fn(&[u8]) -> bool;
 const VOLUME: VolumeId = VolumeId(0xABCD);
 
 /// The seeds of every target that has objects of its own; those of `replay` are lists of changes.
-pub(crate) fn all() -> [(&'static str, Seeds); 10] {
+pub(crate) fn all() -> [(&'static str, Seeds); 11] {
     [
         ("replay", replays()),
         ("chunk", chunks()),
@@ -37,6 +41,7 @@ pub(crate) fn all() -> [(&'static str, Seeds); 10] {
         ("local_head", local_heads()),
         ("name_entry", name_entries()),
         ("pin_entry", pin_entries()),
+        ("group_entry", group_entries()),
         ("wal_state", wal_states()),
         ("quarantine", quarantines()),
         ("increment", increments()),
@@ -44,7 +49,7 @@ pub(crate) fn all() -> [(&'static str, Seeds); 10] {
 }
 
 /// Whether bytes are whole, for every target whose inputs are.
-pub(crate) fn parsers() -> [(&'static str, Parses); 9] {
+pub(crate) fn parsers() -> [(&'static str, Parses); 10] {
     [
         ("chunk", |b| ChunkView::parse(b).is_ok()),
         ("manifest", |b| Manifest::decode(b).is_ok()),
@@ -52,6 +57,7 @@ pub(crate) fn parsers() -> [(&'static str, Parses); 9] {
         ("local_head", |b| LocalHead::decode(b).is_ok()),
         ("name_entry", |b| NameEntry::decode(b).is_ok()),
         ("pin_entry", |b| PinEntry::decode(b).is_ok()),
+        ("group_entry", |b| GroupEntry::decode(b).is_ok()),
         ("wal_state", |b| WalState::decode(b).is_some()),
         ("quarantine", |b| whole_quarantine(b)),
         ("increment", |b| whole_increment(b)),
@@ -172,6 +178,17 @@ fn first_manifest() -> Manifest {
     )
 }
 
+/// A manifest of a volume that keeps points in time.
+fn keeping_points() -> Manifest {
+    let mut manifest = first_manifest().opened_by(WriterToken(6));
+    let settings = VolumeSettings {
+        pitr_window_seconds: 86_400,
+        ..manifest.settings.clone()
+    };
+    manifest.configure(settings, UnixMs(1_790_000_000_000));
+    manifest
+}
+
 fn snapshot(name: &str, manifest: &Manifest) -> Snapshot {
     Snapshot {
         id: SnapshotId(name.len() as u64),
@@ -181,6 +198,7 @@ fn snapshot(name: &str, manifest: &Manifest) -> Snapshot {
         sequence: 9,
         epoch: manifest.epoch,
         taken_ms: 1_790_000_000_000,
+        group: None,
     }
 }
 
@@ -193,6 +211,28 @@ fn pin_entries() -> Seeds {
         ("pinned", entry(1, PinChange::Pinned(VolumeId(0)))),
         ("released", entry(2, PinChange::Released(VOLUME))),
         ("closed", entry(u64::MAX, PinChange::Closed)),
+    ]
+}
+
+fn group(volumes: u64) -> Group {
+    let volumes = (0..volumes).map(|n| VolumeId(VOLUME.0 + n)).collect();
+    Group::of(SnapshotId(7), volumes).expect("a group")
+}
+
+fn group_entries() -> Seeds {
+    let entry = |name, volumes, verdict| {
+        let name = SnapshotName::parse(name).expect("a valid name");
+        GroupEntry::new(name, &group(volumes), verdict)
+            .encode()
+            .to_vec()
+    };
+    vec![
+        ("complete", entry("daily", 2, GroupVerdict::Complete)),
+        ("given-up", entry("daily", 3, GroupVerdict::GivenUp)),
+        (
+            "largest",
+            entry("zweite Schüssel", 64, GroupVerdict::Complete),
+        ),
     ]
 }
 
@@ -219,7 +259,8 @@ fn manifests() -> Seeds {
     configured.settings.on_lost_cache = OnLostCache::Refuse;
     let mut taken = commit.successor(ManifestKind::Commit);
     let daily = snapshot("daily", &taken);
-    let twin = snapshot("zweite Schüssel", &taken);
+    let mut twin = snapshot("zweite Schüssel", &taken);
+    twin.group = Some(group(3));
     taken.snapshots = [&daily, &twin]
         .map(|s| SnapshotChange::Taken(s.clone()))
         .to_vec();
@@ -234,6 +275,7 @@ fn manifests() -> Seeds {
         ("configured", configured.encode().to_vec()),
         ("snapshots-taken", taken.encode().to_vec()),
         ("snapshot-deleted", deleted.encode().to_vec()),
+        ("points-kept", keeping_points().encode().to_vec()),
         ("tombstone", tombstone.encode().to_vec()),
     ]
 }
@@ -300,7 +342,14 @@ fn parts() -> Seeds {
         snapshots: vec![snapshot("daily", &first_manifest())],
         ..root.clone()
     };
+    let mut points = PointTable::default();
+    points.follow(&keeping_points()).expect("a first point");
+    let pointed = RootPart {
+        points,
+        ..keeping.clone()
+    };
     vec![
+        ("pointed-root", mixed_part(Some(pointed)).encode().to_vec()),
         ("keeping-root", mixed_part(Some(keeping)).encode().to_vec()),
         ("checkpoint", checkpoint_part().encode().to_vec()),
         ("mixed", mixed_part(None).encode().to_vec()),

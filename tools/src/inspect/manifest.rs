@@ -7,6 +7,7 @@ use taipan_engine::snapshot::SnapshotChange;
 
 use super::{Decoded, Subject, plain, unreadable};
 use crate::failure::Outcome;
+use crate::output::human_seconds;
 use crate::table::{Align, Fields, Table};
 use crate::volume::word;
 
@@ -60,6 +61,12 @@ fn fields(manifest: &Manifest) -> Fields {
         .add("condemned", manifest.condemned.len().to_string())
         .add("dropped", manifest.dropped.len().to_string())
         .add("checkpoint", checkpoint.as_deref().unwrap_or("none"));
+    if let Some(moment) = &manifest.moment {
+        let (since, age) = (moment.since, human_seconds((moment.age_ms / 1000) as f64));
+        fields
+            .add("committed at", moment.committed.to_string())
+            .add("points since", format!("manifest {since}, of {age}"));
+    }
     for change in &manifest.snapshots {
         let (what, snapshot) = match change {
             SnapshotChange::Taken(snapshot) => ("snapshot taken", snapshot),

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
+use taipan_engine::snapshot::ImageName;
 
 use crate::cli::{Export, Source, Target};
 use crate::failure::Outcome;
@@ -18,7 +19,7 @@ pub(crate) fn export(target: &Target, args: &Export) -> Outcome<()> {
     }
     match &args.source {
         Source::Volume(volume) => export_over_nbd(target, args, volume),
-        Source::Snapshot(of) => match &args.backend {
+        Source::Image(of) => match &args.backend {
             Some(url) => super::snapshot::export(target, args, of, url),
             None => export_over_nbd(target, args, of),
         },
@@ -55,9 +56,12 @@ pub(super) fn complete(
     sink.finish()?;
     let file = args.file.display().to_string();
     let report = Report::new(source, file, size_bytes, data_bytes, started);
-    let what = match args.source {
+    let what = match &args.source {
         Source::Volume(_) => "volume",
-        Source::Snapshot(_) => "snapshot",
+        Source::Image(of) => match of.image {
+            ImageName::Snapshot(_) => "snapshot",
+            ImageName::Point(_) => "point in time",
+        },
     };
     let human = |r: &Report| {
         let (file, name, amounts) = (&r.file, &r.volume, r.amounts());

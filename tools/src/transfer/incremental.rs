@@ -14,7 +14,8 @@ use taipan_engine::identity::ManifestNum;
 use taipan_engine::increment::{Change, IncrementHeader, IncrementSum, IncrementWriter, Point};
 use taipan_engine::registry::read_images;
 use taipan_engine::size::human;
-use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::snapshot::{ImageName, SnapshotName};
+use taipan_engine::volume::VolumeName;
 
 use crate::backend;
 use crate::cli::{Export, Source, Target};
@@ -90,18 +91,33 @@ pub(super) fn export(target: &Target, args: &Export, since: &SnapshotName) -> Ou
     Ok(())
 }
 
+/// The volume, and the snapshot up to which.
+fn named(args: &Export) -> Outcome<(&VolumeName, Option<&SnapshotName>)> {
+    match &args.source {
+        Source::Volume(volume) => Ok((volume, None)),
+        Source::Image(of) => match &of.image {
+            ImageName::Snapshot(snapshot) => Ok((&of.volume, Some(snapshot))),
+            ImageName::Point(_) => {
+                let what = "an incremental backup ends at a snapshot, not at a point in time";
+                Err(Failure::new(Exit::Usage, what))
+            }
+        },
+    }
+}
+
 /// The later image's blocks come over NBD; so it is one that stays.
 fn from_daemon(target: &Target, args: &Export, since: &SnapshotName) -> Outcome<Written> {
-    let Source::Snapshot(to) = &args.source else {
+    let (volume, Some(to)) = named(args)? else {
         let what = "name the snapshot up to which, VOLUME@SNAPSHOT, or read the last committed cut \
                     from the backend itself: --backend URL";
         return Err(Failure::new(Exit::Usage, what));
     };
     let control = Control::new(target.control_socket())?;
-    let changes = control.changes(&to.volume, since, Some(&to.snapshot))?;
-    let session = Session::open(&target.nbd_server(), &to.to_string())?;
+    let changes = control.changes(volume, since, Some(to))?;
+    let name = format!("{volume}@{to}");
+    let session = Session::open(&target.nbd_server(), &name)?;
     if session.size_bytes() != changes.to.size_bytes {
-        let what = format!("{to} is not what it was a moment ago");
+        let what = format!("{name} is not what it was a moment ago");
         return Err(Failure::new(Exit::Conflict, what));
     }
     let mut remote = Remote::new(session, &changes, usize::from(args.pace.requests));
@@ -116,10 +132,7 @@ fn from_backend(
     since: &SnapshotName,
     url: &str,
 ) -> Outcome<Written> {
-    let (volume, to) = match &args.source {
-        Source::Volume(volume) => (volume, None),
-        Source::Snapshot(of) => (&of.volume, Some(&of.snapshot)),
-    };
+    let (volume, to) = named(args)?;
     let backend = backend::open(target, url)?;
     let images = block_on(read_images(&*backend, volume, since, to));
     let (from, to) = images.map_err(|error| backend::not_found_in(&*backend, error))?;

@@ -1,4 +1,4 @@
-//! Copies a snapshot from the backend into a file, device or stream.
+//! Copies a snapshot or point in time from the backend into a file, device or stream.
 
 use std::time::Instant;
 
@@ -8,8 +8,8 @@ use taipan_engine::backend::Backend;
 use taipan_engine::block::{BlockNum, BlockSize};
 use taipan_engine::error::Error;
 use taipan_engine::index::VolumeBase;
-use taipan_engine::registry::{find_snapshot, read_blocks, read_snapshot};
-use taipan_engine::snapshot::QualifiedName;
+use taipan_engine::registry::{find_image, read_blocks, read_kept};
+use taipan_engine::snapshot::QualifiedImage;
 
 use crate::backend;
 use crate::cli::{Export, Target};
@@ -23,12 +23,17 @@ use crate::transfer::{PIECE_BYTES, progress};
 const _: () = assert!(PIECE_BYTES.is_multiple_of(64 << 10));
 
 /// Runs the command.
-pub(super) fn export(target: &Target, args: &Export, of: &QualifiedName, url: &str) -> Outcome<()> {
+pub(super) fn export(
+    target: &Target,
+    args: &Export,
+    of: &QualifiedImage,
+    url: &str,
+) -> Outcome<()> {
     let started = Instant::now();
     let backend = backend::open(target, url)?;
     let (manifest, image) = block_on(async {
-        let (id, snapshot) = find_snapshot(&*backend, &of.volume, &of.snapshot).await?;
-        read_snapshot(&*backend, id, &snapshot).await
+        let (id, image) = find_image(&*backend, of).await?;
+        read_kept(&*backend, id, &image).await
     })
     .map_err(|error| backend::not_found_in(&*backend, error))?;
     let settings = &manifest.settings;

@@ -1,7 +1,6 @@
 //! Clients that name snapshots: the handshake waits until one is open, or known not to be.
 
 use taipan_engine::identity::ManifestNum;
-use taipan_engine::snapshot::SnapshotName;
 use taipan_nbd::LookupError;
 use taipan_nbd::protocol::{option, option_reply};
 
@@ -59,10 +58,7 @@ fn a_client_waits_until_its_snapshot_is_open() {
     );
     let mut view = Volume::serving(VolumeSlot(1), &local, true);
     *view.read_only.get_mut() = true;
-    view.view = Some(View::new(
-        SnapshotName::parse("daily").unwrap(),
-        ManifestNum(5),
-    ));
+    view.view = Some(View::new("daily".parse().unwrap(), ManifestNum(5)));
     let view = Arc::new(view);
     let name = "vol0@daily".parse().unwrap();
     rig.directory.insert_view(name, Arc::clone(&view));

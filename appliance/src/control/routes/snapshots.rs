@@ -5,7 +5,9 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use taipan_engine::api::{CloneSnapshot, ErrorCode, RollBack, SnapshotList, TakeSnapshot};
+use taipan_engine::api::{
+    CloneSnapshot, ErrorCode, RollBack, SnapshotList, TakeSnapshot, TakeSnapshotGroup,
+};
 use taipan_engine::snapshot::SnapshotName;
 use taipan_engine::volume::VolumeName;
 
@@ -26,12 +28,26 @@ pub(super) async fn list(daemon: Daemon, name: Name) -> Result<Response, Failure
     Ok(found(SnapshotList { snapshots }))
 }
 
+pub(super) async fn history(daemon: Daemon, name: Name) -> Result<Response, Failure> {
+    let name = parse_name(name)?;
+    Ok(found(call(daemon, move |a| a.history(&name)).await??))
+}
+
 pub(super) async fn take(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failure> {
     let name = parse_name(name)?;
     let request: TakeSnapshot = parse_body(body)?;
     let info = call(daemon, move |a| a.take_snapshot(&name, request)).await??;
     tracing::info!(volume = %info.volume, snapshot = %info.name, state = ?info.state, "snapshot");
     Ok((StatusCode::CREATED, Json(info)).into_response())
+}
+
+pub(super) async fn take_group(daemon: Daemon, body: Body) -> Result<Response, Failure> {
+    let request: TakeSnapshotGroup = parse_body(body)?;
+    let name = request.name.clone();
+    let snapshots = call(daemon, move |a| a.take_snapshot_group(request)).await??;
+    tracing::info!(snapshot = %name, volumes = snapshots.len(), "group of snapshots");
+    let list = SnapshotList { snapshots };
+    Ok((StatusCode::CREATED, Json(list)).into_response())
 }
 
 pub(super) async fn show(daemon: Daemon, names: Names) -> Result<Response, Failure> {
@@ -78,8 +94,10 @@ pub(super) async fn clone(daemon: Daemon, names: Names, body: Body) -> Result<Re
 pub(super) async fn roll_back(daemon: Daemon, name: Name, body: Body) -> Result<Response, Failure> {
     let volume = parse_name(name)?;
     let RollBack { snapshot } = parse_body(body)?;
-    let info = call(daemon, move |a| a.roll_back(&volume, &snapshot)).await??;
-    tracing::warn!(volume = %info.name, generation = info.generation, "volume rolled back");
+    let to = snapshot.clone();
+    let info = call(daemon, move |a| a.roll_back(&volume, &to)).await??;
+    let generation = info.generation;
+    tracing::warn!(volume = %info.name, to = %snapshot, generation, "volume rolled back");
     Ok(found(info))
 }
 

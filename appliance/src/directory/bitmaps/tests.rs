@@ -17,6 +17,7 @@ fn snapshot(name: &str, manifest: u64) -> Snapshot {
         sequence: manifest,
         epoch: Epoch(manifest),
         taken_ms: 0,
+        group: None,
     }
 }
 
@@ -34,8 +35,7 @@ fn directory() -> Directory {
     live.bitmaps.set_bookmarks(snapshots.iter());
     directory.insert(Arc::new(live));
     let mut view = volume(1);
-    let name = SnapshotName::parse("a b:").unwrap();
-    view.view = Some(View::new(name, ManifestNum(5)));
+    view.view = Some(View::new("a b:".parse().unwrap(), ManifestNum(5)));
     directory.insert_view("v@a b:".parse().unwrap(), Arc::new(view));
     directory
 }

@@ -395,6 +395,7 @@ fn wish(number: u64) -> SnapshotWish {
         id: SnapshotId(number),
         name: SnapshotName::parse(&number.to_string()).unwrap(),
         taken_ms: number,
+        group: None,
     }
 }
 
@@ -470,6 +471,75 @@ fn a_snapshot_waits_beside_a_commit_and_no_later_cut_merges_with_it() {
     let cut = coordinator.tick(5, &loads(&[(A, 9)])).unwrap();
     seal(&mut coordinator, &cut, &[(A, 3)]);
     assert_eq!(coordinator.next_volume().unwrap().snapshots, [wish(2)]);
+}
+
+/// What of both volumes is asked, and what is taken.
+fn both_pending(coordinator: &Coordinator) -> Vec<(u64, bool)> {
+    let of = |volume| coordinator.pending_snapshots(volume);
+    let all = of(A).chain(of(B)).map(|(wish, taken)| (wish.id.0, taken));
+    all.collect()
+}
+
+#[test]
+fn a_group_is_one_cut_of_all_its_volumes_or_none() {
+    let mut coordinator = coordinator();
+    let cut = demand(&mut coordinator, 0).unwrap();
+    seal(&mut coordinator, &cut, &[(A, 1)]);
+    assert_eq!(coordinator.next_volume().unwrap().volume, A);
+    coordinator.snapshot(A, wish(9));
+    let cut = coordinator.tick(1, &loads(&[])).unwrap();
+    seal(&mut coordinator, &cut, &[]);
+    // A snapshot of A waits behind its commit, so B waits with the group, and is not cut for it.
+    coordinator.snapshot_group(vec![(A, wish(1)), (B, wish(2))]);
+    assert_eq!(coordinator.tick(2, &loads(&[])), None);
+    assert_eq!(
+        both_pending(&coordinator),
+        [(9, true), (1, false), (2, false)]
+    );
+    coordinator.want(B, coordinator.epoch());
+    let cut = coordinator.tick(3, &loads(&[(B, 1)])).unwrap();
+    assert_eq!(cut.scope, only(&[B]));
+    seal(&mut coordinator, &cut, &[(B, 1)]);
+    assert_eq!(coordinator.next_volume().unwrap().snapshots, []);
+    coordinator.volume_done(A);
+    assert_eq!(coordinator.next_volume().unwrap().snapshots, [wish(9)]);
+    // Both may be cut beside their commits.
+    let cut = coordinator.tick(4, &loads(&[])).unwrap();
+    assert_eq!(cut.scope, only(&[A, B]));
+    assert_eq!(
+        both_pending(&coordinator),
+        [(9, true), (1, false), (2, false)]
+    );
+    seal(&mut coordinator, &cut, &[(B, 1)]);
+    assert_eq!(
+        both_pending(&coordinator),
+        [(9, true), (1, true), (2, true)]
+    );
+    coordinator.volume_done(A);
+    coordinator.volume_done(B);
+    let taken: Vec<_> = std::iter::from_fn(|| coordinator.next_volume()).collect();
+    let taken: Vec<_> = taken.iter().map(|s| (s.epoch, &s.snapshots[..])).collect();
+    assert_eq!(
+        taken,
+        [(cut.epoch, &[wish(1)][..]), (cut.epoch, &[wish(2)][..])]
+    );
+}
+
+#[test]
+fn a_group_of_a_held_volume_waits_and_of_a_forgotten_one_is_none() {
+    let mut coordinator = coordinator();
+    coordinator.hold(B);
+    coordinator.snapshot_group(vec![(A, wish(1)), (B, wish(2))]);
+    assert_eq!(coordinator.tick(0, &loads(&[])), None);
+    coordinator.unhold(B);
+    let cut = coordinator.tick(1, &loads(&[])).unwrap();
+    assert_eq!(cut.scope, only(&[A, B]));
+    seal(&mut coordinator, &cut, &[]);
+    coordinator.snapshot_group(vec![(A, wish(3)), (B, wish(4))]);
+    coordinator.forget_volume(B);
+    assert_eq!(both_pending(&coordinator), [(1, true)]);
+    coordinator.snapshot_group(vec![(A, wish(5)), (B, wish(6))]);
+    assert_eq!(both_pending(&coordinator), [(1, true)]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::index::part::{RootPart, part_ref};
 use crate::index::{PartItems, VolumeBase};
 use crate::manifest::CheckpointRef;
 use crate::object::{IndexKey, SealedRef};
-use crate::snapshot::Snapshot;
+use crate::point::PointTable;
+use crate::snapshot::{Keepers, Snapshot};
 
 /// A checkpoint may take one byte for so many bytes packed since the last one.
 const DATA_PER_INDEX: u64 = 8;
@@ -28,6 +29,7 @@ pub(super) struct Checkpoint {
     condemned: Vec<SealedRef>,
     retained: Vec<(IndexKey, ManifestNum)>,
     snapshots: Vec<Snapshot>,
+    points: PointTable,
     stored: Vec<CheckpointRef>,
     /// The part that is out or due, so that a retry puts the same bytes.
     current: Option<Bytes>,
@@ -65,10 +67,11 @@ impl VolumeCommit {
             false => (self.parts.clone(), Vec::new()),
         };
         let (number, volume) = (staged.manifest.number, self.volume());
+        let keepers = Keepers::of(&self.snapshots, &staged.manifest);
         replaced.retain(|part| {
             let object = SealedRef::Index(part.key);
             // A clone's parent keeps its own parts, by the snapshot that the clone pins.
-            part.key.volume == volume && !self.garbage.retain(&object, &self.snapshots, number)
+            part.key.volume == volume && !self.garbage.retain(&object, &keepers, number)
         });
         let mut condemned: Vec<_> = self.garbage.pending_after(&staged.manifest).collect();
         condemned.extend(replaced.iter().map(|part| SealedRef::Index(part.key)));
@@ -80,6 +83,7 @@ impl VolumeCommit {
             condemned,
             retained: self.garbage.retained_parts(),
             snapshots: snapshots.iter().cloned().collect(),
+            points: self.points_after(&staged.manifest),
             stored: Vec::new(),
             current: None,
         }
@@ -97,6 +101,7 @@ impl Checkpoint {
                 condemned: std::mem::take(&mut self.condemned),
                 retained: std::mem::take(&mut self.retained),
                 snapshots: std::mem::take(&mut self.snapshots),
+                points: std::mem::take(&mut self.points),
             });
             base.checkpoint_part(key, manifest, &self.items[at], root)
                 .encode()

@@ -92,6 +92,7 @@ impl VolumeCommit {
             .base
             .chunks()
             .filter(|(_, entry)| entry.live == 0 && self.is_own_and_unneeded(entry))
+            .filter(|(_, e)| !self.is_kept_by_points(&SealedRef::Chunk(e.reference.key)))
             .map(|(_, entry)| u64::from(entry.reference.slots))
             .sum();
         let waiting = self.garbage.waiting_slots(self.head.number);

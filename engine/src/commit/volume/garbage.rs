@@ -9,7 +9,7 @@ use crate::identity::ManifestNum;
 use crate::index::{ChunkOrdinal, VolumeBase};
 use crate::manifest::Manifest;
 use crate::object::{IndexKey, SealedRef};
-use crate::snapshot::SnapshotTable;
+use crate::snapshot::Keepers;
 
 /// Most chunks condemned, or objects noted as dropped, by one manifest; the rest waits.
 const PER_MANIFEST: usize = 1 << 16;
@@ -20,7 +20,7 @@ const PER_DELETE: usize = 256;
 pub(super) struct Garbage {
     /// Condemned by a committed manifest, not yet deleted.
     condemned: BTreeMap<SealedRef, Condemned>,
-    /// Idle, but snapshots need them: the manifest that found them so.
+    /// Idle, but snapshots or points in time need them: the manifest that found them so.
     retained: BTreeMap<SealedRef, ManifestNum>,
     /// Stored, or perhaps so, for a manifest that is not made: to be deleted.
     strays: BTreeSet<SealedRef>,
@@ -52,7 +52,7 @@ pub(super) struct Condemnation {
 }
 
 impl Garbage {
-    /// What a rebuild found condemned, and index parts that only snapshots need.
+    /// What a rebuild found condemned, and index parts that only snapshots and points need.
     pub(super) fn new(
         condemned: BTreeMap<SealedRef, ManifestNum>,
         retained: BTreeMap<SealedRef, ManifestNum>,
@@ -78,13 +78,13 @@ impl Garbage {
         }
     }
 
-    /// Condemns chunks without live blocks, and index parts without a checkpoint, that no snapshot
-    /// needs in the draft `manifest`, and notes what was deleted. Chunks of other volumes are only
-    /// forgotten: a clone's parent keeps them, by the snapshot that the clone pins.
+    /// Condemns chunks without live blocks, and index parts without a checkpoint, that nothing
+    /// keeps after the draft `manifest`, and notes what was deleted. Chunks of other volumes are
+    /// only forgotten: a clone's parent keeps them, by the snapshot that the clone pins.
     pub(super) fn condemn(
         &mut self,
         base: &mut VolumeBase,
-        snapshots: &SnapshotTable,
+        keepers: &Keepers<'_>,
         manifest: &mut Manifest,
     ) -> Condemnation {
         let idle = base.condemnable();
@@ -94,7 +94,7 @@ impl Garbage {
         let own = own
             .into_iter()
             .map(|(chunk, ordinal)| (SealedRef::Chunk(chunk.key), ordinal, chunk.slots))
-            .filter(|(object, ..)| !self.retain(object, snapshots, manifest.number))
+            .filter(|(object, ..)| !self.retain(object, keepers, manifest.number))
             .take(PER_MANIFEST)
             .collect();
         let foreign = foreign.into_iter().map(|(_, ordinal)| ordinal).collect();
@@ -107,7 +107,7 @@ impl Garbage {
             base.condemn(*ordinal);
         }
         let free = |(object, since): &(&SealedRef, &ManifestNum)| {
-            matches!(object, SealedRef::Index(_)) && !snapshots.needs(object, **since)
+            matches!(object, SealedRef::Index(_)) && !keepers.need(object, **since)
         };
         let parts = self.retained.iter().filter(free).take(PER_MANIFEST);
         let parts: Vec<_> = parts.map(|(object, _)| *object).collect();
@@ -118,15 +118,15 @@ impl Garbage {
         condemned
     }
 
-    /// Keeps what became idle in the manifest `number`, or earlier, if a snapshot needs it.
+    /// Keeps what became idle in the manifest `number`, or earlier, if something needs it.
     pub(super) fn retain(
         &mut self,
         object: &SealedRef,
-        snapshots: &SnapshotTable,
+        keepers: &Keepers<'_>,
         number: ManifestNum,
     ) -> bool {
         let since = self.retained.get(object).copied().unwrap_or(number);
-        let needed = snapshots.needs(object, since);
+        let needed = keepers.need(object, since);
         match needed {
             true => self.retained.insert(*object, since),
             false => self.retained.remove(object),
@@ -134,7 +134,12 @@ impl Garbage {
         needed
     }
 
-    /// Index parts that only snapshots need, for a checkpoint. Chunks are in its table.
+    /// The manifest that found a kept object idle.
+    pub(super) fn idle_since(&self, object: &SealedRef) -> Option<ManifestNum> {
+        self.retained.get(object).copied()
+    }
+
+    /// Index parts that only snapshots and points need, for a checkpoint. Chunks are in its table.
     pub(super) fn retained_parts(&self) -> Vec<(IndexKey, ManifestNum)> {
         let part = |(object, since): (&SealedRef, &ManifestNum)| match object {
             SealedRef::Index(key) => Some((*key, *since)),

@@ -3,6 +3,7 @@
 use super::{Staged, VolumeCommit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Manifest;
+use crate::point::PointTable;
 use crate::snapshot::{
     SNAPSHOTS_MAX, Snapshot, SnapshotChange, SnapshotName, SnapshotTable, last_sequence,
 };
@@ -40,6 +41,7 @@ impl VolumeCommit {
                 sequence: self.sequence,
                 epoch: manifest.epoch,
                 taken_ms: wish.taken_ms,
+                group: wish.group,
             }));
         }
         let mut after = self.snapshots.clone();
@@ -47,9 +49,17 @@ impl VolumeCommit {
         after
     }
 
+    /// The points in time once the draft manifest is committed.
+    pub(super) fn points_after(&self, manifest: &Manifest) -> PointTable {
+        let mut after = self.points.clone();
+        followed(after.follow(manifest));
+        after
+    }
+
     /// The manifest is stored.
-    pub(super) fn note_snapshots(&mut self, manifest: &Manifest) {
+    pub(super) fn note_images(&mut self, manifest: &Manifest) {
         followed(self.snapshots.follow(manifest));
+        followed(self.points.follow(manifest));
     }
 
     /// The greatest sequence that this generation is known to have used: a writer that goes on

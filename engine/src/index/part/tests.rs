@@ -103,6 +103,7 @@ fn a_root_may_hold_snapshots_and_what_they_retain() {
         sequence: 5,
         epoch: Epoch(6),
         taken_ms: 7,
+        group: None,
     };
     let mut with = part();
     let root = with.root.as_mut().unwrap();
@@ -156,10 +157,11 @@ fn damaged(at: usize, bytes: &[u8]) -> Result<IndexPart> {
 
 #[test]
 fn each_broken_rule_is_refused() {
-    let cases: [(usize, &[u8], &str); 11] = [
+    let cases: [(usize, &[u8], &str); 12] = [
         (0, b"X", "magic"),
         (8, &[2], "format 2"),
-        (10, &[2], "flags 2"),
+        (10, &[4], "flags 4"),
+        (10, &[3], "4 bytes are expected"),
         (10, &[0], "contradicts"),
         (12, &[0], "contradicts"),
         (72, &[1], "does not fit"),

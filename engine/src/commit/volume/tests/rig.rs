@@ -92,9 +92,13 @@ pub(super) fn eager() -> CommitConfig {
 impl World {
     /// A fresh volume.
     pub(super) fn new() -> Self {
+        Self::with_settings(VolumeSettings::with_size(1 << 30))
+    }
+
+    /// A fresh volume with these settings.
+    pub(super) fn with_settings(settings: VolumeSettings) -> Self {
         let backend = MemBackend::new();
         let name = VolumeName::parse("vol0").unwrap();
-        let settings = VolumeSettings::with_size(1 << 30);
         let first = Manifest::first(VOLUME, name, settings, WriterToken(1));
         block_on(backend.put_if_absent(&first.object(), first.encode())).unwrap();
         Self::beginning_with(VOLUME, backend, Model::new())

@@ -10,12 +10,28 @@ use crate::backend::{Fault, FaultRule};
 use crate::error::{Error, ErrorKind};
 use crate::identity::Epoch;
 use crate::manifest::{Manifest, ManifestKind};
-use crate::registry::{prepare_rollback, put_rollback, read_history};
-use crate::snapshot::Snapshot;
+use crate::registry::{RollbackWish, prepare_rollback, put_rollback, read_history};
+use crate::snapshot::{KeptImage, Snapshot};
+use crate::timestamp::UnixMs;
 
 fn try_roll_back(world: &World, rig: &Rig, to: &Snapshot, seed: u64) -> Result<Manifest, Error> {
+    try_roll_back_to(world, rig, KeptImage::Snapshot(to.clone()), seed)
+}
+
+pub(super) fn try_roll_back_to(
+    world: &World,
+    rig: &Rig,
+    to: KeptImage,
+    seed: u64,
+) -> Result<Manifest, Error> {
     let (backend, head) = (&world.backend, rig.commit.head());
-    let next = block_on(prepare_rollback(backend, head, to, world.beyond(), seed))?;
+    let wish = RollbackWish {
+        to,
+        epoch: world.beyond(),
+        now: UnixMs(5),
+        seed,
+    };
+    let next = block_on(prepare_rollback(backend, head, &wish))?;
     block_on(put_rollback(backend, &next))
 }
 
@@ -130,8 +146,13 @@ fn a_writer_that_lost_the_volume_rolls_nothing_back() {
     let snapshot = take(&mut world, &mut rig, "s");
     churn(&mut world, &mut rig, 2);
     let (backend, head) = (&world.backend, rig.commit.head().clone());
-    let prepared = prepare_rollback(backend, &head, &snapshot, Epoch(99), 1);
-    let prepared = block_on(prepared).unwrap();
+    let wish = RollbackWish {
+        to: KeptImage::Snapshot(snapshot.clone()),
+        epoch: Epoch(99),
+        now: UnixMs(5),
+        seed: 1,
+    };
+    let prepared = block_on(prepare_rollback(backend, &head, &wish)).unwrap();
     take_over(&world, &head, 77);
     let error = block_on(put_rollback(backend, &prepared)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fenced);

@@ -23,6 +23,7 @@ fn wish(text: &str) -> SnapshotWish {
         id: SnapshotId(u64::from(crc32c::crc32c(text.as_bytes()))),
         name: name(text),
         taken_ms: 1,
+        group: None,
     }
 }
 

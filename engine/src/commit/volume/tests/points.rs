@@ -1,0 +1,257 @@
+//! Points in time are read as their cuts until they leave the window, through checkpoints, garbage
+//! collection, compaction, crashes, other writers and rollbacks; then their space is freed.
+
+use std::collections::BTreeMap;
+
+use futures::executor::block_on;
+use proptest::prelude::*;
+
+use super::compaction::compact_all;
+use super::rig::{Rig, World};
+use super::rollbacks::try_roll_back_to;
+use super::snapshots::{churn, delete, fine, objects, take, verify_all};
+use crate::commit::Reading;
+use crate::identity::{Epoch, ManifestNum};
+use crate::point::Point;
+use crate::registry::{configure, read_kept};
+use crate::snapshot::KeptImage;
+use crate::timestamp::UnixMs;
+use crate::volume::VolumeSettings;
+
+const WINDOW_MS: u64 = 10_000;
+
+/// A volume that keeps points, and a clock.
+struct Keeping {
+    world: World,
+    rig: Rig,
+    now_ms: u64,
+    /// When each cut was replaced by a later one.
+    replaced: BTreeMap<Epoch, u64>,
+    head: Epoch,
+    held: Option<ManifestNum>,
+}
+
+impl Keeping {
+    fn new() -> Self {
+        let settings = VolumeSettings {
+            pitr_window_seconds: WINDOW_MS / 1000,
+            ..VolumeSettings::with_size(1 << 30)
+        };
+        let mut world = World::with_settings(settings);
+        let rig = world.open(fine());
+        let mut this = Self {
+            world,
+            rig,
+            now_ms: 1_000_000,
+            replaced: BTreeMap::new(),
+            head: Epoch(0),
+            held: None,
+        };
+        this.note();
+        this
+    }
+
+    fn note(&mut self) {
+        let wall = UnixMs(self.now_ms);
+        let steady_ms = self.now_ms - 999_000;
+        self.rig
+            .commit
+            .note_time(Reading { wall, steady_ms }, self.held);
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.note();
+    }
+
+    /// What is committed now is the image from here on.
+    fn committed(&mut self) {
+        let head = self.rig.commit.head().epoch;
+        if head > self.head {
+            self.replaced.insert(self.head, self.now_ms);
+            self.head = head;
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.rig = self.world.open(fine());
+        self.note();
+        self.committed();
+    }
+
+    fn points(&self) -> Vec<Point> {
+        self.rig.commit.points().iter().copied().collect()
+    }
+
+    fn read(&self, point: Point) {
+        let image = KeptImage::Point(point);
+        let read = block_on(read_kept(&self.world.backend, self.world.volume, &image));
+        let (manifest, rebuilt) = read.unwrap();
+        assert_eq!(manifest.number, point.manifest);
+        self.world.verify_image(&rebuilt.base, point.epoch);
+    }
+
+    /// Every listed point is read as its cut, and none has left that was the image within the
+    /// window.
+    fn verify(&self) {
+        let points = self.points();
+        points.iter().for_each(|point| self.read(*point));
+        for (epoch, replaced_ms) in &self.replaced {
+            if replaced_ms + WINDOW_MS > self.now_ms {
+                assert!(
+                    points.iter().any(|p| p.epoch == *epoch),
+                    "cut {epoch}, replaced at {replaced_ms}, is gone at {}",
+                    self.now_ms
+                );
+            }
+        }
+        verify_all(&self.world, &self.rig);
+    }
+
+    fn commit(&mut self) {
+        self.rig.commit_and_verify(&mut self.world);
+        self.committed();
+    }
+}
+
+#[test]
+fn points_are_kept_for_the_window_and_their_space_is_freed_after_it() {
+    let mut keeping = Keeping::new();
+    for round in 0..60 {
+        keeping.world.write(0..64);
+        keeping.pass(500);
+        keeping.commit();
+        keeping.verify();
+        let chunks = objects(&keeping.world.backend, "chunks");
+        // Twenty cuts of four chunks, the head, and what waits to be deleted.
+        assert!(chunks <= 4 * 26, "{round}: {chunks}");
+    }
+    let kept = objects(&keeping.world.backend, "chunks");
+    assert!(kept >= 4 * 20, "{kept}");
+    // Nothing is written any more: sweeps free what leaves.
+    keeping.pass(2 * WINDOW_MS);
+    compact_all(&mut keeping.world, &mut keeping.rig);
+    let left = objects(&keeping.world.backend, "chunks");
+    assert!(left <= 8, "{left}");
+    keeping.verify();
+    keeping.replaced.clear();
+}
+
+#[test]
+fn a_point_in_use_stays() {
+    let mut keeping = Keeping::new();
+    keeping.world.write(0..64);
+    keeping.commit();
+    let point = *keeping.points().last().unwrap();
+    keeping.held = Some(point.manifest);
+    for _ in 0..10 {
+        keeping.pass(WINDOW_MS);
+        churn(&mut keeping.world, &mut keeping.rig, 2);
+        keeping.read(point);
+    }
+    keeping.held = None;
+    for _ in 0..4 {
+        keeping.pass(WINDOW_MS);
+        churn(&mut keeping.world, &mut keeping.rig, 1);
+    }
+    assert!(keeping.points().len() <= 3);
+}
+
+/// Without its clocks' agreement nothing leaves; and a restart forgets what passed before it.
+#[test]
+fn a_clock_that_is_set_forward_gives_nothing_up() {
+    let mut keeping = Keeping::new();
+    for _ in 0..8 {
+        keeping.world.write(0..64);
+        keeping.now_ms += 10 * WINDOW_MS;
+        let wall = UnixMs(keeping.now_ms);
+        let steady_ms = 1000;
+        let reading = Reading { wall, steady_ms };
+        keeping.rig.commit.note_time(reading, None);
+        keeping.rig.commit_and_verify(&mut keeping.world);
+        keeping.reopen();
+    }
+    assert_eq!(keeping.points().len(), 9, "all since the beginning");
+    keeping.points().into_iter().for_each(|p| keeping.read(p));
+}
+
+#[test]
+fn without_a_window_from_now_on_everything_is_freed() {
+    let mut keeping = Keeping::new();
+    churn(&mut keeping.world, &mut keeping.rig, 10);
+    let kept = objects(&keeping.world.backend, "chunks");
+    let head = keeping.rig.commit.head().clone();
+    let settings = VolumeSettings::with_size(1 << 30);
+    let off = configure(&keeping.world.backend, &head, &settings, UnixMs(1));
+    keeping.rig.commit.adopt_head(block_on(off).unwrap());
+    churn(&mut keeping.world, &mut keeping.rig, 4);
+    let left = objects(&keeping.world.backend, "chunks");
+    assert!(left * 3 < kept, "{left} of {kept}");
+    // And kept again from then on, not before.
+    let head = keeping.rig.commit.head().clone();
+    let window = VolumeSettings {
+        pitr_window_seconds: 60,
+        ..settings
+    };
+    let on = configure(&keeping.world.backend, &head, &window, UnixMs(7));
+    keeping.rig.commit.adopt_head(block_on(on).unwrap());
+    assert_eq!(keeping.points().len(), 1);
+    churn(&mut keeping.world, &mut keeping.rig, 5);
+    keeping.points().into_iter().for_each(|p| keeping.read(p));
+    assert_eq!(keeping.points().len(), 6);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 25, ..ProptestConfig::default() })]
+
+    #[test]
+    fn points_read_as_their_cuts_whatever_happens(
+        steps in prop::collection::vec((0..12u8, 0..64u64, 1..40u64, 0..4000u64), 1..40)
+    ) {
+        let mut keeping = Keeping::new();
+        for (number, (what, at, count, ms)) in (0u64..).zip(steps) {
+            keeping.pass(ms);
+            match what {
+                0..=3 => keeping.world.write(at..at + count),
+                4 => keeping.world.zero(at..at + count),
+                5 => {
+                    let name = format!("s{number}");
+                    take(&mut keeping.world, &mut keeping.rig, &name);
+                }
+                6 => {
+                    let first = keeping.rig.commit.snapshots().iter().next().cloned();
+                    if let Some(snapshot) = first {
+                        delete(&keeping.world, &mut keeping.rig, &snapshot);
+                    }
+                }
+                7 | 8 => {
+                    // Nothing is left uncommitted: the image is what it was.
+                    compact_all(&mut keeping.world, &mut keeping.rig);
+                }
+                9 => {
+                    let points = keeping.points();
+                    let to = KeptImage::Point(points[at as usize % points.len()]);
+                    let (world, rig) = (&keeping.world, &keeping.rig);
+                    let stored = try_roll_back_to(world, rig, to.clone(), number).unwrap();
+                    keeping.world.rolled_back(to.epoch(), stored.epoch);
+                    keeping.reopen();
+                }
+                10 => {
+                    // The writer dies somewhere in a commit.
+                    keeping.world.write(at..at + count);
+                    keeping.rig.start(&mut keeping.world);
+                    for _ in 0..count % 8 {
+                        keeping.rig.step(&mut keeping.world);
+                    }
+                    if keeping.world.verify() > keeping.head {
+                        keeping.world.note_committed();
+                    }
+                    keeping.reopen();
+                }
+                _ => keeping.reopen(),
+            }
+            keeping.commit();
+            keeping.verify();
+        }
+    }
+}
