@@ -207,14 +207,7 @@ impl Uploader {
                 tail,
                 reply,
             } => self.begin_reopening(&name, takes_all, tail, reply),
-            Request::Drain { reply } => {
-                self.coordinator.demand_cut();
-                self.drains.push(Drain {
-                    volume: None,
-                    through: None,
-                    reply,
-                });
-            }
+            Request::Drain { reply } => self.drain(reply),
             Request::Commit { name, reply } => self.commit(&name, reply),
             Request::Stop { .. } => self.stopping = Some(request),
             Request::TakeSnapshot {
@@ -256,6 +249,15 @@ impl Uploader {
                 Err(error) => answer(request, error),
             },
         }
+    }
+
+    fn drain(&mut self, reply: Sender<std::result::Result<(), String>>) {
+        self.coordinator.demand_cut();
+        self.drains.push(Drain {
+            volume: None,
+            through: None,
+            reply,
+        });
     }
 
     fn commit(&mut self, name: &VolumeName, reply: Sender<std::result::Result<(), String>>) {
