@@ -49,8 +49,8 @@ impl FromStr for UnixMs {
     }
 }
 
-/// Year, month and day, after Howard Hinnant's `civil_from_days`.
-fn date_of(days: u64) -> (u64, u64, u64) {
+/// Year, month and day so many days after 1970-01-01, after Howard Hinnant's `civil_from_days`.
+pub fn date_of(days: u64) -> (u64, u64, u64) {
     let shifted = days + EPOCH_DAYS;
     let (era, of_era) = (shifted / ERA_DAYS, shifted % ERA_DAYS);
     let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -7,7 +7,8 @@ mod tls;
 pub use negotiated::{Reached, fuzz_negotiated};
 pub use tls::fuzz_tls;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use crate::codec::Cursor;
 use crate::errno::Errno;
@@ -235,7 +236,7 @@ fn check_op(op: Op, export: &ExportInfo) {
 struct Late<'a, E> {
     exports: &'a E,
     asked: Cell<bool>,
-    asked_for_context: Cell<bool>,
+    contexts: RefCell<BTreeSet<(String, String)>>,
 }
 
 impl<'a, E> Late<'a, E> {
@@ -243,7 +244,7 @@ impl<'a, E> Late<'a, E> {
         Self {
             exports,
             asked: Cell::new(false),
-            asked_for_context: Cell::new(false),
+            contexts: RefCell::default(),
         }
     }
 }
@@ -262,9 +263,9 @@ impl<E: ExportDirectory> ExportDirectory for Late<'_, E> {
         !self.asked.replace(!self.asked.get())
     }
 
-    fn awaits_context(&self, _: &str, _: &str) -> bool {
-        let asked = self.asked_for_context.get();
-        !self.asked_for_context.replace(!asked)
+    fn awaits_context(&self, name: &str, context: &str) -> bool {
+        let asked = (name.to_owned(), context.to_owned());
+        self.contexts.borrow_mut().insert(asked)
     }
 
     fn contexts(&self, name: &str, visit: &mut dyn FnMut(&str)) -> Result<(), LookupError> {

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use taipan_engine::timestamp::date_of;
+
 const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -16,24 +18,14 @@ struct Moment {
     millis: u32,
 }
 
-/// Days to a date after Howard Hinnant's `civil_from_days`, for times since 1970.
 fn moment(time: SystemTime) -> Moment {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let days = since.as_secs() / 86_400;
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let (year, month, day) = date_of(days);
     Moment {
-        year: year_of_era + era * 400 + u64::from(month <= 2),
+        year,
         month,
-        day: of_year - (153 * from_march + 2) / 5 + 1,
+        day,
         weekday: (days % 7) as usize,
         second_of_day: since.as_secs() % 86_400,
         millis: since.subsec_millis(),
