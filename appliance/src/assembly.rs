@@ -15,7 +15,7 @@ use taipan_engine::core::{Core, EpochClock, WritePolicy};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::index::Overlay;
-use taipan_engine::registry::LocalHeads;
+use taipan_engine::registry::{LAST_SWEEP_FILE, LocalHeads};
 use taipan_engine::shard::Shard;
 use taipan_engine::wal::LogConfig;
 use taipan_engine::wal::files::WalFiles;
@@ -244,7 +244,7 @@ impl Assembly {
             pending_bytes: config.commit.pending_bytes,
             ..CutPolicy::default()
         };
-        let last_sweep = config.data_dir.join("volumes").join("last-sweep");
+        let last_sweep = config.data_dir.join("volumes").join(LAST_SWEEP_FILE);
         let calendar = Calendar::new(last_sweep, config.space.sweep_interval);
         UploaderParts {
             cpu: config.cores.pin.then_some(config.cores.uploader),

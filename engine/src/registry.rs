@@ -37,7 +37,7 @@ pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
 };
 pub use images::{ChangedRange, Image, changed_ranges, read_images};
-pub use local::{Intent, LocalHead, LocalHeads, QuarantineRange, RecordFate};
+pub use local::{Intent, LAST_SWEEP_FILE, LocalHead, LocalHeads, QuarantineRange, RecordFate};
 pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{
     OpenedVolume, Opening, begin_serving, first_epoch, open_for_writing, open_own, open_unverified,

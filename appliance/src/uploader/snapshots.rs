@@ -112,7 +112,7 @@ impl Uploader {
         Ok(known.chain(coming).collect())
     }
 
-    /// The volumes of the snapshot's group, if that exists.
+    /// The volumes of the snapshot's group by name, if that exists.
     fn group_of(&self, snapshot: &Snapshot) -> Vec<String> {
         let group = snapshot.group.as_ref();
         let group = group.filter(|group| self.groups.is_complete(group.lead()));
@@ -121,7 +121,9 @@ impl Uploader {
             Some(upload) => upload.volume.name.to_string(),
             None => id.to_string(),
         };
-        volumes.map(name).collect()
+        let mut names: Vec<String> = volumes.map(name).collect();
+        names.sort();
+        names
     }
 
     /// Answers those whose snapshots are as far as they wait for, or never will be.

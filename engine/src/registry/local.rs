@@ -13,6 +13,8 @@ use crate::manifest::Manifest;
 use crate::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 const SCHEMA: u32 = 1;
+/// Beside the records: when the daemon swept orphans last, in seconds since 1970, as text.
+pub const LAST_SWEEP_FILE: &str = "last-sweep";
 /// Unresolved intents kept; an older one can only turn "replay" into "quarantine".
 const INTENTS_MAX: usize = 16;
 

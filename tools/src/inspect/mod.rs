@@ -1,6 +1,7 @@
 //! `taipan inspect`: decodes a file of the appliance and checks every CRC in it.
 
 mod batch;
+mod calendar;
 mod chunk;
 mod index;
 mod manifest;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use taipan_engine::object::ObjectKey;
+use taipan_engine::registry::LAST_SWEEP_FILE;
 use taipan_engine::size::human;
 
 use crate::cli::{Inspect, Target};
@@ -123,10 +125,17 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     if start.first() == Some(&b'{') {
         return records::decode(subject);
     }
+    if subject
+        .path
+        .file_name()
+        .is_some_and(|name| name == LAST_SWEEP_FILE)
+    {
+        return calendar::decode(subject);
+    }
     let what = format!(
         "{} ({}) is no file of the appliance: it starts with {start:02x?}. Known are WAL files \
          and state, memory regions, chunks, manifests, index parts, quarantine files, \
-         volume records and name entries",
+         volume records, name entries and the time of the last sweep",
         subject.path.display(),
         human(subject.len)
     );
