@@ -116,8 +116,8 @@ pub struct SnapshotInfo {
     /// Epoch of its cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
-    /// The volumes of which snapshots were taken by the same cut, itself included, by name, once all
-    /// of them are committed.
+    /// The volumes of which snapshots were taken by the same cut, itself included, by name, once
+    /// all of them are committed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub group: Vec<String>,
 }
