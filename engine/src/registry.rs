@@ -6,6 +6,7 @@
 
 mod clones;
 mod deletion;
+mod entry;
 mod groups;
 mod history;
 mod images;

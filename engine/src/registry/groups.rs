@@ -4,14 +4,13 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::entry::{Entry, Seal};
 use crate::backend::{Backend, Put};
 use crate::error::{Error, Result};
 use crate::failpoint::pass;
 use crate::identity::VolumeId;
 use crate::object::ObjectKey;
 use crate::snapshot::{Group, SnapshotId, SnapshotName};
-
-const SCHEMA: u32 = 1;
 
 /// What became of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,27 +41,25 @@ pub struct GroupEntry {
 impl GroupEntry {
     /// An entry ready to be stored.
     pub fn new(name: SnapshotName, group: &Group, verdict: GroupVerdict) -> Self {
-        let mut entry = Self {
-            schema: SCHEMA,
+        let entry = Self {
+            schema: 0,
             crc32c: 0,
             lead: group.lead(),
             name,
             volumes: group.volumes().to_vec(),
             verdict,
         };
-        entry.crc32c = crc32c::crc32c(&entry.encode());
-        entry
+        entry.sealed()
     }
 
     /// The object's bytes.
     pub fn encode(&self) -> Bytes {
-        Bytes::from(serde_json::to_vec(self).expect("an entry is plain data"))
+        self.to_bytes()
     }
 
     /// Undoes [`GroupEntry::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let entry: Self = serde_json::from_slice(bytes)
-            .map_err(|e| Error::corrupt("a group of snapshots does not parse").with_source(e))?;
+        let entry = Self::of_bytes(bytes)?;
         let group = Group::of(entry.lead, entry.volumes.clone())
             .map_err(|e| Error::corrupt("a group of snapshots is none").with_source(e))?;
         match entry == Self::new(entry.name.clone(), &group, entry.verdict) {
@@ -70,6 +67,17 @@ impl GroupEntry {
             false => Err(Error::corrupt(
                 "a group of snapshots fails its CRC or schema",
             )),
+        }
+    }
+}
+
+impl Entry for GroupEntry {
+    const WHAT: &'static str = "a group of snapshots";
+
+    fn seal(&mut self) -> Seal<'_> {
+        Seal {
+            schema: &mut self.schema,
+            crc32c: &mut self.crc32c,
         }
     }
 }

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 
+use super::entry::{Entry, Seal};
 use crate::backend::{Backend, Put};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::object::{NAMES_PREFIX, ObjectKey, number_of};
 use crate::volume::VolumeName;
 
-const SCHEMA: u32 = 1;
 const PAGE: usize = 1000;
 const PARALLEL_GETS: usize = 16;
 
@@ -36,39 +36,35 @@ pub struct NameEntry {
 impl NameEntry {
     /// An entry ready to be stored.
     pub fn new(number: u64, name: VolumeName, volume: Option<VolumeId>) -> Self {
-        let mut entry = Self {
-            schema: SCHEMA,
+        let entry = Self {
+            schema: 0,
             crc32c: 0,
             number,
             name,
             volume,
         };
-        entry.crc32c = entry.computed_crc();
-        entry
+        entry.sealed()
     }
 
     /// The object's bytes.
     pub fn encode(&self) -> Bytes {
-        Bytes::from(serde_json::to_vec(self).expect("an entry is plain data"))
+        self.to_bytes()
     }
 
     /// Undoes [`NameEntry::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let entry: Self = serde_json::from_slice(bytes)
-            .map_err(|e| Error::corrupt("an entry of a name does not parse").with_source(e))?;
-        if entry.schema != SCHEMA || entry.crc32c != entry.computed_crc() {
-            return Err(Error::corrupt("an entry of a name fails its CRC or schema"));
-        }
-        Ok(entry)
+        Self::of_bytes(bytes)
     }
+}
 
-    /// CRC32C of the entry with the field itself zero.
-    fn computed_crc(&self) -> u32 {
-        let zeroed = Self {
-            crc32c: 0,
-            ..self.clone()
-        };
-        crc32c::crc32c(&zeroed.encode())
+impl Entry for NameEntry {
+    const WHAT: &'static str = "an entry of a name";
+
+    fn seal(&mut self) -> Seal<'_> {
+        Seal {
+            schema: &mut self.schema,
+            crc32c: &mut self.crc32c,
+        }
     }
 }
 

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 
+use super::entry::{Entry, Seal};
 use crate::backend::{Backend, Put};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::object::{ObjectKey, number_of};
 use crate::snapshot::SnapshotId;
 
-const SCHEMA: u32 = 1;
 const PAGE: usize = 1000;
 const PARALLEL_GETS: usize = 16;
 /// Lost races after which an append gives up for now.
@@ -50,32 +50,35 @@ pub struct PinEntry {
 impl PinEntry {
     /// An entry ready to be stored.
     pub fn new(number: u64, volume: VolumeId, snapshot: SnapshotId, change: PinChange) -> Self {
-        let mut entry = Self {
-            schema: SCHEMA,
+        let entry = Self {
+            schema: 0,
             crc32c: 0,
             number,
             volume,
             snapshot,
             change,
         };
-        entry.crc32c = crc32c::crc32c(&entry.encode());
-        entry
+        entry.sealed()
     }
 
     /// The object's bytes.
     pub fn encode(&self) -> Bytes {
-        Bytes::from(serde_json::to_vec(self).expect("an entry is plain data"))
+        self.to_bytes()
     }
 
     /// Undoes [`PinEntry::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let entry: Self = serde_json::from_slice(bytes)
-            .map_err(|e| Error::corrupt("a pin of a snapshot does not parse").with_source(e))?;
-        match entry == Self::new(entry.number, entry.volume, entry.snapshot, entry.change) {
-            true => Ok(entry),
-            false => Err(Error::corrupt(
-                "a pin of a snapshot fails its CRC or schema",
-            )),
+        Self::of_bytes(bytes)
+    }
+}
+
+impl Entry for PinEntry {
+    const WHAT: &'static str = "a pin of a snapshot";
+
+    fn seal(&mut self) -> Seal<'_> {
+        Seal {
+            schema: &mut self.schema,
+            crc32c: &mut self.crc32c,
         }
     }
 }
