@@ -315,7 +315,8 @@ impl Family {
         }
     }
 
-    /// Deletes a snapshot if it has no clones, or else the last clone if it has no snapshots.
+    /// Deletes a snapshot if it has no clones, or else the clone itself if it has no snapshots: with
+    /// some it may have clones, and is not deleted.
     fn delete_one(&mut self, who: usize, which: usize) {
         let (world, rig) = &mut self.members[who];
         let snapshot = rig.commit.snapshots().iter().nth(which % 3).cloned();
@@ -326,7 +327,7 @@ impl Family {
             if let Ok(next) = deleted {
                 rig.commit.adopt_head(next);
             }
-        } else if who > 0 {
+        } else if who > 0 && rig.commit.snapshots().is_empty() {
             let (world, rig) = self.members.remove(who);
             block_on(delete_volume(&world.backend, rig.commit.head())).unwrap();
             self.deleted.push(world.volume);
