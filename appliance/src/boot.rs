@@ -219,7 +219,7 @@ fn prepare(parts: &mut Parts<'_>, takeover: bool) -> Result<Prepared> {
 /// Whether no answered write of any volume may be missing.
 fn is_intact(directory: &Directory) -> bool {
     let volumes = directory.all();
-    volumes.iter().all(|v| v.lineage == Lineage::Intact)
+    volumes.iter().all(|v| v.lineage() == Lineage::Intact)
 }
 
 /// Keeps local copies of metadata of backends on other machines.

@@ -19,7 +19,9 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Generation, VolumeId};
 use taipan_engine::manifest::ManifestKind;
 use taipan_engine::registry::quarantine::QuarantineHeader;
-use taipan_engine::registry::{self, LocalHeads, NamedVolume, QuarantineRange, RecordFate};
+use taipan_engine::registry::{
+    self, LocalHead, LocalHeads, NamedVolume, QuarantineRange, RecordFate,
+};
 
 use crate::config::VolumeConfig;
 use crate::deadline::block_on_until;
@@ -27,7 +29,7 @@ use crate::directory::{Directory, Volume};
 use crate::fetcher::ChunkTables;
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::ownership::Ownership;
-use crate::quarantine::{Quarantine, unix_ms, written_ms};
+use crate::quarantine::{Quarantine, oldest_ms, unix_ms};
 use crate::tail::{LiveLogs, ScannedLog};
 use crate::uploader::{Request, UploaderAddress};
 
@@ -92,6 +94,10 @@ enum Tail {
 impl Caretaker {
     /// Starts the thread, which ends with the process.
     pub(crate) fn start(self) -> io::Result<()> {
+        if self.unlisted.is_some() {
+            let why = "it could not be reached at the start".to_owned();
+            self.directory.note_unlisted(why);
+        }
         std::thread::Builder::new()
             .name("caretaker".to_owned())
             .spawn(move || self.run())
@@ -116,8 +122,12 @@ impl Caretaker {
             self.try_again(&volumes);
             self.look_at_heads(&volumes);
             if self.unlisted.is_some() && Instant::now() >= ask_at {
-                if let Err(error) = self.list_again() {
-                    tracing::debug!(%error, "the backend cannot be asked yet");
+                match self.list_again() {
+                    Ok(()) => self.directory.note_listed(),
+                    Err(error) => {
+                        tracing::debug!(%error, "the backend cannot be asked yet");
+                        self.directory.note_unlisted(error.to_string());
+                    }
                 }
                 ask_at = Instant::now() + PAUSE;
             }
@@ -198,6 +208,36 @@ impl Caretaker {
         }
         let former = local.clone();
         local.disown(self.clock.now());
+        self.keep_apart(&former, &mut local, &logs)?;
+        for core in &self.cores {
+            core.send(CoreMessage::ForgetVolume { id });
+        }
+        // The backend will never have it, and it is not here any more: nothing is at risk.
+        self.clock.exposures().forget(id);
+        if head.kind == ManifestKind::Tombstone {
+            // What we stored after it was freed is to be freed, too.
+            self.ask(registry::mark_deleted(&*self.backend, &head))?;
+            self.uploader.free(id);
+        }
+        let held = self.quarantine.held(id).unwrap_or_default();
+        let cause = format!(
+            "another appliance took it over (generation {}); {} bytes of answered writes are in \
+             quarantine; `taipan volume takeover` takes it back",
+            head.generation, held.bytes
+        );
+        volume.set_state(VolumeState::Fenced, Some(cause));
+        Ok(())
+    }
+
+    /// Copies what the WAL files hold of a volume that nobody writes and `local` wants quarantined,
+    /// and notes that durably; `former` is what was known of the volume until now.
+    fn keep_apart(
+        &self,
+        former: &LocalHead,
+        local: &mut LocalHead,
+        logs: &[ScannedLog],
+    ) -> Result<()> {
+        let id = local.id;
         let range = local.quarantine.unwrap_or_else(|| QuarantineRange {
             after: former.committed_epoch,
             through: self.clock.now(),
@@ -205,36 +245,21 @@ impl Caretaker {
         });
         let header = QuarantineHeader {
             volume: id,
-            name: former.name,
+            name: former.name.clone(),
             block_size_bytes: former.settings.block_size_bytes,
             generation: former.generation,
             head: former.head,
             after: range.after,
             through: range.through,
-            since_ms: written_ms(&self.heads_dir.join(format!("{id}.json"))),
+            since_ms: oldest_ms(former, &self.heads_dir),
             until_ms: unix_ms(SystemTime::now()),
         };
-        let foreign = |epoch| local.fate(epoch) == RecordFate::Quarantine;
+        let judged = local.clone();
+        let foreign = |epoch| judged.fate(epoch) == RecordFate::Quarantine;
         let records = logs.iter().flat_map(|log| log.records(id, &foreign));
-        let sum = self.quarantine.copy(&header, records)?;
+        self.quarantine.copy(&header, records)?;
         local.quarantine_done();
-        self.heads.save(&local)?;
-        for core in &self.cores {
-            core.send(CoreMessage::ForgetVolume { id });
-        }
-        if head.kind == ManifestKind::Tombstone {
-            // What we stored after it was freed is to be freed, too.
-            self.ask(registry::mark_deleted(&*self.backend, &head))?;
-            self.uploader.free(id);
-        }
-        let held = sum.unwrap_or_default();
-        let cause = format!(
-            "another appliance took it over (generation {}); {} bytes of answered writes are in \
-             quarantine; `taipan volume takeover` takes it back",
-            head.generation, held.payload_bytes
-        );
-        volume.set_state(VolumeState::Fenced, Some(cause));
-        Ok(())
+        self.heads.save(local)
     }
 
     fn ask<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {

@@ -6,6 +6,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use taipan_engine::api::{Lineage, VolumeState};
 use taipan_engine::identity::VolumeId;
@@ -67,8 +68,8 @@ pub struct Volume {
     pub index_bytes: AtomicU64,
     /// Milliseconds of the daemon's clock at the last commit; 0: none yet.
     pub last_commit_ms: AtomicU64,
-    /// What became of answered writes at the last start.
-    pub lineage: Lineage,
+    /// Answered writes may be gone since a start, and nobody has decided what that means.
+    broken: AtomicBool,
     /// Whether it is served, and why not.
     pub state: RwLock<(VolumeState, Option<String>)>,
     /// What has changed since its snapshots, for clients.
@@ -99,11 +100,7 @@ impl Volume {
             sparse_chunks: AtomicU64::new(0),
             index_bytes: AtomicU64::new(0),
             last_commit_ms: AtomicU64::new(0),
-            lineage: if was_clean {
-                Lineage::Intact
-            } else {
-                Lineage::Broken
-            },
+            broken: AtomicBool::new(!was_clean),
             state: RwLock::new((VolumeState::Online, None)),
             bitmaps: Bitmaps::default(),
             view: None,
@@ -186,8 +183,25 @@ impl Volume {
     pub fn verified(&self) {
         if self.state().0 == VolumeState::Unverified {
             tracing::info!(volume = %self.name, "verified: a commit was stored");
-            self.set_state(VolumeState::Online, None);
+            let is_broken = self.lineage() == Lineage::Broken;
+            self.set_state(
+                VolumeState::Online,
+                is_broken.then(|| LOST_CACHE.to_owned()),
+            );
         }
+    }
+
+    /// Whether answered writes may be missing, as long as that is undecided.
+    pub fn lineage(&self) -> Lineage {
+        match self.broken.load(Ordering::Relaxed) {
+            true => Lineage::Broken,
+            false => Lineage::Intact,
+        }
+    }
+
+    /// An operator decided to go on with what there is.
+    pub fn accept_loss(&self) {
+        self.broken.store(false, Ordering::Relaxed);
     }
 
     /// What a client is told about the volume.
@@ -225,6 +239,8 @@ pub struct Directory {
     views: RwLock<BTreeMap<QualifiedImage, Arc<Volume>>>,
     stopping: AtomicBool,
     access: Access,
+    /// Since when and why it is not known which volumes the backend has.
+    unlisted: RwLock<Option<(Instant, String)>>,
 }
 
 impl Directory {
@@ -234,6 +250,32 @@ impl Directory {
             access,
             ..Self::default()
         }
+    }
+
+    /// The backend could not say which volumes it has.
+    pub fn note_unlisted(&self, why: String) {
+        let mut noted = self
+            .unlisted
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let since = noted.take().map_or_else(Instant::now, |(since, _)| since);
+        *noted = Some((since, why));
+    }
+
+    /// The backend has said which volumes it has.
+    pub fn note_listed(&self) {
+        *self
+            .unlisted
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// For how long, and why, it is not known which volumes the backend has.
+    pub fn unlisted(&self) -> Option<(Duration, String)> {
+        let noted = self.unlisted.read().unwrap_or_else(PoisonError::into_inner);
+        noted
+            .as_ref()
+            .map(|(since, why)| (since.elapsed(), why.clone()))
     }
 
     /// The directory as a client sees it.

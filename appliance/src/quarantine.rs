@@ -12,6 +12,7 @@ use taipan_engine::api::QuarantineInfo;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::VolumeId;
+use taipan_engine::registry::LocalHead;
 use taipan_engine::registry::quarantine::{
     QuarantineHeader, QuarantineReader, QuarantineRecord, QuarantineSum, QuarantineWriter,
     RECORD_BYTES,
@@ -109,8 +110,10 @@ impl Quarantine {
             };
             held.records += sum.records;
             held.bytes += sum.payload_bytes;
-            let (since, until) = span.unwrap_or((u64::MAX, 0));
-            span = Some((since.min(header.since_ms), until.max(header.until_ms)));
+            if header.since_ms > 0 {
+                let (since, until) = span.unwrap_or((u64::MAX, 0));
+                span = Some((since.min(header.since_ms), until.max(header.until_ms)));
+            }
         }
         if let Some((since, until)) = span {
             held.seconds = until.saturating_sub(since) as f64 / 1000.0;
@@ -141,6 +144,15 @@ fn sync(dir: &Path) -> Result<()> {
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// No answered write of the volume that its backend lacks is older, in milliseconds since 1970; 0:
+/// not known. Each commit writes its record, and so does the verdict that writes are to be copied.
+pub(crate) fn oldest_ms(local: &LocalHead, heads_dir: &Path) -> u64 {
+    match local.quarantine {
+        Some(range) if !range.copied => 0,
+        _ => written_ms(&heads_dir.join(format!("{}.json", local.id))),
+    }
 }
 
 /// When a file was last written, in milliseconds since 1970; 0 if nobody knows.

@@ -21,7 +21,7 @@ use crate::boot::BootVolume;
 use crate::deadline::block_on_while;
 use crate::directory::{LOST_CACHE, Volume};
 use crate::opening::{Found, Opened, open_at_start, open_unverified};
-use crate::quarantine::{Quarantine, unix_ms, written_ms};
+use crate::quarantine::{Quarantine, oldest_ms, unix_ms, written_ms};
 use crate::recovery::Replayed;
 
 /// What is told of a volume that is served from local copies.
@@ -58,7 +58,7 @@ pub(crate) struct Search<'a> {
 /// What was known of a volume before this start touched its record.
 struct Before {
     local: Option<LocalHead>,
-    /// No uncommitted write of ours is older, in milliseconds since 1970.
+    /// No uncommitted write of ours is older, in milliseconds since 1970; 0: not known.
     since_ms: u64,
 }
 
@@ -158,7 +158,7 @@ impl Search<'_> {
             id: local.id,
         };
         let before = Before {
-            since_ms: self.since_ms(local.id),
+            since_ms: self.since_ms(&local),
             local: Some(local.clone()),
         };
         let opened = match self.copies {
@@ -177,15 +177,17 @@ impl Search<'_> {
         }
     }
 
-    fn since_ms(&self, id: VolumeId) -> u64 {
-        written_ms(&self.heads_dir.join(format!("{id}.json")))
+    /// No write that the backend lacks is older, in milliseconds since 1970; 0: not known.
+    fn since_ms(&self, local: &LocalHead) -> u64 {
+        oldest_ms(local, self.heads_dir)
     }
 
     /// `None`: it was deleted meanwhile.
     fn open_one(&self, slot: VolumeSlot, named: NamedVolume) -> Result<Option<BootVolume>> {
+        let local = self.heads.load(named.id).ok().flatten();
         let before = Before {
-            local: self.heads.load(named.id).ok().flatten(),
-            since_ms: self.since_ms(named.id),
+            since_ms: local.as_ref().map_or(0, |local| self.since_ms(local)),
+            local,
         };
         let opening = self.ask(|| {
             let (stamped, takes_all) = (self.stamped, self.takes_all);
@@ -402,7 +404,7 @@ fn next_slot(volumes: &[BootVolume]) -> VolumeSlot {
 
 fn uncopied(error: Error) -> Error {
     let text = "the WAL holds writes of a lineage that another appliance has replaced, and they \
-                cannot be copied out; nothing is lost; make room, then start again";
+                cannot be copied out; nothing is lost; make room: it is tried again";
     Error::new(error.kind(), text).with_source(error)
 }
 

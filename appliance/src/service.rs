@@ -320,14 +320,18 @@ impl Shared {
             // Its budget was taken away since the uploader looked.
             upload.held_seconds = None;
         }
+        // What a taken-over volume's cores still know of is in quarantine, once nothing is at risk.
+        let is_apart = state == VolumeState::Fenced && upload.risk_bytes == 0;
+        let blocks = if is_apart { 0 } else { uncommitted };
+        let dirty_bytes = blocks * u64::from(settings.block_size_bytes);
         VolumeInfo {
             name: volume.name.clone(),
             id: volume.id,
-            dirty_bytes: uncommitted * u64::from(settings.block_size_bytes),
+            dirty_bytes,
             settings,
             state,
             cause,
-            lineage: volume.lineage,
+            lineage: volume.lineage(),
             connections: volume.connections.load(Ordering::Relaxed),
             mapped_blocks: load(&volume.mapped_blocks),
             committed_epoch: load(&volume.committed_epoch),
@@ -355,6 +359,20 @@ impl Shared {
         let state = &self.parts.state;
         let since = state.failing_since_ms.load(Ordering::Relaxed);
         let failing = (since > 0).then(|| self.now_ms().saturating_sub(since) as f64 / 1000.0);
+        let last_error = state
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Without a commit nobody else has noticed that it could not be reached at the start.
+        let unlisted = self
+            .parts
+            .directory
+            .unlisted()
+            .filter(|_| failing.is_none());
+        let (failing, last_error) = match unlisted {
+            Some((since, why)) => (Some(since.as_secs_f64()), Some(why)),
+            None => (failing, last_error.clone()),
+        };
         BackendStatus {
             url: self.parts.backend.describe(),
             conditional_writes: self.parts.backend.known_conditional_writes(),
@@ -364,11 +382,7 @@ impl Shared {
                 Some(_) if state.full.load(Ordering::Relaxed) => BackendState::Full,
                 Some(_) => BackendState::Retrying,
             },
-            last_error: state
-                .last_error
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            last_error,
             failing_seconds: failing,
         }
     }

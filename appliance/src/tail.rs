@@ -62,15 +62,15 @@ impl LiveLogs {
     }
 
     /// What counts of the records of a volume that is not served. `Busy` if some of them belong to
-    /// a lineage that was lost: they must be copied out first, which is a start's business.
+    /// a lineage that was lost: they must be copied out first.
     pub(crate) fn tail(&self, local: &LocalHead) -> Result<Tail> {
         let fate = |epoch| local.fate(epoch);
         let mut tail = Tail::default();
         for ScannedLog { shard, found, .. } in self.scan()? {
             let mut own = found.records().filter(|record| record.volume == local.id);
             if own.any(|record| fate(record.epoch) == RecordFate::Quarantine) {
-                let text = "the WAL holds writes of a lineage that another appliance has replaced: \
-                            restart taipand, which copies them out";
+                let text = "the WAL holds writes of a lineage that another appliance has replaced; \
+                            they are copied out first";
                 return Err(Error::new(ErrorKind::Busy, text).with_volume(local.id));
             }
             tail.0

@@ -409,7 +409,7 @@ pub struct QuarantineInfo {
     pub records: u64,
     /// Bytes that these wrote.
     pub bytes: u64,
-    /// Within so many seconds they were all written.
+    /// Within so many seconds they were all written, those aside of which it is not known.
     pub seconds: f64,
 }
 

@@ -134,11 +134,11 @@ fn requests(status: &Status) -> String {
 fn backend(status: &Status) -> String {
     let backend = &status.backend;
     let mut text = format!("{}, {}", backend.url, word(backend.state));
-    if let Some(writes) = backend.conditional_writes {
-        text.push_str(&format!(", conditional writes: {}", word(writes)));
-    }
     if let Some(seconds) = backend.failing_seconds {
         text.push_str(&format!(" for {}", human_seconds(seconds)));
+    }
+    if let Some(writes) = backend.conditional_writes {
+        text.push_str(&format!(", conditional writes: {}", word(writes)));
     }
     if let (false, Some(error)) = (backend.state == BackendState::Healthy, &backend.last_error) {
         text.push_str(&format!("\n{error}"));

@@ -76,10 +76,10 @@ impl Pause {
     }
 }
 
-/// Whether a running daemon may open a volume that is refused. `local` is what it knows of it: with
-/// answered writes that must be copied out, not merged, it needs a start.
-fn may_reopen(local: Option<&LocalHead>) -> bool {
-    local.is_none_or(|local| local.quarantine.is_none_or(|range| range.copied))
+/// Whether answered writes of the volume must be copied out of the WAL before it is opened: they
+/// belong to a lineage that another appliance has replaced.
+fn has_replaced_writes(local: &LocalHead) -> bool {
+    local.quarantine.is_some_and(|range| !range.copied)
 }
 
 impl Caretaker {
@@ -137,9 +137,11 @@ impl Caretaker {
     /// Opens a volume that is refused although nothing here speaks against it.
     fn reopen(&mut self, volume: &Volume) -> Result<()> {
         let (id, takes_all) = (volume.id, self.again.takes_all);
-        let local = self.heads.load(id)?;
-        if !may_reopen(local.as_ref()) {
-            return Ok(());
+        let mut local = self.heads.load(id)?;
+        if let Some(local) = local.as_mut().filter(|local| has_replaced_writes(local)) {
+            // A start could not, or first heard of it later: nobody has written it since.
+            let former = local.clone();
+            self.keep_apart(&former, local, &self.logs.scan()?)?;
         }
         let head = self.ask(registry::read_head(&*self.backend, id, None))?;
         let is_known = local.is_some();
@@ -209,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_copied_out_is_left_to_a_start() {
+    fn what_another_appliance_replaced_is_copied_out_once() {
         let name = VolumeName::parse("v").unwrap();
         let whole = LocalHead::named(VolumeId(1), name, VolumeSettings::with_size(512));
-        assert!(may_reopen(None) && may_reopen(Some(&whole)));
+        assert!(!has_replaced_writes(&whole));
         let mut disowned = whole;
         disowned.disown(Epoch(5));
-        assert!(!may_reopen(Some(&disowned)));
+        assert!(has_replaced_writes(&disowned));
         disowned.quarantine_done();
-        assert!(may_reopen(Some(&disowned)));
+        assert!(!has_replaced_writes(&disowned));
     }
 }

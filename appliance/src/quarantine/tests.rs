@@ -57,6 +57,16 @@ fn what_was_copied_is_held_and_summed_over_all_files() {
     assert_eq!((held.files, held.records, held.bytes), (2, 3, 3 * 4096));
     assert!((held.seconds - 7.5).abs() < 1e-9);
     assert_eq!(quarantine.held(VolumeId(1)), None);
+    // When the oldest of these was written nobody knows: they say nothing about the time.
+    let undated = QuarantineHeader {
+        after: Epoch(19),
+        ..header(29, 0, 9500)
+    };
+    let third = [Ok(record(9))].into_iter();
+    quarantine.copy(&undated, third).unwrap();
+    let held = quarantine.held(ID).unwrap();
+    assert_eq!((held.files, held.records), (3, 4));
+    assert!((held.seconds - 7.5).abs() < 1e-9);
 }
 
 #[test]

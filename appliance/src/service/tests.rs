@@ -11,9 +11,19 @@ fn lineage_is_part_of_what_an_operator_sees() {
         VolumeSettings::with_size(4096),
     );
     let slot = taipan_engine::shard::VolumeSlot(0);
-    assert_eq!(Volume::serving(slot, &local, true).lineage, Lineage::Intact);
+    let lineage = |volume: &Volume| volume.lineage();
     assert_eq!(
-        Volume::serving(slot, &local, false).lineage,
-        Lineage::Broken
+        lineage(&Volume::serving(slot, &local, true)),
+        Lineage::Intact
     );
+    let broken = Volume::serving(slot, &local, false);
+    assert_eq!(lineage(&broken), Lineage::Broken);
+    // That the backend was reached again decides nothing about it.
+    broken.set_state(VolumeState::Unverified, Some("no backend".to_owned()));
+    broken.verified();
+    let (state, cause) = broken.state();
+    assert_eq!(state, VolumeState::Online);
+    assert_eq!(cause.as_deref(), Some(crate::directory::LOST_CACHE));
+    broken.accept_loss();
+    assert_eq!(lineage(&broken), Lineage::Intact);
 }

@@ -301,6 +301,9 @@ impl Uploader {
             volume.read_only.store(read_only, Ordering::Release);
             let cause = volume.state().1.filter(|_| read_only);
             volume.set_state(state, cause);
+            if state == VolumeState::Online {
+                volume.accept_loss();
+            }
         }
         volume.verified();
         self.coordinator.set_pace(id, VolumePace::of(&settings));

@@ -48,7 +48,7 @@ fn the_mark_outlives_orderly_restarts_until_it_is_decided() {
     }
     let daemon = rig.start();
     daemon.taipan().args(CONTINUE).succeed();
-    is(&daemon, "online", "broken");
+    is(&daemon, "online", "intact");
     daemon.stop();
     let daemon = rig.start();
     is(&daemon, "online", "intact");

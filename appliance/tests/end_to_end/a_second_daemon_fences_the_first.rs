@@ -79,6 +79,11 @@ fn race(bucket: &Bucket, dice: &mut Dice, pauses: bool) {
     wait_until("the tail to be in quarantine", LIMIT, || {
         quarantined(&old) > 0
     });
+    // The bucket will never have it, so it is not told any more as what the bucket lacks.
+    wait_until("nothing to be at risk", LIMIT, || {
+        let volume = old.volume("vol0");
+        volume["dirty_bytes"] == 0 && volume["upload"]["risk_bytes"] == 0
+    });
     old.kill();
     ledger.join(writers);
     assert!(
@@ -172,4 +177,40 @@ fn on_the_fake() {
 fn on_seaweedfs() {
     let server = SeaweedFs::start();
     play(&server.bucket(), rounds(1, 40));
+}
+
+#[test]
+fn a_tail_that_a_start_had_no_room_for_is_copied_out_by_itself() {
+    let server = FakeS3::start();
+    let bucket = server.bucket();
+    let all = ["--set=volumes_open=all"];
+    let (rig, other) = (first(&bucket).with_flags(&all), second(&bucket));
+    let data = |byte: u8| vec![byte; 1 << 20];
+    let old = rig.start();
+    assert_eq!(old.client("vol0").write(0, &data(1)).unwrap(), None);
+    old.taipan().arg("drain").succeed();
+    server.go_down();
+    assert_eq!(old.client("vol0").write(1 << 20, &data(2)).unwrap(), None);
+    old.kill();
+    server.heal();
+    let new = other.start();
+    assert_eq!(new.client("vol0").write(2 << 20, &data(3)).unwrap(), None);
+    new.taipan().arg("drain").succeed();
+    new.stop();
+
+    // It takes the volume back; the disk is full when it tries to copy its tail out.
+    let old = rig.start_with(&[], "quarantine.write=1*error(ENOSPC)");
+    old.await_log("cannot be copied out", LIMIT);
+    wait_until("the volume to be served", LIMIT, || {
+        state(&old).contains("online")
+    });
+    assert_eq!(quarantined(&old), 1 << 20);
+    let mut client = old.client("vol0");
+    for (place, byte) in [(0, 1), (1, 0), (2, 3)] {
+        let found = client.read(place << 20, 1 << 20).unwrap().unwrap();
+        assert!(found == data(byte), "MiB {place}");
+    }
+    assert_eq!(client.write(1 << 20, &data(4)).unwrap(), None);
+    old.taipan().arg("drain").succeed();
+    old.stop();
 }

@@ -57,8 +57,11 @@ fn an_idle_volume_is_verified_when_the_bucket_is_back() {
     server.go_down();
     let daemon = rig.start();
     assert_eq!(daemon.volume("vol0")["state"], "unverified");
+    let backend = || daemon.status()["backend"]["state"].clone();
+    assert_eq!(backend(), "retrying", "no commit has failed yet");
     server.heal();
     await_state(&daemon, "online");
+    wait_until("the backend to be listed", LIMIT, || backend() == "healthy");
     check(&daemon, 3);
     daemon.stop();
 }

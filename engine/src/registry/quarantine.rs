@@ -68,7 +68,7 @@ pub struct QuarantineHeader {
     pub after: Epoch,
     /// Last epoch of the range.
     pub through: Epoch,
-    /// No record is older, in milliseconds since 1970.
+    /// No record is older, in milliseconds since 1970; 0: not known.
     pub since_ms: u64,
     /// No record is newer, in milliseconds since 1970.
     pub until_ms: u64,

@@ -46,7 +46,8 @@ pub(super) fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
         }
     }
     let header = reader.header();
-    let seconds = header.until_ms.saturating_sub(header.since_ms) as f64 / 1000.0;
+    let since_ms = Some(header.since_ms).filter(|since| *since > 0);
+    let seconds = since_ms.map(|since| header.until_ms.saturating_sub(since) as f64 / 1000.0);
     let mut fields = Fields::default();
     fields
         .add("volume", format!("{} ({})", header.name, header.volume))
@@ -56,7 +57,7 @@ pub(super) fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
             "epochs",
             format!("after {} to {}", header.after, header.through),
         )
-        .add("written within", human_seconds(seconds))
+        .add_some("written within", seconds.map(human_seconds))
         .add("block size", exact(u64::from(header.block_size_bytes)))
         .add("records", count.to_string())
         .add("data", human(reader.sum().payload_bytes));
