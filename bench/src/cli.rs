@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArgs;
+use crate::core_model::CoreModelArgs;
 use crate::fake_s3_command::FakeS3Args;
 use crate::hot_path::HotPathArgs;
 use crate::job_file::{self, NamedJob, Settings};
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     /// Run one hot path of the product so many times, for counting its instructions
     #[command(name = "hot-path")]
     HotPath(HotPathArgs),
+    /// Tell how throughput grows with the number of data cores, from measured costs
+    #[command(name = "core-model")]
+    CoreModel(CoreModelArgs),
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
     FakeS3(FakeS3Args),
