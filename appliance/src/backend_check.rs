@@ -9,10 +9,11 @@ use bytes::Bytes;
 use futures::executor::block_on;
 use futures::lock::Mutex;
 use taipan_engine::backend::{
-    self, Backend, BoxFuture, ConditionalWrites, Listed, OpenOptions, Probe, Put, VerbCounts,
+    self, Backend, BoxFuture, ConditionalWrites, Listed, LocalFile, OpenOptions, Probe, Put,
+    VerbCounts,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
-use taipan_engine::object::ObjectKey;
+use taipan_engine::object::{ChunkKey, ObjectKey};
 
 use crate::config::{Config, Fencing};
 
@@ -171,6 +172,10 @@ impl Backend for CheckedBackend {
 
     fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
         self.inner.probe()
+    }
+
+    fn local_file(&self, key: &ChunkKey) -> Option<LocalFile> {
+        self.inner.local_file(key)
     }
 
     fn run_beside_reads(&self, task: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {

@@ -5,6 +5,7 @@ mod accepting;
 mod barrier_pace;
 mod effects;
 mod joining;
+mod nearby;
 mod outbox;
 mod parking;
 mod publish;
@@ -69,6 +70,7 @@ mod token {
     pub(super) const RUNG: u64 = 5 << 56;
     pub(super) const MESSAGE: u64 = 6 << 56;
     pub(super) const CLOSED: u64 = 7 << 56;
+    pub(super) const NEARBY: u64 = 8 << 56;
     pub(super) const KIND: u64 = 0x7F << 56;
 }
 
@@ -407,6 +409,11 @@ impl DataCore {
             token::OP => {
                 self.carrier
                     .completed(OpKey(low as u32), &completed, &mut self.core);
+                self.carrier.recycle(completed.buffer);
+            }
+            token::NEARBY => {
+                self.carrier
+                    .read_nearby(low as usize, &completed, &mut self.core);
                 self.carrier.recycle(completed.buffer);
             }
             token::READABLE => {

@@ -20,12 +20,13 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use taipan_engine::api::{WarmState, WarmStatus, WarmVolume};
-use taipan_engine::backend::{Backend, BoxFuture};
+use taipan_engine::backend::{Backend, BoxFuture, LocalFile};
 use taipan_engine::block::BlockSize;
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::core::{Failure, Fetch};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
+use taipan_engine::object::ChunkKey;
 use taipan_engine::volume::VolumeSettings;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -127,6 +128,7 @@ fn start_thread(task: BoxFuture<'static, ()>, cpu: Option<usize>) -> Result<()> 
 #[derive(Clone)]
 pub struct Fetcher {
     messages: UnboundedSender<Message>,
+    backend: Arc<dyn Backend>,
     tables: Arc<ChunkTables>,
     /// How the last warm-up of each volume is getting on.
     warms: Arc<Mutex<HashMap<VolumeId, Progress>>>,
@@ -143,6 +145,7 @@ impl Fetcher {
         let caches = parts.settings.ram_bytes > 0 || parts.settings.file.is_some();
         let backend = Arc::clone(&parts.backend);
         let files = FileThreads::start()?;
+        let objects = Arc::clone(&backend);
         let reads = Reads::new(parts, files.handle());
         let task = Box::pin(async move {
             reads.serve(inbox).await;
@@ -155,15 +158,25 @@ impl Fetcher {
         }
         Ok(Self {
             messages,
+            backend: objects,
             tables,
             warms: Arc::default(),
             caches,
         })
     }
 
-    /// Queues a read; the answer goes to `reply`.
-    pub fn submit(&self, fetch: Fetch, reply: CoreAddress) {
-        let chunk = self.tables.get(fetch.volume, fetch.chunk);
+    /// The object that a read is of, now.
+    pub fn chunk_of(&self, fetch: &Fetch) -> Option<ChunkRef> {
+        self.tables.get(fetch.volume, fetch.chunk)
+    }
+
+    /// The chunk's file, if it is on this machine and was read lately.
+    pub fn local_file(&self, chunk: &ChunkKey) -> Option<LocalFile> {
+        self.backend.local_file(chunk)
+    }
+
+    /// Queues a read of `chunk`; the answer goes to `reply`.
+    pub fn submit(&self, fetch: Fetch, chunk: Option<ChunkRef>, reply: CoreAddress) {
         let job = Job {
             fetch,
             chunk,

@@ -506,6 +506,7 @@ impl<'a> Course<'a> {
         if let (Prepare::Cold(_), Target::Running(server)) = (&line.prepare, &mut *target) {
             server.restart()?;
             server.settle()?;
+            forget_pages();
         }
         self.seed += 1;
         let (before, wal) = match target {
@@ -563,5 +564,14 @@ fn cpu_halves() -> (String, String) {
     match cpus {
         1 => ("0".to_owned(), "0".to_owned()),
         _ => (range(0, half), range(half, cpus)),
+    }
+}
+
+/// Has the kernel forget what it holds of files, so that what was just written is read from disk by
+/// everybody. Without the right to do so, servers that read through the page cache are at an advantage.
+fn forget_pages() {
+    rustix::fs::sync();
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "1") {
+        eprintln!("  the page cache was not dropped: {error}");
     }
 }

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::object::ObjectKey;
+use crate::object::{ChunkKey, ObjectKey};
 
-pub use dir::{DirBackend, DirOptions};
+pub use dir::{DirBackend, DirOptions, LocalFile};
 pub use local_metadata::{LocalMetadata, OfflineMetadata};
 pub use mem::{Fault, FaultRule, MemBackend, Operation};
 #[cfg(feature = "s3")]
@@ -149,6 +149,13 @@ pub trait Backend: Send + Sync {
 
     /// The backend in one line, for people.
     fn describe(&self) -> String;
+
+    /// The chunk's file, if it lies on a disk of this machine and is open: for whoever reads it
+    /// himself and checks what he reads. Does not block.
+    fn local_file(&self, key: &ChunkKey) -> Option<LocalFile> {
+        let _ = key;
+        None
+    }
 
     /// Runs `task` on the thread of this backend's reads, if there is one: reads that it asks for
     /// then change threads nowhere. Else the task is given back. The thread has tokio's timers.

@@ -64,6 +64,11 @@ impl Completed {
 enum Held {
     Nothing,
     Aligned(AlignedBuf),
+    /// Of a file that the ring does not keep.
+    OfFile {
+        buffer: AlignedBuf,
+        _file: Arc<File>,
+    },
     /// Keeps the mapping alive.
     Arena {
         _slice: ArenaSlice,
@@ -260,18 +265,28 @@ impl Ring {
         offset: u64,
         token: u64,
     ) {
-        assert!(len <= buffer.len(), "read beyond the buffer");
         let fd = types::Fd(self.files[file.0].as_raw_fd());
-        let entry = opcode::Read::new(fd, buffer.as_raw(), len as u32)
-            .offset(offset)
-            .build();
-        self.push(
-            entry,
-            Slot {
-                token,
-                held: Held::Aligned(buffer),
-            },
-        );
+        let entry = read_entry(fd, &buffer, len, offset);
+        let held = Held::Aligned(buffer);
+        self.push(entry, Slot { token, held });
+    }
+
+    /// As [`Ring::read`], from a file that stays open for as long as the read takes.
+    pub fn read_from(
+        &mut self,
+        file: Arc<File>,
+        buffer: AlignedBuf,
+        len: usize,
+        offset: u64,
+        token: u64,
+    ) {
+        let fd = types::Fd(file.as_raw_fd());
+        let entry = read_entry(fd, &buffer, len, offset);
+        let held = Held::OfFile {
+            buffer,
+            _file: file,
+        };
+        self.push(entry, Slot { token, held });
     }
 
     /// `fdatasync(2)` of the file.
@@ -435,7 +450,7 @@ impl Ring {
         self.free.push(index);
         self.in_flight -= 1;
         let buffer = match slot.held {
-            Held::Aligned(buffer) => Some(buffer),
+            Held::Aligned(buffer) | Held::OfFile { buffer, .. } => Some(buffer),
             Held::Nothing | Held::Arena { .. } => None,
         };
         Some(Completed {
@@ -464,6 +479,13 @@ const PINS_MAX: usize = 16;
 /// Marks completions that another ring sent.
 const MESSAGE_BIT: u64 = 1 << 63;
 const ETIME: i32 = 62;
+
+fn read_entry(fd: types::Fd, buffer: &AlignedBuf, len: usize, offset: u64) -> squeue::Entry {
+    assert!(len <= buffer.len(), "read beyond the buffer");
+    opcode::Read::new(fd, buffer.as_raw(), len as u32)
+        .offset(offset)
+        .build()
+}
 
 /// An interrupted or momentarily refused `io_uring_enter` is tried again at the next turn.
 fn ignore_interruption(result: io::Result<usize>) -> io::Result<()> {

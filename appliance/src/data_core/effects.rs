@@ -13,6 +13,7 @@ use taipan_engine::snapshot::QualifiedImage;
 use taipan_engine::wal::WalWrite;
 
 use super::barrier_pace::BarrierPace;
+use super::nearby::Nearby;
 use super::{BarrierScope, token};
 use crate::directory::{Bookmark, Volume};
 use crate::fetcher::Fetcher;
@@ -48,7 +49,7 @@ struct Running {
 pub(super) struct Carrier {
     files: Vec<FileSlot>,
     barrier: BarrierScope,
-    fetcher: Fetcher,
+    nearby: Nearby,
     uploader: UploaderAddress,
     own: CoreAddress,
     counters: Arc<CoreCounters>,
@@ -75,7 +76,7 @@ impl Carrier {
         Self {
             files,
             barrier,
-            fetcher,
+            nearby: Nearby::new(fetcher, own.clone()),
             uploader,
             own,
             counters,
@@ -129,7 +130,7 @@ impl Carrier {
         }
         core.effects.io = queue;
         for fetch in core.effects.fetches.drain(..) {
-            self.fetcher.submit(fetch, self.own.clone());
+            self.nearby.fetch(fetch, ring, &mut self.spare);
         }
         if let Some(sealed) = core.effects.sealed.take() {
             self.uploader.sealed(sealed);
@@ -282,6 +283,12 @@ impl Carrier {
             .as_deref()
             .map_or(&[][..], |b| &b[..running.expected]);
         core.io_done(op, result, data);
+    }
+
+    /// A read of a chunk's file ended.
+    pub(super) fn read_nearby(&mut self, index: usize, completed: &Completed, core: &mut Core) {
+        let blocks = self.nearby.ended(index, completed, core);
+        self.counters.reads.nearby_blocks.add(blocks);
     }
 
     /// Keeps a read buffer for the next read.

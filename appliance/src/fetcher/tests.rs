@@ -76,7 +76,8 @@ impl Rig {
             slots: count,
             wanted: (0..count).zip(blocks.map(BlockNum)).collect(),
         };
-        self.fetcher.submit(fetch, self.reply.clone());
+        let chunk = self.fetcher.chunk_of(&fetch);
+        self.fetcher.submit(fetch, chunk, self.reply.clone());
     }
 
     fn answer(&self) -> (u32, std::result::Result<Vec<u8>, Failure>) {

@@ -97,6 +97,8 @@ counters! {
         wal_blocks,
         /// Blocks read from chunks in the backend.
         chunk_blocks,
+        /// Of those, blocks that the core itself read from files.
+        nearby_blocks,
         /// Blocks without data.
         hole_blocks,
         /// Blocks whose checksum did not match what was read.

@@ -435,6 +435,11 @@ fn encode_cores(out: &mut Families<'_>, cores: &[CoreTotals]) -> fmt::Result {
         .into_iter()
         .map(|(source, value)| ([("source", source)], total(value)));
     out.counters("read_blocks", "Blocks read, by where they were found", rows)?;
+    out.counter(
+        "read_nearby_blocks",
+        "Blocks from chunks that a data core itself read from their files",
+        total(|c| c.reads.nearby_blocks),
+    )?;
     let rows = PARK_REASONS
         .into_iter()
         .map(|(why, value)| ([("reason", why)], total(value)));

@@ -102,7 +102,7 @@ pub(crate) enum Prepare {
     Nothing,
     /// Data everywhere in the first bytes.
     Fill(u64),
-    /// The same, then the server is restarted before every measurement.
+    /// The same, then the server is restarted and the page cache dropped before every measurement.
     Cold(u64),
     /// 4 KiB written here and there, so many bytes.
     Scatter {

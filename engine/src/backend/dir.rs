@@ -3,6 +3,7 @@
 //! All file operations run on the backend's own threads, so that a hung mount blocks nobody else;
 //! the futures work under any executor.
 
+mod open_files;
 mod pool;
 mod tree;
 
@@ -13,7 +14,9 @@ use bytes::Bytes;
 
 use super::{Backend, BoxFuture, Listed, Probe, Put};
 use crate::error::Result;
-use crate::object::ObjectKey;
+use crate::object::{ChunkKey, ObjectKey};
+
+pub use open_files::LocalFile;
 
 use pool::Pool;
 use tree::Tree;
@@ -133,6 +136,10 @@ impl Backend for DirBackend {
     fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
         let tree = self.tree.clone();
         self.writes.run(move || tree.probe())
+    }
+
+    fn local_file(&self, key: &ChunkKey) -> Option<LocalFile> {
+        self.tree.open_files.get(key)
     }
 
     fn describe(&self) -> String {

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Backend, BoxFuture, ConditionalWrites, Listed, Probe, Put, VerbCounts};
+use super::{Backend, BoxFuture, ConditionalWrites, Listed, LocalFile, Probe, Put, VerbCounts};
 use crate::chunk::ChunkView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
@@ -279,6 +279,10 @@ impl Backend for LocalMetadata {
 
     fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
         self.inner.probe()
+    }
+
+    fn local_file(&self, key: &ChunkKey) -> Option<LocalFile> {
+        self.inner.local_file(key)
     }
 
     fn run_beside_reads(&self, task: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {

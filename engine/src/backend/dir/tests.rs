@@ -1,7 +1,7 @@
 //! Tests of the directory backend: full disks, crashes at each step, hostile surroundings.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 
 use futures::executor::block_on;
 use rustix::io::Errno;
@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::tree::{Step, Tree};
 use super::*;
 use crate::error::ErrorKind;
+use crate::identity::{Generation, VolumeId};
 
 fn key(text: &str) -> ObjectKey {
     ObjectKey::parse(text).unwrap()
@@ -275,4 +276,32 @@ fn a_full_queue_is_transient() {
     block_on(hung).unwrap();
     assert_eq!(block_on(waiting).unwrap(), 1);
     assert_eq!(block_on(backend.get(&key("v1/x"))).unwrap(), "x");
+}
+
+#[test]
+fn a_chunk_that_was_read_stays_open_until_it_is_deleted() {
+    // Beside the sources: a temporary directory may be on a file system where nothing stays open.
+    let root = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let backend = DirBackend::open(root.path()).unwrap();
+    let chunk = ChunkKey {
+        volume: VolumeId(1),
+        generation: Generation(2),
+        sequence: 3,
+        random: 4,
+    };
+    let object = chunk.object();
+    block_on(backend.put_if_absent(&object, Bytes::from_static(b"0123456789"))).unwrap();
+    assert!(backend.local_file(&chunk).is_none());
+    assert_eq!(block_on(backend.get_range(&object, 2, 3)).unwrap(), "234");
+    let open = backend.local_file(&chunk).unwrap();
+    let mut read = [0; 4];
+    open.file.read_exact_at(&mut read, 6).unwrap();
+    assert_eq!((&read, open.bytes), (b"6789", 10));
+    assert!(block_on(backend.get_range(&object, 8, 3)).is_err());
+    assert_eq!(block_on(backend.get_range(&object, 8, 2)).unwrap(), "89");
+
+    block_on(backend.delete(&object)).unwrap();
+    assert!(backend.local_file(&chunk).is_none());
+    let gone = block_on(backend.get_range(&object, 0, 1)).unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
 }

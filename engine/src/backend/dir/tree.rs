@@ -9,15 +9,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::backend::{ConditionalWrites, OBJECT_BYTES_MAX, Probe, Put, too_short};
 use crate::error::{Error, ErrorKind, Result};
-use crate::object::ObjectKey;
+use crate::object::{ChunkKey, ObjectKey};
 
+use super::open_files::{LocalFile, OpenFiles};
 use temp::{TempDir, TempFile};
 
 /// Longest file name used; a longer part of a key is cut into directories that end with `~`,
@@ -38,6 +39,8 @@ pub(super) enum Step {
 pub(super) struct Tree {
     root: PathBuf,
     temp: TempDir,
+    /// Chunks that were read lately.
+    pub(super) open_files: OpenFiles,
     /// Directories whose own entry in their parent is known to be durable.
     durable_dirs: Mutex<HashSet<PathBuf>>,
     /// Makes a step fail; asked before the step, or after it for [`Step::SyncDir`].
@@ -63,6 +66,7 @@ impl Tree {
         Ok(Self {
             root: root.to_owned(),
             temp: TempDir::open(root)?,
+            open_files: OpenFiles::below(root),
             durable_dirs: Mutex::default(),
             #[cfg(test)]
             fault: Mutex::default(),
@@ -101,19 +105,28 @@ impl Tree {
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Result<Bytes> {
-        let (file, len) = self.open_object(key)?;
+        let object = self.open_object(key)?;
+        let len = object.bytes;
         if len > OBJECT_BYTES_MAX {
             return Err(Error::corrupt(format!("object {key} has {len} bytes")));
         }
-        self.read(&file, key, 0, len)
+        self.read(&object.file, key, 0, len)
     }
 
     pub(super) fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes> {
-        let (file, object_bytes) = self.open_object(key)?;
+        let chunk = ChunkKey::parse(key.as_str());
+        let open = chunk.and_then(|chunk| self.open_files.get(&chunk));
+        let to_keep = chunk.filter(|_| open.is_none());
+        let object = open.map_or_else(|| self.open_object(key), Ok)?;
+        let object_bytes = object.bytes;
         if offset.checked_add(len).is_none_or(|end| end > object_bytes) {
             return Err(too_short(key.as_str(), offset, len, object_bytes));
         }
-        self.read(&file, key, offset, len)
+        let read = self.read(&object.file, key, offset, len)?;
+        if let Some(chunk) = to_keep {
+            self.open_files.keep(chunk, &object);
+        }
+        Ok(read)
     }
 
     pub(super) fn head(&self, key: &ObjectKey) -> Result<Option<u64>> {
@@ -129,7 +142,12 @@ impl Tree {
     pub(super) fn delete(&self, key: &ObjectKey) -> Result<()> {
         let path = self.path(key);
         match fs::remove_file(&path) {
-            Ok(()) => sync_dir(path.parent()),
+            Ok(()) => {
+                if let Some(chunk) = ChunkKey::parse(key.as_str()) {
+                    self.open_files.forget(&chunk);
+                }
+                sync_dir(path.parent())
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(failed("deleting", &path, e)),
         }
@@ -163,7 +181,7 @@ impl Tree {
         path
     }
 
-    fn open_object(&self, key: &ObjectKey) -> Result<(File, u64)> {
+    fn open_object(&self, key: &ObjectKey) -> Result<LocalFile> {
         let path = self.path(key);
         let file = File::open(&path).map_err(|e| failed("opening", &path, e))?;
         let metadata = file.metadata().map_err(|e| failed("opening", &path, e))?;
@@ -171,7 +189,10 @@ impl Tree {
             let message = format!("no object {key}");
             return Err(Error::new(ErrorKind::NotFound, message).with_path(path));
         }
-        Ok((file, metadata.len()))
+        Ok(LocalFile {
+            file: Arc::new(file),
+            bytes: metadata.len(),
+        })
     }
 
     fn read(&self, file: &File, key: &ObjectKey, offset: u64, len: u64) -> Result<Bytes> {
