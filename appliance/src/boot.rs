@@ -102,11 +102,15 @@ fn serve(
         tls,
     } = prepared;
     let wal_dir = parts.data.path().join("wal");
-    let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted, regions)?;
-    let sync = match sync {
-        Some(sync) => sync,
-        None => SyncChoice::decide(&wal_dir, config.wal.sync)?,
-    };
+    let (replayed, sync) = std::thread::scope(|scope| {
+        // Beside the replay, if there is something to replay.
+        let decide = || SyncChoice::decide(&wal_dir, config.wal.sync);
+        let early = (sync.is_none() && wal_dir.is_dir()).then(|| scope.spawn(decide));
+        let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted, regions);
+        let early = early.map(|thread| thread.join().expect("no panic"));
+        let sync = sync.map(Ok).or(early);
+        replayed.and_then(|replayed| Ok((replayed, sync.unwrap_or_else(decide)?)))
+    })?;
     tracing::info!(mode = sync.name(), barrier = ?sync.barrier, reason = sync.reason, "WAL sync");
 
     let (backend, copies) = with_copies(backend, config, parts.data.path());
@@ -156,6 +160,7 @@ fn announce(running: &Service, found: (RecoveryFigures, bool), started: Instant)
         batches = figures.batches,
         records = figures.records,
         from_memory = figures.region_records,
+        searched = figures.searched,
         memory_survived,
         "serving"
     );

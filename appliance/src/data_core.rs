@@ -4,6 +4,7 @@
 mod accepting;
 mod barrier_pace;
 mod effects;
+mod ending;
 mod joining;
 mod nearby;
 mod outbox;
@@ -177,6 +178,8 @@ pub struct DataCore {
     now_ns: u64,
     quiesce: Option<Quiesce>,
     parking: Option<Parking>,
+    /// Until when the end of the logs is waited for, once it was told to stop.
+    ends_by_ms: Option<u64>,
     stopped: bool,
     looked_after_ms: u64,
     published: Published,
@@ -243,6 +246,7 @@ impl DataCore {
             now_ns: 0,
             quiesce: None,
             parking: None,
+            ends_by_ms: None,
             stopped: false,
             looked_after_ms: 0,
             published: Published::default(),
@@ -297,6 +301,7 @@ impl DataCore {
         self.look_after_connections(now_ms);
         self.check_quiesce(now_ms);
         self.check_parking(now_ms);
+        self.check_ending(now_ms);
         self.published.publish(now_ms, &self.core, &self.counters);
         self.sleep_or_submit()
     }
@@ -379,7 +384,7 @@ impl DataCore {
             CoreMessage::Roster(request) => self.answer_operator(request),
             CoreMessage::Quiesce(ack) => self.start_quiesce(ack),
             CoreMessage::HandOff(step) => self.hand_off(step),
-            CoreMessage::Stop => self.stopped = true,
+            CoreMessage::Stop => self.start_ending(),
         }
     }
 
@@ -678,6 +683,7 @@ impl DataCore {
             return self.ring.submit();
         }
         let looks_again = self.quiesce.is_some()
+            || self.ends_by_ms.is_some()
             || self.is_parking()
             || !self.starved.is_empty()
             || !self.inquiries.is_empty();

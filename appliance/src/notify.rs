@@ -31,6 +31,11 @@ impl Progress {
     }
 }
 
+/// Whether a service manager started this process: it may start the next one right away.
+pub fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// Tells the service manager, if there is one that wants to know. One that does not listen is
 /// worth a line in the log and nothing more.
 pub fn tell(progress: Progress) {

@@ -15,16 +15,13 @@ use taipan_engine::index::{Overlay, Point};
 use taipan_engine::registry::quarantine::{QuarantineRecord, records_of};
 use taipan_engine::registry::{RecordFate, replayed_overlay};
 use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
-use taipan_engine::wal::region::RegionPage;
+use taipan_engine::wal::region::{RegionLayout, RegionPage};
 use taipan_engine::wal::region_files::{
-    PreparedRegions, RegionFile, boot_id, create_region, list_regions, region_name, remove_prepared,
+    PreparedRegions, RegionFile, boot_id, create_region, list_regions, region_name,
 };
 use taipan_engine::wal::{
     BootId, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_shard,
 };
-
-/// Shards are replayed by so many threads.
-const REPLAY_THREADS: usize = 4;
 
 /// The WAL directory with everything that replay found in it.
 pub struct Replayed {
@@ -64,6 +61,8 @@ pub struct RecoveryFigures {
     pub region_records: u64,
     /// Batches cut off as a torn tail.
     pub torn_batches: u64,
+    /// Shards whose file was searched for its end: the daemon before did not end in order.
+    pub searched: u64,
 }
 
 impl Replayed {
@@ -170,10 +169,12 @@ impl Replayed {
     ) -> Result<(Vec<ReadyShard>, RecoveryFigures, WalFiles)> {
         let mut figures = RecoveryFigures::default();
         let mut ready = Vec::new();
-        for (identity, found) in self.shards {
+        let logs = self.open_logs()?;
+        for ((identity, found), mut log) in self.shards.into_iter().zip(logs) {
             figures.batches += found.batches().len() as u64;
             figures.records += found.records().count() as u64;
             figures.region_records += found.region_only.len() as u64;
+            figures.searched += u64::from(found.searched);
             if let Some(torn) = found.torn {
                 figures.torn_batches += torn.void_batches + 1;
                 tracing::warn!(
@@ -182,11 +183,7 @@ impl Replayed {
                 );
             }
             let shard = identity.shard;
-            let bytes = self.config.arena_bytes;
-            let arena = Arena::map_file(&self.regions[shard.index()], bytes)?;
-            let mut log = ShardLog::resume(identity, self.config, arena, &found)?;
             let file = self.files.file(shard);
-            write_out(&mut log, file)?;
             for record in &found.region_only {
                 if !wanted(record.volume, record.epoch) {
                     continue;
@@ -223,6 +220,26 @@ impl Replayed {
         Ok((ready, figures, self.files))
     }
 
+    /// A log in a fresh region for each shard, its head durable. All at once: each waits for the
+    /// disk.
+    fn open_logs(&self) -> Result<Vec<ShardLog>> {
+        let open = |identity: &LogIdentity, found: &Recovered| {
+            let (shard, bytes) = (identity.shard, self.config.arena_bytes);
+            let arena = Arena::map_file(&self.regions[shard.index()], bytes)?;
+            let mut log = ShardLog::resume(*identity, self.config, arena, found)?;
+            write_out(&mut log, self.files.file(shard))?;
+            Ok(log)
+        };
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for (identity, found) in &self.shards {
+                threads.push(scope.spawn(move || open(identity, found)));
+            }
+            let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("opening does not panic");
+            threads.into_iter().map(join).collect()
+        })
+    }
+
     /// The WAL files by shard.
     pub fn paths(&self) -> Vec<PathBuf> {
         ShardId::all()
@@ -241,30 +258,23 @@ pub struct Recovery {
     pub points: Vec<Point>,
 }
 
+/// All shards at once: the disk is what they wait for.
 fn replay_all(
     files: &WalFiles,
     boot: BootId,
     found: &[RegionFile],
 ) -> Result<Vec<(LogIdentity, Recovered)>> {
-    let mut shards = Vec::new();
-    let ids: Vec<ShardId> = ShardId::all().collect();
-    for group in ids.chunks(REPLAY_THREADS) {
-        let replayed: Vec<Result<(LogIdentity, Recovered)>> = std::thread::scope(|scope| {
-            let mut threads = Vec::new();
-            for shard in group {
-                let identity = files.identity(*shard, boot);
-                let paths = found.iter().filter(|region| region.shard == identity.shard);
-                let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
-                threads.push(scope.spawn(move || replay_shard(files, identity, &paths)));
-            }
-            let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("replay does not panic");
-            threads.into_iter().map(join).collect()
-        });
-        for shard in replayed {
-            shards.push(shard?);
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for shard in ShardId::all() {
+            let identity = files.identity(shard, boot);
+            let paths = found.iter().filter(|region| region.shard == shard);
+            let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
+            threads.push(scope.spawn(move || replay_shard(files, identity, &paths)));
         }
-    }
-    Ok(shards)
+        let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("replay does not panic");
+        threads.into_iter().map(join).collect()
+    })
 }
 
 /// The regions that this log's writers left. Those of another log are nobody's business here: they
@@ -300,9 +310,12 @@ fn set_aside(path: &Path) -> Result<()> {
     fs::rename(path, &aside).map_err(|e| Error::io("setting a region aside", e).with_path(path))
 }
 
-/// Fresh regions for all shards; what a failed attempt made is removed again.
+/// Regions for all shards, in the memory of the process before if that ended in order; what a failed attempt made is removed again.
 fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> Result<Vec<File>> {
-    remove_prepared(dir)?;
+    let layout = RegionLayout::new(config.arena_bytes, config.undurable_bytes_max);
+    if let Some(kept) = PreparedRegions::left(dir, config.arena_bytes, layout.ring_start())? {
+        return kept.claim(incarnation);
+    }
     let mut regions = Vec::new();
     for shard in ShardId::all() {
         match create_region(dir, incarnation, shard, config.arena_bytes) {
@@ -379,6 +392,9 @@ pub(crate) fn write_out(log: &mut ShardLog, file: &File) -> Result<()> {
         };
         log.write_finished(&write, code);
         result.map_err(failed)?;
+    }
+    if log.durable_through() == log.last() {
+        return Ok(());
     }
     let mark = log.barrier_mark();
     file.sync_data().map_err(failed)?;

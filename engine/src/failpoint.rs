@@ -13,11 +13,12 @@ use std::time::Duration;
 use crate::error::{self, Error};
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 36] = [
+pub const NAMES: [&str; 37] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
     "wal.release",
+    "wal.end",
     "chunk.put",
     "chunk.get",
     "compact.read",

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use taipan_engine::api::RunState;
 use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::wal::region_files::{keep_for_later, list_regions};
 
 use super::{Service, Shared};
 use crate::control::Appliance;
 use crate::daemon::Running;
 use crate::handoff::{Handed, Offer};
 use crate::inbox::{CoreMessage, Step};
+use crate::notify;
 use crate::uploader::Request;
 
 /// How long a stop waits for the cores to answer and flush.
@@ -19,6 +21,15 @@ const QUIESCE_WAIT: Duration = Duration::from_secs(20);
 /// How long the last batches may take to become durable when no more requests come.
 const DURABLE_WAIT: Duration = Duration::from_secs(1);
 const DURABLE_PAUSE: Duration = Duration::from_millis(5);
+
+/// What becomes of the batch memory when nothing in it is needed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// It stays reserved for the next start: to find it again takes the kernel a second.
+    Kept,
+    /// A successor has its own, or none comes.
+    Freed,
+}
 
 impl Running for Service {
     fn appliance(&self) -> Arc<dyn Appliance> {
@@ -45,7 +56,7 @@ impl Running for Service {
         }
         drop(ack);
         let _ = released.recv_timeout(QUIESCE_WAIT);
-        let closed = self.close(Ok(()));
+        let closed = self.close(Ok(()), Memory::Freed);
         let unlocked = self.shared.parts.files.unlock();
         closed.and(unlocked)
     }
@@ -63,13 +74,18 @@ impl Running for Service {
         // The channel closes when every core has answered, flushed and closed its sockets.
         let _ = quiet.recv_timeout(QUIESCE_WAIT);
         let drained = if drain { self.shared.drain() } else { Ok(()) };
-        self.close(drained)
+        // Whoever drains goes for good; and whoever was started by hand may never come back.
+        let memory = match !drain && notify::is_managed() {
+            true => Memory::Kept,
+            false => Memory::Freed,
+        };
+        self.close(drained, memory)
     }
 }
 
 impl Service {
     /// No client is left: notes that everything is durable, if it is, and ends all threads.
-    fn close(&self, mut result: Result<()>) -> Result<()> {
+    fn close(&self, mut result: Result<()>, memory: Memory) -> Result<()> {
         let threads = std::mem::take(&mut *self.threads());
         let durable = self.shared.durable_soon();
         if !durable {
@@ -92,7 +108,10 @@ impl Service {
             let _ = uploader.join();
         }
         if durable && closed.is_ok() {
-            self.shared.remove_regions();
+            match memory {
+                Memory::Freed => self.shared.remove_regions(),
+                Memory::Kept => self.shared.keep_regions(),
+            }
         }
         result.and(closed)
     }
@@ -123,10 +142,18 @@ impl Shared {
         }
     }
 
+    /// The next start finds its memory reserved. The regions hold nothing that is not durable
+    /// elsewhere.
+    fn keep_regions(&self) {
+        let own = self.parts.files.state().incarnation;
+        if let Err(error) = keep_for_later(&self.parts.runtime_dir, own) {
+            tracing::warn!(%error, "the next start reserves its memory anew");
+        }
+    }
+
     /// The regions of this process hold nothing that is not durable elsewhere.
     fn remove_regions(&self) {
-        let Ok(regions) = taipan_engine::wal::region_files::list_regions(&self.parts.runtime_dir)
-        else {
+        let Ok(regions) = list_regions(&self.parts.runtime_dir) else {
             return;
         };
         let own = self.parts.files.state().incarnation;

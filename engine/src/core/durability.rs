@@ -280,6 +280,21 @@ impl Core {
         }
     }
 
+    /// Ends every log that is at rest, so that the next start need not search it: nothing is written
+    /// from then on. [`Core::is_ending`] tells when that is durable.
+    pub fn end_logs(&mut self) {
+        for (position, shard) in self.shards.iter_mut().enumerate() {
+            if shard.log_mut().end() {
+                self.durability.dirty |= 1 << position;
+            }
+        }
+    }
+
+    /// Whether what says that a log has ended is still on its way.
+    pub fn is_ending(&self) -> bool {
+        self.shards.iter().any(|shard| shard.log().is_ending())
+    }
+
     /// Starts what is due: batch writes, then a barrier.
     pub(super) fn pump_durability(&mut self) {
         self.durability.hurry_next = false;

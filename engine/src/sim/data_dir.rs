@@ -47,6 +47,7 @@ impl World {
             segments: self.plan.log.segments,
             durable_through: BatchNum(0),
             released_before: BatchNum(1),
+            end: None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
@@ -51,9 +52,7 @@ impl WalFiles {
             Some(state) => state,
             None => create(dir, wanted)?,
         };
-        let files = ShardId::all()
-            .map(|shard| open_file(&shard_path(dir, shard)))
-            .collect::<Result<Vec<_>>>()?;
+        let files = open_files(dir)?;
         state.incarnation = state.incarnation.next();
         state.save(dir)?;
         Ok(Self {
@@ -236,6 +235,18 @@ fn fill(file: &File, config: &LogConfig, identity: &LogIdentity) -> io::Result<(
         file.write_all_at(&zeros.bytes()[..PAGE_BYTES], head.file_offset())?;
     }
     file.sync_all()
+}
+
+/// All at once: each is flushed, which waits for the disk.
+fn open_files(dir: &Path) -> Result<Vec<File>> {
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for shard in ShardId::all() {
+            threads.push(scope.spawn(move || open_file(&shard_path(dir, shard))));
+        }
+        let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("opening does not panic");
+        threads.into_iter().map(join).collect()
+    })
 }
 
 fn open_file(path: &Path) -> Result<File> {

@@ -4,7 +4,7 @@
 //! WAL and shard, and a CRC32C, so that a page of anything else is not mistaken for it.
 
 use crate::block::{PAGE_BYTES, ShardId};
-use crate::identity::{BatchNum, Incarnation};
+use crate::identity::{BatchNum, Epoch, Incarnation, Lsn};
 
 use super::config::WalId;
 
@@ -54,8 +54,18 @@ const HEAD_SEGMENTS: usize = 12;
 const HEAD_SEQUENCE: usize = 40;
 const HEAD_SEGMENT_BYTES: usize = 48;
 const HEAD_FILE_OFFSET: usize = 56;
+const HEAD_NEXT_LSN: usize = 80;
+const HEAD_LAST_LSN: usize = 88;
+const HEAD_MAX_EPOCH: usize = 96;
+const HEAD_GENERATION: usize = 104;
+const HEAD_CHAIN: usize = 112;
+const HEAD_ENDED: usize = 116;
+
+/// In the place of [`HEAD_ENDED`] when the log ended in order.
+const ENDED: u32 = 1;
 
 const _: () = assert!(CONTENT_CRC + 4 <= FIXED_CRC && FIXED_CRC + 4 == FIXED_BYTES);
+const _: () = assert!(HEAD_ENDED + 4 <= FIXED_CRC);
 const _: () = assert!(HEAD_SLOTS[1] + PAGE_BYTES as u64 <= HEAD_AREA_BYTES);
 
 /// Fixed part of a batch's header page. The record table follows it.
@@ -207,6 +217,52 @@ pub struct LogHead {
     pub durable_through: BatchNum,
     /// Batches below were committed; their space may have been reused.
     pub released_before: BatchNum,
+    /// Set when the writer ended in order: it wrote nothing behind `durable_through`.
+    pub end: Option<LogEnd>,
+}
+
+/// What a replay of the whole file would find of a log that ended in order, besides the batches
+/// that are not released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Greater than every LSN ever used, by void batches too.
+    pub next_lsn: Lsn,
+    /// The last record's.
+    pub last_lsn: Lsn,
+    /// Greatest epoch ever stamped, in void batches too.
+    pub max_epoch: Epoch,
+    /// Greatest segment generation.
+    pub last_generation: u64,
+    /// Content CRC of the last batch.
+    pub chain: u32,
+}
+
+impl LogEnd {
+    fn encode(&self, out: &mut [u8]) {
+        put_u64(out, HEAD_NEXT_LSN, self.next_lsn.0);
+        put_u64(out, HEAD_LAST_LSN, self.last_lsn.0);
+        put_u64(out, HEAD_MAX_EPOCH, self.max_epoch.0);
+        put_u64(out, HEAD_GENERATION, self.last_generation);
+        put_u32(out, HEAD_CHAIN, self.chain);
+        put_u32(out, HEAD_ENDED, ENDED);
+    }
+
+    /// `None` when the log did not end in order, or when no log ends like that.
+    fn decode(fixed: &[u8]) -> Option<Self> {
+        let end = Self {
+            next_lsn: Lsn(get_u64(fixed, HEAD_NEXT_LSN)),
+            last_lsn: Lsn(get_u64(fixed, HEAD_LAST_LSN)),
+            max_epoch: Epoch(get_u64(fixed, HEAD_MAX_EPOCH)),
+            last_generation: get_u64(fixed, HEAD_GENERATION),
+            chain: get_u32(fixed, HEAD_CHAIN),
+        };
+        let possible = get_u32(fixed, HEAD_ENDED) == ENDED
+            && end.last_lsn < end.next_lsn
+            && end.next_lsn.0 < u64::MAX
+            && end.max_epoch.0 < u64::MAX
+            && end.last_generation < u64::MAX;
+        possible.then_some(end)
+    }
 }
 
 impl LogHead {
@@ -231,6 +287,9 @@ impl LogHead {
         put_u64(out, HEAD_FILE_OFFSET, self.file_offset());
         put_u64(out, DURABLE_THROUGH, self.durable_through.0);
         put_u64(out, RELEASED_BEFORE, self.released_before.0);
+        if let Some(end) = &self.end {
+            end.encode(out);
+        }
         seal(out);
     }
 
@@ -247,6 +306,7 @@ impl LogHead {
             segments: get_u32(fixed, HEAD_SEGMENTS),
             durable_through: BatchNum(get_u64(fixed, DURABLE_THROUGH)),
             released_before: BatchNum(get_u64(fixed, RELEASED_BEFORE)),
+            end: LogEnd::decode(fixed),
         };
         let possible = head.file_offset() == file_offset
             && get_u64(fixed, HEAD_FILE_OFFSET) == file_offset

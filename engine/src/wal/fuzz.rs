@@ -32,6 +32,17 @@ const REGION_PAGES: [usize; 6] = [0, 1, 3, 6, 9, 12];
 /// Bytes at the start of such a page that are in use.
 const TELLING_BYTES: usize = 256;
 
+/// Bits of an input's first byte.
+const REPAIR: u8 = 1;
+const CHANGES: u8 = 2;
+const NEAR: u8 = 4;
+const ENDED: u8 = 8;
+
+/// The writer that reads the file.
+fn reader(mode: u8) -> LogIdentity {
+    identity(if mode & ENDED == 0 { 3 } else { 2 })
+}
+
 fn identity(incarnation: u64) -> LogIdentity {
     LogIdentity {
         wal: WalId(1),
@@ -44,30 +55,32 @@ fn identity(incarnation: u64) -> LogIdentity {
 /// Replays a file and region made of `data`. The first byte says how: as they are, or as changes
 /// to a whole log (5 bytes each: part and position, then the new byte), with checksums put right
 /// again if its lowest bit is set. With bit 2 the positions are those of the bytes that say
-/// something: log heads, batch headers, the region's control area (see [`telling`]).
+/// something: log heads, batch headers, the region's control area (see [`telling`]). With bit 8 the
+/// log had ended in order, and what reads it is the very next writer.
 pub fn fuzz_replay(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else {
         return;
     };
-    let (file, region) = if mode & 2 == 0 {
+    let (file, region) = if mode & CHANGES == 0 {
         let half = rest.len() / 2;
         (rest[..half].to_vec(), rest[half..].to_vec())
     } else {
-        changed(rest, mode & 1 == 1, mode & 4 != 0)
+        changed(rest, *mode)
     };
+    let next = reader(*mode);
     let regions: [&dyn ReadMedia; 1] = [&region];
-    if let Ok(recovered) = recover_shard(&identity(3), &file, &regions) {
-        serve(&recovered, &file);
+    if let Ok(recovered) = recover_shard(&next, &file, &regions) {
+        serve(next, &recovered, &file);
     }
 }
 
 /// A log that was accepted can be resumed, and everything it names is within the file.
-fn serve(recovered: &Recovered, file: &[u8]) {
+fn serve(next: LogIdentity, recovered: &Recovered, file: &[u8]) {
     for record in recovered.records() {
         assert!(record.lsn < recovered.next_lsn && !record.blocks.is_empty());
     }
     let arena = Arena::anonymous(CONFIG.arena_bytes).expect("memory");
-    let Ok(mut log) = ShardLog::resume(identity(3), CONFIG, arena, recovered) else {
+    let Ok(mut log) = ShardLog::resume(next, CONFIG, arena, recovered) else {
         return;
     };
     for (_, place, _) in recovered
@@ -84,22 +97,27 @@ fn serve(recovered: &Recovered, file: &[u8]) {
     }
 }
 
-/// A file of four batches, the last two in memory only, with changes.
-fn changed(changes: &[u8], repair: bool, near: bool) -> (Vec<u8>, Vec<u8>) {
-    static WHOLE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
-    let (mut file, mut region) = WHOLE.get_or_init(whole).clone();
+/// A file of four batches, the last two in memory only unless the log had ended, with changes.
+fn changed(changes: &[u8], mode: u8) -> (Vec<u8>, Vec<u8>) {
+    static KILLED: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+    static ENDED_WHOLE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+    let template = match mode & ENDED {
+        0 => KILLED.get_or_init(|| whole(false)),
+        _ => ENDED_WHOLE.get_or_init(|| whole(true)),
+    };
+    let (mut file, mut region) = template.clone();
     for change in changes.chunks_exact(5) {
         let position = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
         let in_region = change[3] & 1 == 1;
         let target = if in_region { &mut region } else { &mut file };
-        let position = if near {
+        let position = if mode & NEAR != 0 {
             telling(position, in_region)
         } else {
             position % target.len()
         };
         target[position] = change[4];
     }
-    if repair {
+    if mode & REPAIR != 0 {
         file.chunks_exact_mut(PAGE_BYTES).for_each(repair_page);
     }
     (file, region)
@@ -116,7 +134,7 @@ fn telling(position: usize, in_region: bool) -> usize {
     start * PAGE_BYTES + within % TELLING_BYTES
 }
 
-fn whole() -> (Vec<u8>, Vec<u8>) {
+fn whole(ended: bool) -> (Vec<u8>, Vec<u8>) {
     let mut file = vec![0; CONFIG.file_bytes() as usize];
     let first = blank_head(&identity(1), &CONFIG);
     for head in [
@@ -151,15 +169,24 @@ fn whole() -> (Vec<u8>, Vec<u8>) {
         let marked = log.append_mark(VolumeId(2), Epoch(batch), lsn, 0..9, MarkKind::Trim);
         marked.expect("an empty log has room");
         log.close();
-        while batch < 2 && log.next_queued().is_some() {
-            let write = log.start_write(true).expect("a batch is queued");
-            let at = write.file_offset as usize;
-            let bytes = log.arena.bytes(write.arena_offset, write.len);
-            file[at..at + write.len].copy_from_slice(bytes);
-            log.write_finished(&write, Ok(()));
+        if batch < 2 || ended {
+            write_out(&mut log, &mut file);
         }
     }
+    if ended {
+        assert!(log.end());
+        write_out(&mut log, &mut file);
+    }
     (file, log.arena.bytes(0, CONFIG.arena_bytes).to_vec())
+}
+
+fn write_out(log: &mut ShardLog, file: &mut [u8]) {
+    while let Some(write) = log.start_write(true) {
+        let at = write.file_offset as usize;
+        let bytes = log.arena.bytes(write.arena_offset, write.len);
+        file[at..at + write.len].copy_from_slice(bytes);
+        log.write_finished(&write, Ok(()));
+    }
 }
 
 /// Puts the checksums of a header page or log head right.
@@ -189,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_template_is_whole() {
-        let (file, region) = changed(&[], true, false);
+        let (file, region) = changed(&[], CHANGES | REPAIR);
         let regions: [&dyn ReadMedia; 1] = [&region];
         let recovered = recover_shard(&identity(3), &file, &regions).unwrap();
         assert_eq!(
@@ -199,8 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn the_template_that_ended_is_not_searched() {
+        let (file, region) = changed(&[], CHANGES | REPAIR | ENDED);
+        let regions: [&dyn ReadMedia; 1] = [&region];
+        let recovered = recover_shard(&reader(ENDED), &file, &regions).unwrap();
+        assert_eq!((recovered.batches().len(), recovered.searched), (4, false));
+    }
+
+    #[test]
     fn the_telling_pages_tell() {
-        let (file, region) = whole();
+        let (file, region) = whole(false);
         for page in FILE_PAGES.map(|page| &file[page * PAGE_BYTES..]) {
             assert!(page.starts_with(&HEAD_MAGIC) || page.starts_with(&BATCH_MAGIC));
         }
@@ -217,7 +252,7 @@ mod tests {
         // Where the interesting bytes are: log heads, batch headers, the region's control area.
         let bases = [0, 0x8000, 0x1_0000, 0x1_3000, 0x1_6000];
         for _ in 0..1500 {
-            let mut data = vec![2 | dice.roll(2) as u8];
+            let mut data = vec![CHANGES | dice.roll(2) as u8 | (ENDED * dice.roll(2) as u8)];
             for _ in 0..1 + dice.roll(4) {
                 let region = dice.roll(3) == 0;
                 let base = bases[dice.roll(bases.len() as u64) as usize];

@@ -21,6 +21,7 @@ use crate::identity::{BatchNum, Epoch, Lsn, VolumeId};
 
 use super::batch::{Batch, Batches, State};
 use super::config::{LogConfig, LogIdentity};
+use super::ending::Used;
 use super::format::{BatchHeader, HEADER_PAGES, TABLE_START, put_u32};
 use super::pages::PageRing;
 use super::place::Place;
@@ -34,7 +35,7 @@ use super::write::Writer;
 /// Why an append has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
-    /// The log has failed: no append will be accepted any more.
+    /// The log has failed or ended: no append will be accepted any more.
     Failed,
     /// No free segment: wait for a commit and [`ShardLog::release`].
     Log,
@@ -86,8 +87,10 @@ pub struct ShardLog {
     /// First batch of this incarnation.
     pub(super) first: BatchNum,
     /// Content CRC of the last closed batch.
-    chain: u32,
-    last_lsn: Lsn,
+    pub(super) chain: u32,
+    pub(super) last_lsn: Lsn,
+    /// Greatest numbers in use, by void batches too.
+    pub(super) used: Used,
     pub(super) durable_through: BatchNum,
     /// Pages of closed batches above `durable_through`.
     pub(super) undurable_pages: usize,
@@ -95,7 +98,8 @@ pub struct ShardLog {
 }
 
 impl ShardLog {
-    /// Goes on after a replay, in a fresh segment and with a new `arena` (zeroed). The first thing
+    /// Goes on after a replay, in a fresh segment and with a new `arena` whose control area
+    /// is zeroed. The first thing
     /// that [`ShardLog::start_write`] hands out is a log head.
     ///
     /// # Errors
@@ -134,6 +138,7 @@ impl ShardLog {
             first: recovered.next_batch,
             chain: recovered.chain,
             last_lsn: recovered.last_lsn,
+            used: Used::by(recovered),
             durable_through: before,
             undurable_pages: 0,
             identity,
@@ -282,6 +287,7 @@ impl ShardLog {
         if self.open.noted != Some((volume, epoch)) {
             self.open.noted = Some((volume, epoch));
             self.segments.note_use(volume, epoch);
+            self.used.note_epoch(epoch);
         }
         let open = &mut self.open;
         open.pages += pages;
@@ -305,7 +311,7 @@ impl ShardLog {
             "a record fits into an empty batch"
         );
         self.close();
-        if self.writer.failed().is_some() {
+        if self.writer.failed().is_some() || self.writer.has_ended() {
             return Err(Shortage::Failed);
         }
         let need = HEADER_PAGES + pages as u32;

@@ -4,6 +4,7 @@
 mod batch;
 pub mod config;
 pub mod device;
+mod ending;
 pub mod files;
 pub mod format;
 pub mod fuzz;

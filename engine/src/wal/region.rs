@@ -81,7 +81,7 @@ impl RegionLayout {
         DESCRIPTORS_START + slot as usize * DESCRIPTOR_BYTES
     }
 
-    /// Sets up the control area of a zeroed arena.
+    /// Sets up the control area, which is zeroed.
     pub(super) fn format(self, arena: &mut Arena, identity: &LogIdentity) {
         let mut fixed = [0u8; FIXED_CRC + 4];
         fixed[MAGIC..MAGIC + 8].copy_from_slice(&REGION_MAGIC);

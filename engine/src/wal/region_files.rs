@@ -15,7 +15,7 @@ use crate::identity::Incarnation;
 
 use super::config::BootId;
 
-pub use prepared::{PreparedRegions, remove_prepared};
+pub use prepared::{PreparedRegions, keep_for_later};
 
 /// `f_type` of tmpfs, see statfs(2).
 const TMPFS_MAGIC: u64 = 0x0102_1994;

@@ -314,7 +314,6 @@ impl Segments {
     }
 
     /// Segments taken so far, over all writers.
-    #[cfg(test)]
     pub(super) fn last_generation(&self) -> u64 {
         self.last_generation
     }

@@ -86,6 +86,8 @@ pub(super) struct Writer {
     /// Segments released.
     released: u64,
     head: HeadWrite,
+    /// Nothing is appended any more, and every log head says so.
+    ended: bool,
 }
 
 impl Writer {
@@ -106,7 +108,23 @@ impl Writer {
                 in_flight: None,
                 failures: 0,
             },
+            ended: false,
         }
+    }
+
+    /// From now on log heads say that nothing follows; one is queued.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+        self.head.wanted = true;
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether a log head is still to become durable.
+    pub(super) fn is_head_pending(&self) -> bool {
+        self.head.wanted || self.head.in_flight.is_some()
     }
 
     pub(super) fn failed(&self) -> Option<i32> {
@@ -159,6 +177,7 @@ impl ShardLog {
 
     fn start_head(&mut self) -> WalWrite {
         let released_before = self.released_before();
+        let end = self.writer.ended.then(|| self.log_end());
         let head = &mut self.writer.head;
         head.sequence += 1;
         head.wanted = false;
@@ -173,6 +192,7 @@ impl ShardLog {
             segments: self.config.segments,
             durable_through: self.durable_through,
             released_before,
+            end,
         };
         let arena_offset = self.layout.staging_page();
         log_head.encode(self.arena.bytes_mut(arena_offset, PAGE_BYTES));

@@ -70,7 +70,19 @@ fn replays() -> Seeds {
     let change = |page: u8, place: u8, in_region: bool, byte: u8| {
         vec![7, page, place, 0, u8::from(in_region), byte]
     };
+    // The same in a log that ended in order.
+    let ended = |page: u8, place: u8, byte: u8| vec![15, page, place, 0, 0, byte];
     vec![
+        ("ended", vec![15]),
+        ("ended-next-lsn", ended(1, 80, 1)),
+        ("ended-last-lsn", ended(1, 88, 7)),
+        ("ended-generation", ended(1, 104, 0)),
+        ("ended-chain", ended(1, 112, 1)),
+        ("ended-not", ended(1, 116, 0)),
+        ("ended-durable", ended(1, 64, 3)),
+        ("ended-released", ended(1, 72, 4)),
+        ("ended-incarnation", ended(1, 24, 0)),
+        ("ended-first-batch", ended(2, 40, 2)),
         ("near-head-released", change(1, 72, false, 2)),
         ("near-head-segments", change(0, 15, false, 0x7F)),
         ("near-batch-payload", change(3, 12, false, 9)),

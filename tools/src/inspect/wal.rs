@@ -279,6 +279,7 @@ fn fields(head: &LogHead, found: &[Found], verdict: Option<&Verdict>, in_use: bo
             format!("{} of {}", head.segments, human(head.segment_bytes)),
         )
         .add("last writer", format!("incarnation {}", head.incarnation))
+        .add_some("its end", head.end.map(|_| "in order: nothing follows"))
         .add("durable through", format!("batch {durable}"))
         .add(
             "live batches",
@@ -359,6 +360,7 @@ fn to_json(
         "incarnation": head.incarnation,
         "segments": head.segments,
         "segment_bytes": head.segment_bytes,
+        "ended": head.end.is_some(),
         "durable_through": head.durable_through,
         "released_before": head.released_before,
         "next_batch": verdict.map(|v| v.next_batch),

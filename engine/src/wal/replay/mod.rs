@@ -4,6 +4,7 @@
 
 mod accept;
 mod damage;
+mod ended;
 mod region;
 mod salvage;
 mod scan;
@@ -47,6 +48,9 @@ pub struct Recovered {
     /// Whether a region of this WAL and boot was there: what a killed process had answered and not
     /// yet written is known. A region that was only just created does not count.
     pub memory_survived: bool,
+    /// Whether the file was searched for its end: the writer before did not end in order, or what
+    /// it said of the end does not fit what is there.
+    pub searched: bool,
 }
 
 /// A batch that counts.
@@ -129,6 +133,7 @@ impl Recovered {
             last_generation: 0,
             torn: None,
             memory_survived: false,
+            searched: false,
         }
     }
 
@@ -172,6 +177,7 @@ pub(super) fn blank_head(identity: &LogIdentity, config: &LogConfig) -> LogHead 
         segments: config.segments,
         durable_through: BatchNum(0),
         released_before: BatchNum(1),
+        end: None,
     }
 }
 
@@ -208,9 +214,13 @@ fn replay(
 ) -> Recovered {
     let opened = region::open(identity, regions, problems);
     let memory_survived = !opened.is_empty();
-    let found = scan::scan(identity, file, head, problems);
     let floor = region::durable_floor(&opened);
-    let accepted = accept::accept(file, head, found, floor, problems);
+    let ended = ended::accept_ended(identity, file, head, floor);
+    let searched = ended.is_none();
+    let accepted = ended.unwrap_or_else(|| {
+        let found = scan::scan(identity, file, head, problems);
+        accept::accept(file, head, found, floor, problems)
+    });
     let region_only = region::collect(opened, accepted.last_lsn, problems);
     let last_region = region_only.last().map_or(Lsn(0), |record| record.lsn);
     let region_epoch = region_only.iter().map(|record| record.epoch).max();
@@ -226,6 +236,7 @@ fn replay(
         last_generation: accepted.last_generation,
         torn: accepted.torn,
         memory_survived,
+        searched,
     }
 }
 

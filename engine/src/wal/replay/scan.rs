@@ -227,7 +227,12 @@ impl Scanner<'_, '_> {
 }
 
 /// The batch whose header `page` is, if it is one of this WAL at its own place.
-fn candidate(identity: &LogIdentity, page: &[u8], at: u64, end: u64) -> Option<Candidate> {
+pub(super) fn candidate(
+    identity: &LogIdentity,
+    page: &[u8],
+    at: u64,
+    end: u64,
+) -> Option<Candidate> {
     let header = BatchHeader::decode(page)?;
     let ours = header.wal == identity.wal
         && header.shard == identity.shard
@@ -240,7 +245,7 @@ fn candidate(identity: &LogIdentity, page: &[u8], at: u64, end: u64) -> Option<C
 }
 
 /// Reads pages through a window that grows while reading is dense.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     file: &'a dyn ReadMedia,
     bytes: Vec<u8>,
     start: u64,
@@ -249,7 +254,7 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(file: &'a dyn ReadMedia) -> Self {
+    pub(super) fn new(file: &'a dyn ReadMedia) -> Self {
         let bytes = vec![0; WINDOW_BYTES_MAX];
         Self {
             file,
@@ -261,7 +266,7 @@ impl<'a> Window<'a> {
     }
 
     /// The page at `at`; `None` if it cannot be read, which is reported.
-    fn page(&mut self, at: u64, problems: &mut Problems) -> Option<&[u8]> {
+    pub(super) fn page(&mut self, at: u64, problems: &mut Problems) -> Option<&[u8]> {
         let end = self.start + self.len as u64;
         if at < self.start || at + PAGE > end {
             let dense = self.len > 0 && at >= end && at - end < self.next_len as u64;

@@ -23,6 +23,7 @@ enum Step {
     Commit,
     Settle,
     Crash(Crash),
+    End { written: bool, crash: Crash },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -40,7 +41,14 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Settle),
         2 => Just(Step::Crash(Crash::Power)),
         2 => Just(Step::Crash(Crash::Kill)),
+        3 => end(),
     ]
+}
+
+/// A process that ends in order, most of the time; the host or the process may go at any step of it.
+fn end() -> impl Strategy<Value = Step> {
+    let crash = prop_oneof![Just(Crash::Power), Just(Crash::Kill)];
+    (prop::bool::weighted(0.8), crash).prop_map(|(written, crash)| Step::End { written, crash })
 }
 
 /// Mostly large appends, made durable and committed, so that segments are recycled all the time.
@@ -58,6 +66,7 @@ fn busy_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::FailWrite { which: 0 }),
         1 => Just(Step::Crash(Crash::Power)),
         1 => Just(Step::Crash(Crash::Kill)),
+        2 => end(),
     ]
 }
 
@@ -93,6 +102,13 @@ fn run(world: &mut World, step: &Step) {
             }
         }
         Step::Crash(crash) => world.crash(crash),
+        Step::End { written, crash } => {
+            if world.log.failed().is_none() {
+                world.settle();
+            }
+            world.end(written);
+            world.crash(crash);
+        }
     }
 }
 
@@ -161,6 +177,10 @@ fn recycled_segments_hold_no_ghosts() {
         }
         world.release();
         if round % 10 == 9 {
+            if dice.roll(3) == 0 {
+                world.settle();
+                assert!(world.end(dice.roll(4) > 0));
+            }
             world.crash(if dice.roll(2) == 0 {
                 Crash::Power
             } else {
@@ -169,6 +189,7 @@ fn recycled_segments_hold_no_ghosts() {
         }
     }
     assert_eq!(world.recoveries, 40);
+    assert!(world.unsearched >= 5, "{} ended in order", world.unsearched);
     let generation = world.log.segments.last_generation();
     assert!(
         generation > 80,

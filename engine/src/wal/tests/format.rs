@@ -3,7 +3,9 @@
 use crate::arena::Arena;
 use crate::block::{BlockSize, LocalBlock, PAGE_BYTES, ShardId};
 use crate::identity::{BatchNum, Epoch, Incarnation, Lsn, VolumeId};
-use crate::wal::format::{BatchHeader, FIXED_BYTES, HEAD_SLOTS, LogHead, TABLE_START};
+use crate::wal::format::{
+    BatchHeader, FIXED_BYTES, HEAD_SLOTS, LogEnd, LogHead, TABLE_START, seal,
+};
 use crate::wal::region::{RegionLayout, RegionPage};
 use crate::wal::{MarkKind, RecordHead, WalId};
 
@@ -79,6 +81,7 @@ fn a_log_head_has_these_bytes() {
         segments: 16,
         durable_through: BatchNum(50),
         released_before: BatchNum(20),
+        end: None,
     };
     let mut page = [0xFFu8; PAGE_BYTES];
     head.encode(&mut page);
@@ -90,6 +93,7 @@ fn a_log_head_has_these_bytes() {
         0, 0, 16, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0,
         50, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0,
     ]);
+    assert!(page[80..124].iter().all(|&byte| byte == 0), "no end");
     assert_eq!(LogHead::decode(&page, HEAD_SLOTS[1]), Some(head));
     assert_eq!(
         LogHead::decode(&page, HEAD_SLOTS[0]),
@@ -101,6 +105,83 @@ fn a_log_head_has_these_bytes() {
         assert_eq!(LogHead::decode(&page, HEAD_SLOTS[1]), None, "bit {bit}");
         page[bit / 8] ^= 1 << (bit % 8);
     }
+}
+
+/// A log head of a writer that ended in order, with this end.
+fn ended_head(end: LogEnd) -> LogHead {
+    LogHead {
+        shard: ShardId::new(1).unwrap(),
+        wal: WalId(6),
+        incarnation: Incarnation(7),
+        first: BatchNum(40),
+        sequence: 3,
+        segment_bytes: 0x10_0000,
+        segments: 16,
+        durable_through: BatchNum(50),
+        released_before: BatchNum(20),
+        end: Some(end),
+    }
+}
+
+const END: LogEnd = LogEnd {
+    next_lsn: Lsn(0x0102_0304),
+    last_lsn: Lsn(0x0102_0301),
+    max_epoch: Epoch(0x21),
+    last_generation: 0x31,
+    chain: 0x4142_4344,
+};
+
+#[test]
+fn the_head_of_a_log_that_ended_in_order_has_these_bytes() {
+    let head = ended_head(END);
+    let mut page = [0u8; PAGE_BYTES];
+    head.encode(&mut page);
+    #[rustfmt::skip]
+    assert_eq!(page[80..128], [
+        4, 3, 2, 1, 0, 0, 0, 0, 1, 3, 2, 1, 0, 0, 0, 0,
+        0x21, 0, 0, 0, 0, 0, 0, 0, 0x31, 0, 0, 0, 0, 0, 0, 0,
+        0x44, 0x43, 0x42, 0x41, 1, 0, 0, 0, 0, 0, 0, 0, 0xB8, 0x10, 0xD8, 0x94,
+    ]);
+    assert_eq!(LogHead::decode(&page, HEAD_SLOTS[1]), Some(head));
+    for bit in 80 * 8..FIXED_BYTES * 8 {
+        page[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(LogHead::decode(&page, HEAD_SLOTS[1]), None, "bit {bit}");
+        page[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+#[test]
+fn an_end_that_no_log_has_is_none() {
+    let most = u64::MAX;
+    for bad in [
+        LogEnd {
+            next_lsn: Lsn(most),
+            ..END
+        },
+        LogEnd {
+            last_lsn: END.next_lsn,
+            ..END
+        },
+        LogEnd {
+            max_epoch: Epoch(most),
+            ..END
+        },
+        LogEnd {
+            last_generation: most,
+            ..END
+        },
+    ] {
+        let mut page = [0u8; PAGE_BYTES];
+        ended_head(bad).encode(&mut page);
+        let read_back = LogHead::decode(&page, HEAD_SLOTS[1]).expect("the head is whole");
+        assert_eq!(read_back.end, None, "{bad:?}");
+    }
+    let mut page = [0u8; PAGE_BYTES];
+    ended_head(END).encode(&mut page);
+    page[116] = 2;
+    seal(&mut page[..FIXED_BYTES]);
+    let read_back = LogHead::decode(&page, HEAD_SLOTS[1]).expect("the head is whole");
+    assert_eq!(read_back.end, None, "another kind of end");
 }
 
 #[test]
@@ -115,6 +196,7 @@ fn a_log_head_whose_numbers_no_file_can_have_is_refused() {
         segments: (1 << 31) - 1,
         durable_through: BatchNum(50),
         released_before: BatchNum(20),
+        end: None,
     };
     let read_back = |head: &LogHead| {
         let mut page = [0u8; PAGE_BYTES];

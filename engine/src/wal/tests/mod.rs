@@ -4,6 +4,7 @@ mod appending;
 mod crashes;
 mod damage;
 pub(in crate::wal) mod dice;
+mod ending;
 mod errors;
 mod format;
 mod world;

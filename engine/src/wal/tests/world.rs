@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::arena::Arena;
 use crate::block::{BlockSize, LocalBlock, PAGE_BYTES, ShardId};
 use crate::identity::{BatchNum, Epoch, Incarnation, Lsn, VolumeId};
-use crate::wal::format::LogHead;
+use crate::wal::format::{HEAD_SLOTS, LogHead};
 use crate::wal::replay::blank_head;
 use crate::wal::{
     BarrierMark, BootId, Content, LogConfig, LogIdentity, MarkKind, Place, RecordHead, Recovered,
@@ -56,6 +56,19 @@ pub(super) fn blank_file(config: &LogConfig) -> Vec<u8> {
     ] {
         let at = head.file_offset() as usize;
         head.encode(&mut file[at..at + PAGE_BYTES]);
+    }
+    file
+}
+
+/// The file as if no writer had said where its log ends.
+pub(super) fn without_end(file: &[u8]) -> Vec<u8> {
+    let mut file = file.to_vec();
+    for slot in HEAD_SLOTS {
+        let page = &mut file[slot as usize..slot as usize + PAGE_BYTES];
+        if let Some(mut head) = LogHead::decode(page, slot) {
+            head.end = None;
+            head.encode(page);
+        }
     }
     file
 }
@@ -168,6 +181,8 @@ pub(super) struct World {
     dice: Dice,
     /// Recoveries so far.
     pub(super) recoveries: u32,
+    /// Of these, those that did not search the file.
+    pub(super) unsearched: u32,
 }
 
 impl World {
@@ -191,6 +206,7 @@ impl World {
             incarnation: 1,
             dice: Dice(seed),
             recoveries: 0,
+            unsearched: 0,
         }
     }
 
@@ -408,6 +424,15 @@ impl World {
         }
     }
 
+    /// Ends the log in order if it is at rest. `written`: its last head gets to the disk; else that
+    /// is in flight when the process ends.
+    pub(super) fn end(&mut self, written: bool) -> bool {
+        let ended = self.log.end();
+        while ended && self.start_write(true) {}
+        while ended && written && self.finish_write(0, None) {}
+        ended
+    }
+
     /// Ends the process, recovers and compares with the model.
     pub(super) fn crash(&mut self, crash: Crash) {
         let durable = self.log.durable_through();
@@ -459,6 +484,8 @@ impl World {
             Ok(recovered) => recovered,
             Err(damage) => panic!("no bit was damaged, yet: {damage}"),
         };
+        self.compare_with_search(&identity, &recovered, &regions);
+        self.unsearched += u32::from(!recovered.searched);
         self.compare(crash, durable, &recovered);
         assert!(
             recovered.next_lsn
@@ -469,12 +496,50 @@ impl World {
         );
         self.next_lsn = recovered.next_lsn;
         self.epoch = Epoch(self.epoch.0.max(recovered.max_epoch.0) + 1);
-        let arena = Arena::anonymous(self.config.arena_bytes).unwrap();
+        let mut arena = Arena::anonymous(self.config.arena_bytes).unwrap();
+        // Memory that was used before, but for the control area.
+        let ring = self.log.layout.ring_start();
+        let used = arena.bytes_mut(ring, self.config.arena_bytes - ring);
+        used.fill(self.dice.roll(256) as u8);
         self.log = ShardLog::resume(identity, self.config, arena, &recovered).unwrap();
         self.recovering = recovered.region_only.into();
         self.model
             .retain(|_, expected| expected.epoch > self.committed);
         self.check_file_blocks();
+    }
+
+    /// What a head says of a log's end is what a search of the whole file finds.
+    fn compare_with_search(
+        &self,
+        identity: &LogIdentity,
+        recovered: &Recovered,
+        regions: &[&dyn crate::wal::ReadMedia],
+    ) {
+        let unended = without_end(&self.disk.durable);
+        let searched = recover_shard(identity, &unended, regions).expect("no bit was damaged");
+        assert!(searched.searched);
+        let batches = |found: &Recovered| -> Vec<_> {
+            let batches = found.batches().iter();
+            batches
+                .map(|b| (b.number, b.file_offset, b.pages))
+                .collect()
+        };
+        assert_eq!(batches(recovered), batches(&searched));
+        assert_eq!(recovered.next_batch, searched.next_batch);
+        assert_eq!(recovered.region_only, searched.region_only);
+        assert_eq!(recovered.memory_survived, searched.memory_survived);
+        assert_eq!(recovered.last_lsn, searched.last_lsn);
+        // A search finds no more of what was used again since.
+        assert!(recovered.next_lsn >= searched.next_lsn);
+        assert!(recovered.max_epoch >= searched.max_epoch);
+        assert!(recovered.last_generation >= searched.last_generation);
+        if !recovered.batches().is_empty() {
+            assert_eq!(recovered.chain, searched.chain);
+        }
+        if recovered.searched {
+            assert_eq!(recovered.next_lsn, searched.next_lsn);
+            assert_eq!(recovered.torn, searched.torn);
+        }
     }
 
     /// What was recovered is exactly a prefix of what was appended: all of it after a kill, at
