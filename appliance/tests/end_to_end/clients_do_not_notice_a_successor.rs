@@ -8,16 +8,30 @@ use std::time::Duration;
 use crate::harness::beside;
 use crate::harness::client::NbdClient;
 use crate::harness::daemon::Rig;
+use crate::harness::guest::Image;
 use crate::harness::stamps::Ledger;
 use crate::harness::{Dice, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Hand-offs in `tools/check`; `TAIPAN_HANDOFFS` says otherwise.
 const HANDOFFS: u32 = 5;
+/// Hand-offs of a guest, which is slow.
+const GUEST_HANDOFFS: u32 = 3;
+/// Most of it is the boot of the guest.
+const GUEST_LIMIT: Duration = Duration::from_secs(240);
 const BLOCKS: u64 = 1024;
 
 fn rig() -> Rig {
-    Rig::new(&["vol0:1GiB", "vol1:1GiB"]).with_flags(&["--wal-size=128MiB", "--cache-size=128MiB"])
+    let wal = format!("--wal-size={}", wal_size());
+    Rig::new(&["vol0:1GiB", "vol1:1GiB"]).with_flags(&[&wal, "--cache-size=128MiB"])
+}
+
+/// At length, that of a data directory which nobody configured.
+fn wal_size() -> &'static str {
+    match wanted_handoffs() {
+        Some(_) => "4GiB",
+        None => "128MiB",
+    }
 }
 
 /// libnbd on a volume of its own.
@@ -57,9 +71,9 @@ impl Foreign {
     }
 }
 
-fn handoffs() -> u32 {
+fn wanted_handoffs() -> Option<u32> {
     let wanted = std::env::var("TAIPAN_HANDOFFS").ok();
-    wanted.map_or(HANDOFFS, |n| n.parse().expect("a number of hand-offs"))
+    wanted.map(|n| n.parse().expect("a number of hand-offs"))
 }
 
 #[test]
@@ -68,11 +82,12 @@ fn again_and_again_under_load() {
     let mut daemon = rig.start();
     let mut ledger = Ledger::new(BLOCKS);
     let writers = ledger.start_writers(&daemon.socket(), &mut Dice::new());
-    let times = handoffs();
+    let times = wanted_handoffs().unwrap_or(HANDOFFS);
     let mut foreign = Foreign::start(&daemon.tcp_uri("vol1"));
     assert_eq!(foreign.line(), "working\n");
     for _ in 0..times {
         daemon = rig.succeed(daemon, "");
+        assert!(daemon.said().contains(" searched=0 "), "the logs had ended");
         let before = writers.answers();
         wait_until("answers", LIMIT, || writers.answers() > before + 100);
     }
@@ -85,6 +100,32 @@ fn again_and_again_under_load() {
     let daemon = rig.start();
     let found = ledger.read(&mut daemon.client("vol0"));
     ledger.check_answered(&found);
+    daemon.stop();
+}
+
+/// The Linux kernel's client in a guest, with several connections, under fio's verified load.
+#[test]
+fn the_kernel_client_again_and_again_under_load() {
+    let image = Image::with_fio();
+    let rig = rig();
+    let mut daemon = rig.start();
+    let mut guest = image.boot("kernel_client_handed_over", daemon.tcp.port(), &[]);
+    guest.await_step("under load", GUEST_LIMIT);
+    let times = wanted_handoffs().unwrap_or(GUEST_HANDOFFS);
+    for _ in 0..times {
+        daemon = rig.succeed(daemon, "");
+        wait_until("requests of the guest", LIMIT, || {
+            daemon.metric("taipan_requests_total") > 500.0
+        });
+    }
+    guest.tell("go-on");
+    let said = guest.await_step("longest stall", GUEST_LIMIT);
+    println!(
+        "{times} hand-offs under a guest: {}",
+        said.trim_start_matches("@@ ")
+    );
+    guest.await_step("done", GUEST_LIMIT);
+    guest.ended();
     daemon.stop();
 }
 

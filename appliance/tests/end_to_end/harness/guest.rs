@@ -34,6 +34,15 @@ impl Image {
         image
     }
 
+    /// Builds the initramfs and a disk with fio.
+    pub(crate) fn with_fio() -> Self {
+        let image = Self::without_tree();
+        Program::new(beside("guest/build-fio"), Duration::from_secs(120))
+            .arg(image.path("fio.ext4"))
+            .succeed();
+        image
+    }
+
     /// Builds the initramfs alone.
     pub(crate) fn without_tree() -> Self {
         let folder = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
@@ -71,15 +80,14 @@ impl Image {
             .args(["-netdev", "user,id=net"])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .args(volume);
-        let tree = self.path("tree.tar");
-        if tree.exists() {
-            let tree = tree.display();
-            command
-                .arg("-blockdev")
-                .arg(format!(
-                    "driver=file,node-name=tree,read-only=on,filename={tree}"
-                ))
-                .args(["-device", "virtio-blk-pci,drive=tree,serial=tree"]);
+        for (name, file) in [("tree", "tree.tar"), ("fio", "fio.ext4")] {
+            let path = self.path(file);
+            if path.exists() {
+                let path = path.display();
+                let disk = format!("driver=file,node-name={name},read-only=on,filename={path}");
+                let device = format!("virtio-blk-pci,drive={name},serial={name}");
+                command.args(["-blockdev", &disk, "-device", &device]);
+            }
         }
         Guest::start(command)
     }
