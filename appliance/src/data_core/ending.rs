@@ -7,7 +7,7 @@ use super::DataCore;
 
 /// So long the ends may take to become durable. Without them the next start takes longer, and
 /// nothing else.
-const ENDS_MS_MAX: u64 = 500;
+const ENDS_MS_MAX: u64 = 5000;
 
 impl DataCore {
     /// No client is left, and no more messages come.
