@@ -310,7 +310,8 @@ fn set_aside(path: &Path) -> Result<()> {
     fs::rename(path, &aside).map_err(|e| Error::io("setting a region aside", e).with_path(path))
 }
 
-/// Regions for all shards, in the memory of the process before if that ended in order; what a failed attempt made is removed again.
+/// Regions for all shards, in the memory of the process before if that kept it. What a failed
+/// attempt made is removed again.
 fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> Result<Vec<File>> {
     let layout = RegionLayout::new(config.arena_bytes, config.undurable_bytes_max);
     if let Some(kept) = PreparedRegions::left(dir, config.arena_bytes, layout.ring_start())? {

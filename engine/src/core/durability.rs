@@ -280,8 +280,8 @@ impl Core {
         }
     }
 
-    /// Ends every log that is at rest, so that the next start need not search it: nothing is written
-    /// from then on. [`Core::is_ending`] tells when that is durable.
+    /// Ends every log that is at rest, so that the next start need not search it: nothing is
+    /// written from then on. [`Core::is_ending`] tells when that is durable.
     pub fn end_logs(&mut self) {
         for (position, shard) in self.shards.iter_mut().enumerate() {
             if shard.log_mut().end() {

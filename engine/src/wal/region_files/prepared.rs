@@ -16,7 +16,8 @@ use crate::identity::Incarnation;
 /// How their names begin. A start ignores them, and removes those that nobody will use.
 const PREFIX: &str = "prepared-";
 
-/// A region file for every shard, zeroed as far as a log needs it; those that are not used are removed with the value.
+/// A region file for every shard, zeroed as far as a log needs it; those that are not used are
+/// removed with the value.
 #[derive(Debug)]
 pub struct PreparedRegions {
     dir: PathBuf,

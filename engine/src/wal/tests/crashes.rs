@@ -45,7 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A process that ends in order, most of the time; the host or the process may go at any step of it.
+/// A process that ends in order, most of the time; the host or the process may go at any step.
 fn end() -> impl Strategy<Value = Step> {
     let crash = prop_oneof![Just(Crash::Power), Just(Crash::Kill)];
     (prop::bool::weighted(0.8), crash).prop_map(|(written, crash)| Step::End { written, crash })
