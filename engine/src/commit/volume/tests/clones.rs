@@ -315,8 +315,8 @@ impl Family {
         }
     }
 
-    /// Deletes a snapshot if it has no clones, or else the clone itself if it has no snapshots: with
-    /// some it may have clones, and is not deleted.
+    /// Deletes a snapshot if it has no clones, or else the clone itself if it has no snapshots:
+    /// with some it may have clones, and is not deleted.
     fn delete_one(&mut self, who: usize, which: usize) {
         let (world, rig) = &mut self.members[who];
         let snapshot = rig.commit.snapshots().iter().nth(which % 3).cloned();
