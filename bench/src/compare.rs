@@ -568,7 +568,8 @@ fn cpu_halves() -> (String, String) {
 }
 
 /// Has the kernel forget what it holds of files, so that what was just written is read from disk by
-/// everybody. Without the right to do so, servers that read through the page cache are at an advantage.
+/// everybody. Without the right to do so, servers that read through the page cache are at an
+/// advantage.
 fn forget_pages() {
     rustix::fs::sync();
     if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "1") {
