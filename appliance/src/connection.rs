@@ -10,6 +10,7 @@ mod handed;
 mod input;
 mod lookup;
 mod receiving;
+mod refusals;
 mod replies;
 mod requests;
 mod roster;
@@ -43,6 +44,7 @@ use handed::{Rest, Resuming};
 use input::Input;
 use lookup::Lookup;
 use receiving::Received;
+use refusals::RefusalLog;
 pub(crate) use replies::CONTEXTS;
 use replies::{Agreed, Found, Since};
 use requests::{InFlight, Refused, Requests, WriteStream};
@@ -146,6 +148,7 @@ enum Phase {
         deadline_ms: u64,
         /// What the client named and is not open.
         lookup: Lookup,
+        refusals: RefusalLog,
     },
     /// The handshake is done; dead connections of the volume are being closed on other cores.
     Joining {
@@ -254,6 +257,7 @@ impl Connection {
                 machine,
                 deadline_ms,
                 lookup: Lookup::Nothing,
+                refusals: RefusalLog::default(),
             },
             unread: false,
             progress: Progress::default(),
@@ -414,7 +418,10 @@ impl Connection {
     /// Runs the handshake; `None`: transmission has begun.
     fn negotiate(&mut self, around: &mut Surroundings<'_>) -> Option<Outcome> {
         let Phase::Handshake {
-            machine, lookup, ..
+            machine,
+            lookup,
+            refusals,
+            ..
         } = &mut self.phase
         else {
             return None;
@@ -427,7 +434,9 @@ impl Connection {
             may_start_tls: self.tls.is_some() && !self.wire.is_tls(),
         };
         let exports = told.exports(around.directory.seen_by(client));
-        let advance = match machine.advance(self.input.bytes(), &mut out, &exports) {
+        let advance = machine.advance(self.input.bytes(), &mut out, &exports);
+        refusals.note(&machine.take_refused(), &self.peer);
+        let advance = match advance {
             Ok(advance) => advance,
             Err(error) => {
                 tracing::info!(peer = %self.peer, %error, "handshake failed");
@@ -640,8 +649,13 @@ impl Drop for Connection {
         if let Phase::Transmission(session) = &self.phase
             && session.failures.unsaid() > 0
         {
-            let more = session.failures.unsaid();
-            tracing::warn!(peer = %self.peer, more, "further requests of this client had failed");
+            let (volume, more) = (session.volume.label(), session.failures.unsaid());
+            tracing::warn!(
+                peer = %self.peer,
+                volume,
+                more,
+                "further requests of this client had failed"
+            );
         }
     }
 }
@@ -658,6 +672,7 @@ fn dead_phase() -> Phase {
         machine,
         deadline_ms: 0,
         lookup: Lookup::Nothing,
+        refusals: RefusalLog::default(),
     }
 }
 

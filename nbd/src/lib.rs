@@ -61,8 +61,8 @@ pub use export::{
 pub use reply::{SIMPLE_REPLY_BYTES, SimpleReply, simple_reply};
 pub use request::{BadMagic, REQUEST_BYTES, RequestHeader};
 pub use server::{
-    Advance, Features, HandshakeEnd, HandshakeError, HandshakeLimits, Selected, ServerHandshake,
-    TlsPolicy,
+    Advance, Features, HandshakeEnd, HandshakeError, HandshakeLimits, RefusedOption, Selected,
+    ServerHandshake, TlsPolicy,
 };
 pub use session::{Agreement, CONTEXTS_MAX, ContextIds, HeaderStyle, MetaContext, Session};
 pub use validate::{Op, Refusal, validate};

@@ -86,7 +86,7 @@ impl Session {
             return;
         };
         tracing::warn!(
-            volume = %self.volume.name,
+            volume = self.volume.label(),
             peer,
             request = failed.kind.map_or("unknown", RequestKind::name),
             offset = failed.offset,

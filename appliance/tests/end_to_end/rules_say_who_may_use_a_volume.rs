@@ -45,6 +45,8 @@ fn rules_say_who_may_use_a_volume() {
     for volume in ["secret", "none"] {
         let refused = qemu_io(&daemon.tcp_uri(volume), &["read 0 512"]).fail();
         assert!(refused.contains("Denied by server"), "{volume}: {refused}");
+        let logged = format!("volume=\"{volume}\" error=\"POLICY\"");
+        daemon.await_log(&logged, LIMIT);
     }
     let listed = Program::new("qemu-nbd", LIMIT)
         .args("-L -b 127.0.0.1 -p")

@@ -19,14 +19,17 @@ impl ServerHandshake {
         out: &mut Vec<u8>,
         exports: &dyn ExportDirectory,
     ) -> Answer {
-        match option {
+        let refused = self.refused.len();
+        let answer = match option {
             option::EXPORT_NAME => self.export_name(data, out, exports),
             _ if self.offers(option) => {
                 self.negotiate(option, Some(data), out, exports);
                 Ok(None)
             }
             _ => Ok(self.info_or_go(option, data, out, exports)),
-        }
+        };
+        self.name_refused(refused, option, data);
+        answer
     }
 
     /// Answers an option whose `len` bytes of data were thrown away.
@@ -40,7 +43,7 @@ impl ServerHandshake {
         match option {
             _ if self.tls.forbids(option) => {
                 let text = "this server insists on TLS: send STARTTLS first";
-                refuse(out, option, option_reply::ERR_TLS_REQD, text);
+                self.refuse(out, option, option_reply::ERR_TLS_REQD, text);
             }
             // ABORT is acknowledged whatever comes with it.
             option::ABORT => {
@@ -48,15 +51,17 @@ impl ServerHandshake {
                 return Some(HandshakeEnd::Aborted);
             }
             option::LIST if len == 0 => self.list(out, exports),
-            option::LIST => refuse(out, option, option_reply::ERR_INVALID, "LIST takes no data"),
+            option::LIST => {
+                self.refuse(out, option, option_reply::ERR_INVALID, "LIST takes no data");
+            }
             option::INFO | option::GO => {
                 let text = format!("{len} bytes are too many for this option");
-                refuse(out, option, option_reply::ERR_TOO_BIG, &text);
+                self.refuse(out, option, option_reply::ERR_TOO_BIG, &text);
             }
             _ if self.offers(option) => self.negotiate(option, None, out, exports),
             _ => {
                 let text = format!("option {option} is not supported");
-                refuse(out, option, option_reply::ERR_UNSUP, &text);
+                self.refuse(out, option, option_reply::ERR_UNSUP, &text);
             }
         }
         None
@@ -108,19 +113,15 @@ impl ServerHandshake {
     }
 
     fn info_or_go(
-        &self,
+        &mut self,
         option: u32,
         data: &[u8],
         out: &mut Vec<u8>,
         exports: &dyn ExportDirectory,
     ) -> Option<HandshakeEnd> {
         let Some(request) = InfoRequest::parse(data) else {
-            refuse(
-                out,
-                option,
-                option_reply::ERR_INVALID,
-                "malformed export name or request list",
-            );
+            let text = "malformed export name or request list";
+            self.refuse(out, option, option_reply::ERR_INVALID, text);
             return None;
         };
         let found = match exports.find(request.name) {
@@ -132,7 +133,7 @@ impl ServerHandshake {
         };
         if found.min_block > 1 && !request.wants(info::BLOCK_SIZE) {
             let text = format!("this export needs blocks of {} bytes", found.min_block);
-            refuse(out, option, option_reply::ERR_BLOCK_SIZE_REQD, &text);
+            self.refuse(out, option, option_reply::ERR_BLOCK_SIZE_REQD, &text);
             return None;
         }
         let session = self.negotiated.session(request.name, &self.features);
@@ -148,7 +149,7 @@ impl ServerHandshake {
         })
     }
 
-    pub(super) fn refuse_lookup(&self, out: &mut Vec<u8>, option: u32, error: &LookupError) {
+    pub(super) fn refuse_lookup(&mut self, out: &mut Vec<u8>, option: u32, error: &LookupError) {
         let (error, text) = match error {
             LookupError::Policy(text) => (option_reply::ERR_POLICY, text.as_str()),
             LookupError::Shutdown => (option_reply::ERR_SHUTDOWN, "the server is shutting down"),
@@ -159,7 +160,7 @@ impl ServerHandshake {
             LookupError::TlsRequired(text) => (option_reply::ERR_TLS_REQD, text.as_str()),
             LookupError::Unknown => (option_reply::ERR_UNKNOWN, "no export of that name"),
         };
-        refuse(out, option, error, text);
+        self.refuse(out, option, error, text);
     }
 }
 
@@ -242,15 +243,6 @@ fn describe(
             [&minimum, &preferred, &sizes.maximum_payload.to_be_bytes()],
         );
     }
-}
-
-/// An error reply with a text for people.
-pub(super) fn refuse(out: &mut Vec<u8>, option: u32, error: u32, text: &str) {
-    debug_assert!(
-        error & option_reply::ERROR_BIT != 0,
-        "{error:#x} is not an error"
-    );
-    reply(out, option, error, &[clip(text).as_bytes()]);
 }
 
 /// One reply to an option; its data is `parts` joined.

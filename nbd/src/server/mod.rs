@@ -4,6 +4,7 @@ mod answer;
 mod features;
 mod limits;
 mod negotiation;
+mod refused;
 mod tls;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use tls::Tls;
 
 pub use features::Features;
 pub use limits::HandshakeLimits;
+pub use refused::RefusedOption;
 pub use tls::TlsPolicy;
 
 /// One call of [`ServerHandshake::advance`] stops at the next option once it has put out this many
@@ -52,6 +54,8 @@ pub struct ServerHandshake {
     listed_max: u32,
     /// Data of the option in [`Stage::Held`].
     held: Vec<u8>,
+    /// Options that were refused and not asked about.
+    refused: Vec<RefusedOption>,
 }
 
 /// What the next bytes are.
@@ -178,6 +182,7 @@ impl ServerHandshake {
             options: 0,
             listed_max: 0,
             held: Vec::new(),
+            refused: Vec::new(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The options that change the transmission phase: structured replies, extended headers, contexts.
 
-use super::answer::{refuse, reply};
+use super::answer::reply;
 use super::{Features, ServerHandshake};
 use crate::codec::{Cursor, string};
 use crate::export::ExportDirectory;
@@ -121,7 +121,7 @@ impl ServerHandshake {
             *headers = wanted;
             return reply(out, option, option_reply::ACK, &[]);
         };
-        refuse(out, option, error, text);
+        self.refuse(out, option, error, text);
     }
 
     /// LIST_META_CONTEXT names contexts, SET_META_CONTEXT selects them. The latter forgets the
@@ -140,15 +140,15 @@ impl ServerHandshake {
         let request = match data.map(ContextRequest::parse) {
             Some(Ok(_)) if select && !self.negotiated.headers.has_chunks() => {
                 let text = "contexts need structured replies or extended headers";
-                return refuse(out, option, option_reply::ERR_INVALID, text);
+                return self.refuse(out, option, option_reply::ERR_INVALID, text);
             }
             Some(Ok(request)) => request,
             Some(Err(BadRequest::Invalid(text))) => {
-                return refuse(out, option, option_reply::ERR_INVALID, text);
+                return self.refuse(out, option, option_reply::ERR_INVALID, text);
             }
             Some(Err(BadRequest::TooMany)) | None => {
                 let text = "too many queries in one option";
-                return refuse(out, option, option_reply::ERR_TOO_BIG, text);
+                return self.refuse(out, option, option_reply::ERR_TOO_BIG, text);
             }
         };
         let mut names: Vec<String> = Vec::new();
@@ -164,7 +164,7 @@ impl ServerHandshake {
         }
         if select && names.len() > CONTEXTS_MAX {
             let text = format!("more than {CONTEXTS_MAX} contexts");
-            return refuse(out, option, option_reply::ERR_TOO_BIG, &text);
+            return self.refuse(out, option, option_reply::ERR_TOO_BIG, &text);
         }
         let mut contexts = Vec::new();
         for (index, name) in names.into_iter().enumerate() {

@@ -1,6 +1,6 @@
 //! STARTTLS: what is offered, what is forbidden without it, and what is forgotten by it.
 
-use super::answer::{refuse, reply};
+use super::answer::reply;
 use super::negotiation::Negotiated;
 use super::{HandshakeError, ServerHandshake};
 use crate::protocol::{option, option_reply};
@@ -70,7 +70,7 @@ impl ServerHandshake {
             self.negotiated = Negotiated::default();
             return Ok(true);
         };
-        refuse(out, option::STARTTLS, error, text);
+        self.refuse(out, option::STARTTLS, error, text);
         Ok(false)
     }
 }
