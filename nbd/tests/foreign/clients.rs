@@ -76,15 +76,15 @@ fn nbdinfo_lists_the_exports_and_is_refused_a_stranger() {
 
 /// It asks for every export on one connection: more options than a small fixed cap would allow.
 #[test]
-fn qemu_nbd_lists_a_hundred_exports_on_one_connection() {
-    let exports = (0..100).map(|index| ExportInfo::new(format!("vol{index:03}"), 4096));
+fn qemu_nbd_lists_a_thousand_exports_on_one_connection() {
+    let exports = (0..1000).map(|index| ExportInfo::new(format!("vol{index:03}"), 4096));
     let server = MemoryServer::start(exports);
     let Some(text) = stdout("qemu-nbd", &["-L", "-k", server.socket()]) else {
         return;
     };
-    assert!(text.contains("exports available: 100"), "{text}");
-    assert!(text.contains("export: 'vol099'"), "{text}");
-    assert_eq!(text.matches("opt block: 4096").count(), 100, "{text}");
+    assert!(text.contains("exports available: 1000"), "{text}");
+    assert!(text.contains("export: 'vol999'"), "{text}");
+    assert_eq!(text.matches("opt block: 4096").count(), 1000, "{text}");
     replay_recorded(&server, "qemu-nbd-list");
 }
 
