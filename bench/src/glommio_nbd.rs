@@ -86,17 +86,17 @@ impl GlommioNbd {
                 stream.set_nodelay(true).map_err(io::Error::from)?;
                 (Box::new(stream), export)
             }
-            Address::File(path) => bail!("{} is no NBD address", path.display()),
+            Address::Sealed { .. } | Address::File(_) => bail!("{address} is not for this engine"),
         };
-        let mut greeting = Greeting::new(export, replies)?;
+        let mut greeting = Greeting::new(export, replies, false)?;
         let mut input = [0; GREETING_BYTES];
         loop {
             let reading = stream.read(&mut input).await;
             let len = reading.context("reading the server's handshake")?;
-            let (out, described) = greeting.advance(&input[..len])?;
-            let sending = stream.write_all(&out).await;
+            let greeted = greeting.advance(&input[..len])?;
+            let sending = stream.write_all(&greeted.out).await;
             sending.context("sending the handshake")?;
-            if let Some(described) = described {
+            if let Some(described) = greeted.export {
                 return Ok(Self {
                     stream,
                     session: Session::new(described.headers, shape),

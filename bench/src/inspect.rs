@@ -1,7 +1,6 @@
 //! What a target can take, and whether that is what a job asks for.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,12 +13,13 @@ use crate::file_target::{self, Access};
 use crate::options::{IoEngine, JobOptions};
 use crate::pattern::{REQUEST_BYTES_MAX, RequestBytes, Rw};
 use crate::uri::Address;
+use crate::wire::Wire;
 use crate::workload::Spec;
 
 /// An opened target of one thread.
 pub(crate) enum Opened {
     /// A connection.
-    Nbd((OwnedFd, HeaderStyle)),
+    Nbd((Wire, HeaderStyle)),
     /// A file.
     File(Arc<File>),
     /// Its executor opens it, on the thread.
@@ -60,7 +60,7 @@ pub(crate) fn inspect(
             )
         }
         address => {
-            let Connection { socket, export } = Connection::open(address, options.replies)?;
+            let Connection { wire, export } = Connection::open(address, options.replies)?;
             let sizes = export.block_sizes;
             let max = sizes.map_or(32 << 20, |s| s.maximum_payload);
             check_flags(options, &export, rw, writes)?;
@@ -72,7 +72,7 @@ pub(crate) fn inspect(
                     bytes: export.size,
                     request_bytes_max: max,
                 },
-                Opened::Nbd((socket, export.headers)),
+                Opened::Nbd((wire, export.headers)),
             )
         }
     };
@@ -91,8 +91,8 @@ pub(crate) fn open(options: &JobOptions, writes: bool) -> Result<Opened> {
             Ok(Opened::File(Arc::new(file)))
         }
         address => {
-            let Connection { socket, export } = Connection::open(address, options.replies)?;
-            Ok(Opened::Nbd((socket, export.headers)))
+            let Connection { wire, export } = Connection::open(address, options.replies)?;
+            Ok(Opened::Nbd((wire, export.headers)))
         }
     }
 }

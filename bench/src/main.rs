@@ -37,6 +37,7 @@ mod tally;
 mod target;
 mod timeline;
 mod uri;
+mod wire;
 mod workload;
 
 use std::process::ExitCode;

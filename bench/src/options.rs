@@ -208,7 +208,11 @@ impl JobOptions {
         match self.ioengine {
             Some(IoEngine::Nbd) => ensure!(!file, "--ioengine nbd needs an nbd:// address"),
             Some(IoEngine::File) => ensure!(file, "--ioengine file needs a path"),
-            Some(IoEngine::Glommio) | None => {}
+            Some(IoEngine::Glommio) => {
+                let sealed = matches!(target, Address::Sealed { .. });
+                ensure!(!sealed, "--ioengine glommio knows no TLS");
+            }
+            None => {}
         }
         ensure!(
             !self.fua || self.rw.writes(),

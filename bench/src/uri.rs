@@ -1,4 +1,5 @@
-//! Where to connect: `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`.
+//! Where to connect: `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`, and with `nbds`
+//! instead of `nbd` and `tls-certificates=DIR` under TLS.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,8 +20,19 @@ pub(crate) enum Address {
     },
     /// An NBD export over a unix socket.
     Unix { socket: PathBuf, export: String },
+    /// Either of them under TLS.
+    Sealed { server: Box<Address>, tls: Tls },
     /// A file or block device.
     File(PathBuf),
+}
+
+/// What TLS needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tls {
+    /// Directory of certificates.
+    pub(crate) certificates: PathBuf,
+    /// What the server's certificate must name.
+    pub(crate) name: String,
 }
 
 impl fmt::Display for Address {
@@ -30,6 +42,7 @@ impl fmt::Display for Address {
                 write!(f, "export {export:?} at {host} port {port}")
             }
             Self::Unix { socket, export } => write!(f, "export {export:?} at {}", socket.display()),
+            Self::Sealed { server, .. } => write!(f, "{server} under TLS"),
             Self::File(path) => path.display().fmt(f),
         }
     }
@@ -45,30 +58,66 @@ impl FromStr for Address {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let export = decode(path)?;
-        match scheme {
-            "nbd" => {
+        let mut parameters = Parameters::read(query)?;
+        let (server, name) = match scheme {
+            "nbd" | "nbds" => {
                 ensure!(
-                    query.is_empty(),
-                    "nbd:// takes no parameters, not {query:?}"
+                    parameters.socket.is_none(),
+                    "nbd:// takes no socket; use nbd+unix://"
                 );
                 let (host, port) = host_and_port(authority)?;
-                Ok(Self::Tcp { host, port, export })
+                let name = host.clone();
+                (Self::Tcp { host, port, export }, name)
             }
-            "nbd+unix" => {
+            "nbd+unix" | "nbds+unix" => {
                 ensure!(
                     authority.is_empty(),
                     "nbd+unix:// names no host: nbd+unix:///EXPORT?socket=PATH"
                 );
-                let socket = query.strip_prefix("socket=").filter(|p| !p.is_empty());
+                let socket = parameters.socket.take();
                 let socket = socket.context("nbd+unix:// needs ?socket=PATH")?;
-                Ok(Self::Unix {
-                    socket: PathBuf::from(decode(socket)?),
-                    export,
-                })
+                (Self::Unix { socket, export }, "localhost".to_owned())
             }
-            "nbds" | "nbds+unix" => bail!("TLS is not supported; use nbd:// or nbd+unix://"),
-            _ => bail!("unknown scheme {scheme:?}; use nbd://, nbd+unix:// or a path"),
+            _ => bail!("unknown scheme {scheme:?}; use nbd://, nbd+unix://, nbds:// or a path"),
+        };
+        if !scheme.starts_with("nbds") {
+            let is_clear = parameters.certificates.is_none() && parameters.name.is_none();
+            ensure!(is_clear, "TLS is nbds://, not nbd://");
+            return Ok(server);
         }
+        let certificates = parameters.certificates;
+        let tls = Tls {
+            certificates: certificates.context("nbds:// needs ?tls-certificates=DIR")?,
+            name: parameters.name.unwrap_or(name),
+        };
+        let server = Box::new(server);
+        Ok(Self::Sealed { server, tls })
+    }
+}
+
+/// What stands behind the question mark.
+#[derive(Default)]
+struct Parameters {
+    socket: Option<PathBuf>,
+    certificates: Option<PathBuf>,
+    name: Option<String>,
+}
+
+impl Parameters {
+    fn read(query: &str) -> Result<Self> {
+        let mut parameters = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            ensure!(!value.is_empty(), "{key} without a value");
+            let value = decode(value)?;
+            match key {
+                "socket" => parameters.socket = Some(value.into()),
+                "tls-certificates" => parameters.certificates = Some(value.into()),
+                "tls-hostname" => parameters.name = Some(value),
+                _ => bail!("unknown parameter {key:?}"),
+            }
+        }
+        Ok(parameters)
     }
 }
 
@@ -132,7 +181,22 @@ mod tests {
             socket: socket.into(),
             export: export.into(),
         };
+        let sealed = |server, certificates: &str, name: &str| Address::Sealed {
+            server: Box::new(server),
+            tls: Tls {
+                certificates: certificates.into(),
+                name: name.into(),
+            },
+        };
         for (text, address) in [
+            (
+                "nbds://h:7/v?tls-certificates=/pki",
+                sealed(tcp("h", 7, "v"), "/pki", "h"),
+            ),
+            (
+                "nbds+unix:///v?socket=/s&tls-certificates=p%20q&tls-hostname=n",
+                sealed(unix("/s", "v"), "p q", "n"),
+            ),
             ("nbd://localhost", tcp("localhost", 10809, "")),
             ("nbd://10.0.0.1:99/vol0", tcp("10.0.0.1", 99, "vol0")),
             ("nbd://[::1]:99/a%20b", tcp("::1", 99, "a b")),
@@ -153,10 +217,13 @@ mod tests {
         for (text, why) in [
             ("nbd:///x", "needs a host"),
             ("nbd://h:x/", "no port"),
-            ("nbd://h/?a=b", "no parameters"),
+            ("nbd://h/?a=b", "unknown parameter"),
+            ("nbd://h/?socket=/s", "takes no socket"),
+            ("nbd://h/?tls-certificates=/p", "TLS is nbds://"),
             ("nbd+unix:///x", "?socket=PATH"),
             ("nbd+unix://h/x?socket=/s", "names no host"),
-            ("nbds://h/x", "TLS"),
+            ("nbds://h/x", "needs ?tls-certificates=DIR"),
+            ("nbds+unix:///x?tls-certificates=/p", "?socket=PATH"),
             ("http://h/x", "unknown scheme"),
             ("nbd://h/%zz", "two hex digits"),
             ("nbd://h/%2", "two hex digits"),

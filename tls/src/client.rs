@@ -69,6 +69,45 @@ impl<S: Read + Write> ClientStream<S> {
         })
     }
 
+    /// Seals from the beginning of `slices` and sends what the socket takes; tells how many bytes
+    /// are taken over. For a socket that does not wait: `WouldBlock` while it has not taken what
+    /// was sealed before.
+    pub fn try_send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        while self.wants_send() {
+            self.stream.conn.write_tls(&mut self.stream.sock)?;
+        }
+        let taken = self.stream.conn.writer().write_vectored(slices)?;
+        while self.wants_send() {
+            match self.stream.conn.write_tls(&mut self.stream.sock) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Whether the socket has not taken all that is sealed.
+    pub fn wants_send(&self) -> bool {
+        self.stream.conn.wants_write()
+    }
+
+    /// Bytes of the protocol, into `room`; none at the end. For a socket that does not wait:
+    /// `WouldBlock` if not enough has come. What is to be sent does not hold it up.
+    pub fn try_receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.conn.reader().read(room) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+            if self.stream.conn.read_tls(&mut self.stream.sock)? == 0 {
+                return Ok(0);
+            }
+            let opened = self.stream.conn.process_new_packets();
+            opened.map_err(io::Error::other)?;
+        }
+    }
+
     /// The socket, for its settings only.
     pub fn socket(&self) -> &S {
         self.stream.get_ref()

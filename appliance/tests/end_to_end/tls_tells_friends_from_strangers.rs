@@ -9,7 +9,7 @@ use taipan_tls::authority::{Authority, Wanted};
 
 use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::program::Program;
-use crate::harness::wait_until;
+use crate::harness::{built, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const RULES: &str = r#"
@@ -162,6 +162,29 @@ fn the_command_copies_through_tls() {
     let plain = daemon.taipan().arg("--nbd").arg(plain);
     let refused = plain.args("export vol0").arg(site.path("none")).fail();
     assert!(refused.contains("TLS required"), "{refused}");
+    daemon.stop();
+}
+
+#[test]
+fn the_bench_verifies_through_tls() {
+    let site = Site::new();
+    let daemon = site.start();
+    let load = |who: &Path, options: &str| {
+        let bench = Program::new(built("taipan-bench"), LIMIT).arg("run");
+        let bench = bench.arg(uri(&daemon, who)).args(options);
+        bench.args("--size 32m --progress never")
+    };
+    let writer = site.path("writer");
+    // Replies of more bytes than both sides hold, beside requests that are as large.
+    load(
+        &writer,
+        "--rw randrw --bs 1m --iodepth 24 --numjobs 2 --verify crc32c",
+    )
+    .succeed();
+    load(&writer, "--rw randwrite --bs 4k --iodepth 32 --fsync 16").succeed();
+    load(&site.path("reader"), "--rw randread --bs 4k --iodepth 1").succeed();
+    load(&site.path("reader"), "--rw write --bs 4k").fail();
+    load(&site.path("bare"), "--rw read --bs 4k").fail();
     daemon.stop();
 }
 

@@ -245,6 +245,7 @@ fn qemu_image(target: &str, area_bytes: u64) -> Result<String> {
             comma(&host),
             comma(&export)
         ),
+        Address::Sealed { .. } => bail!("qemu-img bench takes no certificates"),
         Address::File(path) => {
             let path = comma(&path.display().to_string());
             format!("file.driver=file,file.filename={path},file.aio=io_uring")
