@@ -161,7 +161,6 @@ fn wishes(replies: Replies, tls: bool) -> (HeaderStyle, Wishes) {
         structured_replies: style == HeaderStyle::Structured,
         contexts: Vec::new(),
         tls,
-        ..Wishes::default()
     };
     (style, wishes)
 }

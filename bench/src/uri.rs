@@ -1,5 +1,5 @@
-//! Where to connect: `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`, and with `nbds`
-//! instead of `nbd` and `tls-certificates=DIR` under TLS.
+//! Where to connect: `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`, under TLS
+//! `nbds` instead of `nbd` and `tls-certificates=DIR`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub(crate) enum Address {
     /// An NBD export over a unix socket.
     Unix { socket: PathBuf, export: String },
     /// Either of them under TLS.
-    Sealed { server: Box<Address>, tls: Tls },
+    Sealed { server: Box<Self>, tls: Tls },
     /// A file or block device.
     File(PathBuf),
 }

@@ -79,7 +79,7 @@ impl Wire {
 
 /// What TLS itself finds wrong has no number of the system's.
 fn os_error(error: &io::Error) -> Os {
-    Os::from_io_error(error).unwrap_or(match error.kind() {
+    Os::from_io_error(error).unwrap_or_else(|| match error.kind() {
         io::ErrorKind::WouldBlock => Os::AGAIN,
         io::ErrorKind::UnexpectedEof => Os::CONNRESET,
         _ => Os::PROTO,

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use taipan_nbd::fuzz::{fuzz_server, fuzz_tls};
+use taipan_nbd::fuzz::{fuzz_negotiated, fuzz_server, fuzz_tls};
 
 /// Every stream of the corpus with its name, in a fixed order.
 fn corpus() -> Vec<(String, Vec<u8>)> {
-    let streams = streams_of("server");
+    let streams = streams_of("corpus/server");
     assert!(
         streams.len() >= 40,
         "only {} streams in the corpus",
@@ -16,9 +16,9 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     streams
 }
 
-fn streams_of(target: &str) -> Vec<(String, Vec<u8>)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let directory = directory.join(target);
+fn streams_of(folder: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let directory = directory.join(folder);
     let mut streams: Vec<_> = std::fs::read_dir(directory)
         .expect("the corpus")
         .map(|entry| {
@@ -33,7 +33,7 @@ fn streams_of(target: &str) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn the_border_to_tls_holds_against_its_corpus_cut_anywhere_with_any_byte_changed() {
-    for (name, stream) in streams_of("tls") {
+    for (name, stream) in streams_of("corpus/tls") {
         eprintln!("{name}");
         for end in 0..=stream.len() {
             fuzz_tls(&stream[..end]);
@@ -46,6 +46,26 @@ fn the_border_to_tls_holds_against_its_corpus_cut_anywhere_with_any_byte_changed
             }
         }
     }
+}
+
+/// What long runs have found, as it is: fuzzing has tried its prefixes and changes.
+fn replay_grown(target: &str, entry: impl Fn(&[u8])) {
+    let streams = streams_of(&format!("grown/{target}"));
+    let count = streams.len();
+    assert!(count >= 50, "only {count} streams for {target}");
+    for (name, stream) in streams {
+        eprintln!("{target}/{name}");
+        entry(&stream);
+    }
+}
+
+#[test]
+fn what_was_found_at_length_breaks_nothing() {
+    replay_grown("server", fuzz_server);
+    replay_grown("tls", fuzz_tls);
+    replay_grown("negotiated", |stream| {
+        fuzz_negotiated(stream);
+    });
 }
 
 #[test]
