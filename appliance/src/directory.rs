@@ -64,6 +64,8 @@ pub struct Volume {
     pub live_bytes: AtomicU64,
     /// Chunks whose live share is under the threshold of compaction.
     pub sparse_chunks: AtomicU64,
+    /// Chunks that compaction could not read.
+    pub unreadable_chunks: AtomicU64,
     /// Heap bytes of the committed index.
     pub index_bytes: AtomicU64,
     /// Milliseconds of the daemon's clock at the last commit; 0: none yet.
@@ -98,6 +100,7 @@ impl Volume {
             chunk_bytes: AtomicU64::new(0),
             live_bytes: AtomicU64::new(0),
             sparse_chunks: AtomicU64::new(0),
+            unreadable_chunks: AtomicU64::new(0),
             index_bytes: AtomicU64::new(0),
             last_commit_ms: AtomicU64::new(0),
             broken: AtomicBool::new(!was_clean),

@@ -342,6 +342,7 @@ impl Shared {
                 chunk_bytes: load(&volume.chunk_bytes),
                 live_bytes: load(&volume.live_bytes),
                 sparse_chunks: load(&volume.sparse_chunks),
+                unreadable_chunks: load(&volume.unreadable_chunks),
             },
             index_bytes: load(&volume.index_bytes),
             last_commit_age_seconds: (committed_ms > 0)

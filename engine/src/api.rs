@@ -302,6 +302,9 @@ pub struct ChunkUsage {
     pub live_bytes: u64,
     /// Chunks whose live share is under the threshold of compaction.
     pub sparse_chunks: u64,
+    /// Chunks that compaction found missing or damaged, and leaves alone until the next start.
+    #[serde(default)]
+    pub unreadable_chunks: u64,
 }
 
 /// One volume.

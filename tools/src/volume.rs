@@ -353,12 +353,17 @@ fn show(volume: &VolumeInfo) -> String {
     fields.render()
 }
 
-/// `12, 48 MiB, 81.3 % live, 2 sparse`.
+/// `12, 48 MiB, 81.3 % live, 2 sparse`, and how many cannot be read, if any.
 fn chunks(volume: &VolumeInfo) -> String {
     let usage = &volume.usage;
     let live = percent(usage.live_bytes, usage.chunk_bytes);
     let (bytes, sparse) = (human(usage.chunk_bytes), usage.sparse_chunks);
-    format!("{}, {bytes}, {live} live, {sparse} sparse", volume.chunks)
+    let unreadable = match usage.unreadable_chunks {
+        0 => String::new(),
+        count => format!(", {count} unreadable: see `taipan verify {}`", volume.name),
+    };
+    let chunks = volume.chunks;
+    format!("{chunks}, {bytes}, {live} live, {sparse} sparse{unreadable}")
 }
 
 fn durability(settings: &VolumeSettings) -> &'static str {

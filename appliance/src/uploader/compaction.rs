@@ -253,6 +253,14 @@ impl Uploader {
         };
         match result {
             Ok(read) => {
+                for (chunk, error) in &read.unreadable {
+                    tracing::warn!(
+                        volume = %id, %chunk, %error,
+                        "compaction leaves a chunk alone that it cannot read: `taipan verify` \
+                         tells what is lost"
+                    );
+                    self.metrics.uploader().compaction_failures.add(1);
+                }
                 active.bytes = read.read_bytes;
                 self.coordinator.spend(id, read.requests, now_ms);
                 self.metrics

@@ -127,6 +127,7 @@ impl UploadVolume {
         store(&volume.chunk_bytes, usage.chunk_bytes);
         store(&volume.live_bytes, usage.live_bytes);
         store(&volume.sparse_chunks, usage.sparse_chunks);
+        store(&volume.unreadable_chunks, usage.unreadable_chunks);
     }
 
     /// Tells every chunk's ordinal to the fetcher.

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use crate::backend::Backend;
 use crate::block::{BlockNum, BlockSize, SHARD_COUNT};
 use crate::chunk::{ChunkRef, open_slot, slot_stride};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::index::rebuild::fetch_extents;
 use crate::index::{ChunkLoc, ChunkOrdinal, ShardBase};
+use crate::object::ChunkKey;
 
 /// Bytes of dead slots that are read along rather than asked around.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -69,6 +70,9 @@ pub struct CompactionRead {
     pub(super) sources: Vec<Source>,
     pub(super) blocks: Vec<Copied>,
     pub(super) bytes: Bytes,
+    /// Sources that are missing or damaged, and what was found: left out, and set aside from now
+    /// on.
+    pub unreadable: Vec<(ChunkKey, Error)>,
     /// Bytes that were asked of the backend.
     pub read_bytes: u64,
     /// Requests that were made of it.
@@ -87,36 +91,61 @@ impl CompactionJob {
         live * self.block_size.bytes() as u64
     }
 
-    /// Reads all live blocks, each checked against its CRC.
-    pub async fn read(self, backend: &dyn Backend) -> Result<CompactionRead> {
+    /// Reads all live blocks, each checked against its CRC. Sources that are missing or damaged are
+    /// left out; any other error ends it.
+    pub async fn read(mut self, backend: &dyn Backend) -> Result<CompactionRead> {
+        let mut read = CompactionRead {
+            volume: self.volume,
+            sources: Vec::new(),
+            blocks: Vec::new(),
+            bytes: Bytes::new(),
+            unreadable: Vec::new(),
+            read_bytes: 0,
+            requests: 0,
+        };
         let mut bytes = Vec::with_capacity(self.bytes_needed() as usize);
-        let mut blocks = Vec::new();
-        let (mut read_bytes, mut requests) = (0, 0);
-        for source in &self.sources {
-            let extents = fetch_extents(backend, &source.reference).await?;
-            read_bytes += u64::from(source.reference.head_bytes);
-            requests += 1;
-            let slots = extents.runs.iter().flat_map(|run| {
-                (0..run.count).map(|i| (BlockNum(run.start.0 + u64::from(i)), run.slot + i))
-            });
-            let live = slots.filter(|(block, slot)| self.is_live(*block, source, *slot));
-            let live: Vec<(BlockNum, u32)> = live.collect();
-            for span in self.spans(&live) {
-                requests += 1;
-                read_bytes += self
-                    .read_span(backend, source, &live[span], &mut blocks, &mut bytes)
-                    .await?;
+        for source in std::mem::take(&mut self.sources) {
+            let before = (read.blocks.len(), bytes.len());
+            match self
+                .read_source(backend, &source, &mut read, &mut bytes)
+                .await
+            {
+                Ok(()) => read.sources.push(source),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+                    read.blocks.truncate(before.0);
+                    bytes.truncate(before.1);
+                    read.unreadable.push((source.reference.key, error));
+                }
+                Err(error) => return Err(error),
             }
         }
-        blocks.sort_unstable_by_key(|copied| copied.block);
-        Ok(CompactionRead {
-            volume: self.volume,
-            sources: self.sources,
-            blocks,
-            bytes: Bytes::from(bytes),
-            read_bytes,
-            requests,
-        })
+        read.blocks.sort_unstable_by_key(|copied| copied.block);
+        read.bytes = Bytes::from(bytes);
+        Ok(read)
+    }
+
+    async fn read_source(
+        &self,
+        backend: &dyn Backend,
+        source: &Source,
+        read: &mut CompactionRead,
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
+        read.requests += 1;
+        read.read_bytes += u64::from(source.reference.head_bytes);
+        let extents = fetch_extents(backend, &source.reference).await?;
+        let slots = extents.runs.iter().flat_map(|run| {
+            (0..run.count).map(|i| (BlockNum(run.start.0 + u64::from(i)), run.slot + i))
+        });
+        let live = slots.filter(|(block, slot)| self.is_live(*block, source, *slot));
+        let live: Vec<(BlockNum, u32)> = live.collect();
+        for span in self.spans(&live) {
+            read.requests += 1;
+            read.read_bytes += self
+                .read_span(backend, source, &live[span], &mut read.blocks, bytes)
+                .await?;
+        }
+        Ok(())
     }
 
     fn is_live(&self, block: BlockNum, source: &Source, slot: u32) -> bool {

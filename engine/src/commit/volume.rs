@@ -8,7 +8,7 @@ mod points;
 mod retry;
 mod snapshots;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -98,6 +98,8 @@ pub struct VolumeCommit {
     phase: Phase,
     /// The commit under way changes nothing, it tidies up.
     is_sweeping: bool,
+    /// Chunks that compaction could not read. They stay as they are.
+    set_aside: BTreeSet<ChunkKey>,
     retry: Retry,
     /// Deletes wait on their own: they must not hold up commits.
     delete_retry: Retry,
@@ -180,6 +182,7 @@ impl VolumeCommit {
             held: None,
             phase: Phase::Idle,
             is_sweeping: false,
+            set_aside: BTreeSet::new(),
             retry: Retry::default(),
             delete_retry: Retry::default(),
         };

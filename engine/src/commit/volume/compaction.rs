@@ -21,6 +21,8 @@ pub struct Usage {
     /// Chunks with live blocks whose live share is under the threshold, those included that only
     /// wait for a checkpoint or that snapshots need.
     pub sparse_chunks: u64,
+    /// Chunks that compaction could not read, and leaves alone.
+    pub unreadable_chunks: u64,
 }
 
 impl VolumeCommit {
@@ -29,6 +31,8 @@ impl VolumeCommit {
         let stride = crate::chunk::slot_stride(self.block_size()) as u64;
         let mut usage = Usage::default();
         for (_, entry) in self.base.chunks() {
+            let is_set_aside = self.set_aside.contains(&entry.reference.key);
+            usage.unreadable_chunks += u64::from(entry.live > 0 && is_set_aside);
             usage.chunk_bytes += entry.reference.bytes;
             usage.live_bytes += u64::from(entry.live) * stride;
             usage.sparse_chunks += u64::from(entry.live > 0 && is_sparse(entry, policy));
@@ -122,11 +126,14 @@ impl VolumeCommit {
     /// other one comes in between. Returns whether anything was left to be done.
     ///
     /// A chunk that cannot be stored ends it: the volume is idle again and its head the same.
+    /// Sources that could not be read are not chosen any more by this writer.
     ///
     /// # Panics
     /// While a commit is under way.
     pub fn start_compaction(&mut self, read: CompactionRead) -> bool {
         assert!(self.is_idle(), "one commit at a time");
+        let unreadable = read.unreadable.iter().map(|(chunk, _)| *chunk);
+        self.set_aside.extend(unreadable);
         let is_same = |source: &&Source| {
             let entry = self.base.chunk(source.ordinal);
             entry.is_some_and(|e| e.reference == source.reference && self.is_candidate(e))
@@ -167,9 +174,10 @@ impl VolumeCommit {
         self.garbage.stray(tried);
     }
 
-    /// Own, with live blocks, needed by no snapshot, and to be condemned once it is idle.
+    /// Own, with live blocks, readable, needed by no snapshot, and to be condemned once it is idle.
     fn is_candidate(&self, entry: &ChunkEntry) -> bool {
-        entry.live > 0 && entry.checkpointed && self.is_own_and_unneeded(entry)
+        let is_set_aside = self.set_aside.contains(&entry.reference.key);
+        entry.live > 0 && entry.checkpointed && !is_set_aside && self.is_own_and_unneeded(entry)
     }
 
     fn is_own_and_unneeded(&self, entry: &ChunkEntry) -> bool {

@@ -80,6 +80,48 @@ fn sparse_chunks_become_full_ones_and_are_deleted() {
 }
 
 #[test]
+fn a_chunk_that_cannot_be_read_is_set_aside_and_the_others_are_compacted() {
+    let (mut world, mut rig) = sparse();
+    let job = rig.commit.choose_compaction(&POLICY).unwrap();
+    assert_eq!(job.sources().len(), 6);
+    let lost = job.sources()[2].reference.key;
+    let body = block_on(world.backend.get(&lost.object())).unwrap();
+    block_on(world.backend.delete(&lost.object())).unwrap();
+    let found = read(&world, &rig).unwrap();
+    assert_eq!(found.unreadable.len(), 1);
+    assert_eq!(found.unreadable[0].0, lost);
+    assert!(rig.commit.start_compaction(found));
+    rig.run(&mut world);
+    assert_eq!(rig.commit.head().condemned.len(), 5);
+    assert_eq!(rig.commit.usage(&POLICY).unreadable_chunks, 1);
+    // It is not tried again, and is what it was.
+    if let Some(again) = rig.commit.choose_compaction(&POLICY) {
+        assert!(again.sources().iter().all(|s| s.reference.key != lost));
+    }
+    block_on(world.backend.put_if_absent(&lost.object(), body)).unwrap();
+    check(&world, &rig);
+    // The next writer compacts it, if it is there again by then.
+    let mut rig = world.open(eager());
+    compact_all(&mut world, &mut rig);
+    assert_eq!(rig.commit.usage(&POLICY).sparse_chunks, 0);
+}
+
+/// A backend that does not answer says nothing about the chunk.
+#[test]
+fn a_compaction_whose_reads_fail_is_tried_again() {
+    let (mut world, mut rig) = sparse();
+    let job = rig.commit.choose_compaction(&POLICY).unwrap();
+    let fault = Fault::FailBefore(ErrorKind::Transient);
+    world.backend.script(FaultRule::nth(3, fault));
+    assert!(block_on(job.read(&world.backend)).is_err());
+    world.backend.clear_script();
+    assert!(begin(&world, &mut rig));
+    rig.run(&mut world);
+    assert_eq!(rig.commit.head().condemned.len(), 6);
+    check(&world, &rig);
+}
+
+#[test]
 fn small_chunks_are_merged() {
     let mut world = World::new();
     let mut rig = world.open(eager());
