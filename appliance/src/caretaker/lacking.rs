@@ -1,6 +1,7 @@
 //! A reader found that an object of its volume is not there: the head tells why. Another appliance
 //! may have taken the volume over and deleted what it replaced; then it is not served here any
-//! more, even if nobody writes and so no commit finds out.
+//! more, even if nobody writes and so no commit finds out. So may the reader of a snapshot or of a
+//! point in time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use taipan_engine::error::Result;
 use taipan_engine::identity::VolumeId;
 use taipan_engine::registry;
+use taipan_engine::volume::VolumeName;
 
 use super::Caretaker;
 use crate::directory::Volume;
@@ -39,10 +41,29 @@ impl Lacking {
     }
 }
 
+/// The volume that has the image `id`, if it is an image that is open for reading; else `id`.
+fn owner_of(id: VolumeId, views: &[Named<'_>], volumes: &[Named<'_>]) -> VolumeId {
+    let view = views.iter().find(|(of, _)| *of == id);
+    let owner = view.and_then(|(_, name)| volumes.iter().find(|(_, of)| of == name));
+    owner.map_or(id, |(owner, _)| *owner)
+}
+
+/// A volume, or an image of it, with the volume's name.
+type Named<'a> = (VolumeId, &'a VolumeName);
+
+fn named(all: &[Arc<Volume>]) -> Vec<Named<'_>> {
+    all.iter().map(|volume| (volume.id, &volume.name)).collect()
+}
+
 impl Caretaker {
     /// Looks at the heads of volumes that lack an object.
     pub(super) fn look_at_heads(&mut self, volumes: &[Arc<Volume>]) {
-        self.lacking.due.extend(self.tables.take_lacking());
+        let lacking = self.tables.take_lacking().into_iter();
+        let views = self.directory.views();
+        let (views, all) = (named(&views), named(volumes));
+        self.lacking
+            .due
+            .extend(lacking.map(|id| owner_of(id, &views, &all)));
         let served = volumes.iter().filter(|volume| volume.is_served());
         let served: Vec<VolumeId> = served.map(|volume| volume.id).collect();
         for id in self.lacking.take_due(&served, Instant::now()) {
@@ -79,6 +100,25 @@ impl Caretaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_reader_of_a_snapshot_lacks_its_volume_lacks() {
+        let (one, other) = (
+            VolumeName::parse("one").unwrap(),
+            VolumeName::parse("other").unwrap(),
+        );
+        let volumes = [(VolumeId(1), &one), (VolumeId(2), &other)];
+        let views = [(VolumeId(100), &other)];
+        let owner = |id| owner_of(VolumeId(id), &views, &volumes);
+        assert_eq!(owner(100), VolumeId(2));
+        assert_eq!(owner(1), VolumeId(1));
+        // Closed, or of a volume that is gone: not looked at later.
+        assert_eq!(owner(101), VolumeId(101));
+        assert_eq!(
+            owner_of(VolumeId(100), &views, &volumes[..1]),
+            VolumeId(100)
+        );
+    }
 
     #[test]
     fn a_head_is_looked_at_once_in_ten_seconds_and_only_of_served_volumes() {
