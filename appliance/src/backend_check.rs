@@ -170,6 +170,10 @@ impl Backend for CheckedBackend {
         })
     }
 
+    fn room_for_data(&self, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        self.inner.room_for_data(bytes)
+    }
+
     fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
         self.inner.probe()
     }

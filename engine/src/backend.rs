@@ -144,6 +144,13 @@ pub trait Backend: Send + Sync {
         })
     }
 
+    /// Fails as `Full` if so many bytes more would take what is reserved for index parts, manifests
+    /// and compaction. Asked before chunks of a cut are put; whoever frees space does not ask.
+    /// Only a backend that knows how much room it has reserves any.
+    fn room_for_data(&self, _bytes: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Tries what the backend can do, leaving nothing behind.
     fn probe(&self) -> BoxFuture<'_, Result<Probe>>;
 

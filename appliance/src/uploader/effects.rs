@@ -53,6 +53,11 @@ impl Means {
         let closed = |_| Error::new(ErrorKind::Transient, "packing has ended");
         let _room = self.packing.acquire_permit(needed).await.map_err(closed)?;
         let (body, reference) = self.blocks.build(job, places).await?;
+        if !job.is_copied() {
+            // Compaction gives back more than it takes.
+            let room = self.backend.room_for_data(body.len() as u64);
+            within(deadline(0), "ask for room", room).await?;
+        }
         pass(match job.is_copied() {
             true => "compact.put",
             false => "chunk.put",

@@ -133,6 +133,11 @@ impl Backend for DirBackend {
         self.run(&self.writes, key, Tree::delete)
     }
 
+    fn room_for_data(&self, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        let tree = self.tree.clone();
+        self.writes.run(move || tree.room_for_data(bytes))
+    }
+
     fn probe(&self) -> BoxFuture<'_, Result<Probe>> {
         let tree = self.tree.clone();
         self.writes.run(move || tree.probe())

@@ -179,6 +179,10 @@ impl Backend for LocalMetadata {
         })
     }
 
+    fn room_for_data(&self, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        self.inner.room_for_data(bytes)
+    }
+
     fn put<'a>(&'a self, key: &'a ObjectKey, body: Bytes) -> BoxFuture<'a, Result<()>> {
         self.inner.put(key, body)
     }

@@ -293,13 +293,16 @@ impl VolumeCommit {
         }
         if self.is_idle() {
             self.retry.let_go();
-            let held = self.delete_retry.holds(now_ms);
-            let head = self.head.number;
-            return (!held).then(|| self.garbage.next_delete(head)).flatten();
+            return self.next_delete(now_ms);
         }
         self.delete_retry.let_go();
         if self.retry.holds(now_ms) {
-            return None;
+            // What waits for room does not keep others from making some.
+            if !matches!(self.phase, Phase::Chunks(_)) || !self.retry.is_for_room() {
+                return None;
+            }
+            self.garbage.hurry();
+            return self.next_delete(now_ms);
         }
         let volume = self.head.volume;
         match &mut self.phase {
@@ -328,6 +331,12 @@ impl VolumeCommit {
             Phase::Publish(publication) => publication.take().map(Effect::Publish),
             Phase::Idle | Phase::Fenced { .. } => None,
         }
+    }
+
+    fn next_delete(&mut self, now_ms: u64) -> Option<Effect> {
+        let held = self.delete_retry.holds(now_ms);
+        let head = self.head.number;
+        (!held).then(|| self.garbage.next_delete(head)).flatten()
     }
 
     /// When to ask for an effect again although no event came; as of the last

@@ -2,6 +2,7 @@
 //! not at all. Blocking; called on the backend's threads.
 
 mod list;
+mod room;
 mod temp;
 
 use std::collections::HashSet;

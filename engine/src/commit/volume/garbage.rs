@@ -201,6 +201,11 @@ impl Garbage {
         waiting.map(|condemned| u64::from(condemned.slots)).sum()
     }
 
+    /// Room is needed: deletes do not rest.
+    pub(super) fn hurry(&mut self) {
+        self.resting = false;
+    }
+
     /// Deletes what an earlier manifest than `head` condemned: readers that still held its places
     /// have had a commit's time, and find newer ones when they look again.
     pub(super) fn next_delete(&mut self, head: ManifestNum) -> Option<Effect> {

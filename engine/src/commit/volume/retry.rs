@@ -32,6 +32,13 @@ impl Retry {
         self.held.then_some(self.at_ms)
     }
 
+    /// Whether it waits because the backend is full.
+    pub(super) fn is_for_room(&self) -> bool {
+        self.last
+            .as_ref()
+            .is_some_and(|(kind, _)| *kind == ErrorKind::Full)
+    }
+
     /// Ends a row of failures. A wait that another failure has begun stays, so that one piece of
     /// work that succeeds beside a failing one does not make that one spin.
     pub(super) fn succeeded(&mut self) {

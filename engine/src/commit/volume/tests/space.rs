@@ -228,3 +228,36 @@ fn a_sweep_leaves_alone_what_is_not_its_own() {
     world.note_committed();
     world.verify();
 }
+
+/// A cut that finds the backend full waits, and what earlier manifests condemned is deleted
+/// meanwhile: that makes the room that it waits for.
+#[test]
+fn garbage_is_deleted_while_a_cut_waits_for_room() {
+    let mut world = World::new();
+    let mut rig = world.open(eager());
+    churn(&mut world, &mut rig, 4);
+    // The last commits' garbage waits for one commit more.
+    world.write(0..64);
+    rig.start(&mut world);
+    while rig.commit.status().phase != "idle" {
+        rig.step(&mut world);
+    }
+    world.note_committed();
+    let stored: u64 = {
+        let all = block_on(world.backend.list("v1/", None, 100_000)).unwrap();
+        all.iter().map(|object| object.bytes).sum()
+    };
+    let before = sealed(&world, world.volume).len();
+    world.backend.set_capacity(Some(stored + 1000));
+    world.write(0..64);
+    rig.start(&mut world);
+    rig.trace.clear();
+    for _ in 0..200 {
+        rig.step(&mut world);
+    }
+    assert!(rig.trace.contains(&"delete"), "{:?}", rig.trace);
+    assert!(rig.commit.is_idle(), "{before}: {:?}", rig.commit.status());
+    world.note_committed();
+    world.backend.set_capacity(None);
+    world.verify();
+}
