@@ -216,7 +216,7 @@ impl Caretaker {
         self.clock.exposures().forget(id);
         if head.kind == ManifestKind::Tombstone {
             // What we stored after it was freed is to be freed, too.
-            self.ask(registry::mark_deleted(&*self.backend, &head))?;
+            self.ask(registry::mark_again(&*self.backend, &head))?;
             self.uploader.free(id);
         }
         let held = self.quarantine.held(id).unwrap_or_default();

@@ -4,12 +4,14 @@
 
 mod compaction;
 mod coordinator;
+mod group;
 mod outcome;
 mod random;
 mod volume;
 
 pub use compaction::{CompactionJob, CompactionPolicy, CompactionRead, Source};
 pub use coordinator::{Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume, VolumePace};
+pub use group::Member;
 pub use outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
 pub use random::Random;
 pub use volume::{CommitConfig, Reading, Usage, VolumeCommit};

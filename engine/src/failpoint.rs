@@ -123,10 +123,17 @@ fn parse(text: &str) -> Option<Point> {
     Some(Point { skip, left, action })
 }
 
+#[cfg(any(test, feature = "sim"))]
+mod scripted;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use scripted::{fail_next, fail_none, has_fired};
+
 /// Passes the failpoint `name`: returns the scripted error, waits, or ends the process as by
 /// `kill -9`.
 #[inline]
 pub fn hit(name: &'static str) -> io::Result<()> {
+    #[cfg(any(test, feature = "sim"))]
+    scripted::pass(name)?;
     if ARMED.load(Ordering::Relaxed) {
         fire(name)
     } else {

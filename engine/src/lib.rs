@@ -25,6 +25,7 @@ pub mod invariant;
 #[cfg(test)]
 mod lcg;
 pub mod manifest;
+mod mutation;
 pub mod object;
 pub mod pack;
 pub mod point;

@@ -104,6 +104,12 @@ impl ObjectKey {
         Self::built(format!("{DELETED_PREFIX}{volume}"))
     }
 
+    /// Another mark of such a volume, by a writer that stored something after its deletion:
+    /// `v1/deleted/<volume>-<random>`.
+    pub fn deleted_again(volume: VolumeId, random: u64) -> Self {
+        Self::built(format!("{DELETED_PREFIX}{volume}-{random:016x}"))
+    }
+
     /// A key that this module built and that is valid by construction.
     fn built(text: String) -> Self {
         assert!(Self::is_valid(&text), "built an invalid object key: {text}");

@@ -32,7 +32,7 @@ use crate::timestamp::UnixMs;
 use crate::volume::{VolumeName, VolumeSettings};
 
 pub use clones::{CloneLayout, CloneName, clones_of, create_clone, release_dead_pins};
-pub use deletion::{Freed, Freeing, deleted_volumes, finish_deletion, mark_deleted};
+pub use deletion::{Freed, Freeing, deleted_volumes, finish_deletion, mark_again};
 pub use groups::{GroupEntry, GroupVerdict, settle_group};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use taipan_engine::api::SnapshotWait;
+use taipan_engine::commit::Member;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::registry::{self, GroupVerdict, random_u64};
@@ -43,20 +44,6 @@ struct Waiter {
     group: Group,
     wait: SnapshotWait,
     reply: Sender<Result<()>>,
-}
-
-/// How far one member is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Member {
-    /// It never will be.
-    Lost,
-    /// Its volume is not open here.
-    Away,
-    /// It is asked for.
-    Asked,
-    /// Its cut is sealed.
-    Taken,
-    Committed,
 }
 
 /// What is known of groups.
@@ -167,32 +154,17 @@ impl Uploader {
             }
             let members = group.volumes().iter();
             let worst = members.map(|id| self.member(*id, group.lead())).min()?;
-            let verdict = match worst {
-                Member::Committed => GroupVerdict::Complete,
-                Member::Lost => GroupVerdict::GivenUp,
-                // In doubt it stays as it is.
-                Member::Away | Member::Asked | Member::Taken => return None,
-            };
-            Some((snapshot.name.clone(), group.clone(), verdict))
+            Some((snapshot.name.clone(), group.clone(), worst.verdict()?))
         })
     }
 
     fn member(&self, volume: VolumeId, lead: SnapshotId) -> Member {
-        let Some(upload) = self.volumes.get(&volume) else {
-            return Member::Away;
-        };
-        let is_of = |group: Option<&Group>| group.is_some_and(|group| group.lead() == lead);
-        let mut committed = upload.commit.snapshots().iter();
-        if committed.any(|snapshot| is_of(snapshot.group.as_ref())) {
-            return Member::Committed;
-        }
-        let mut pending = self.coordinator.pending_snapshots(volume);
-        match pending.find(|(wish, _)| is_of(wish.group.as_ref())) {
-            Some((_, true)) => Member::Taken,
-            Some((_, false)) => Member::Asked,
-            // What its head is has still to be seen.
-            None if upload.is_unverified() => Member::Away,
-            None => Member::Lost,
+        match self.volumes.get(&volume) {
+            Some(upload) => {
+                let open = (&self.coordinator, &upload.commit);
+                Member::of(open, lead, upload.is_unverified())
+            }
+            None => Member::Away,
         }
     }
 
@@ -251,6 +223,10 @@ impl Uploader {
     fn group_outcome(&self, waiter: &Waiter) -> Option<Result<()>> {
         let (members, lead) = (waiter.group.volumes().iter(), waiter.group.lead());
         let worst = members.map(|id| self.member(*id, lead)).min()?;
+        if self.groups.verdicts.get(&lead) == Some(&GroupVerdict::GivenUp) {
+            let text = "the group was given up by another appliance";
+            return Some(Err(Error::new(ErrorKind::Fenced, text)));
+        }
         match (worst, waiter.wait) {
             (Member::Lost | Member::Away, _) => {
                 let text = "a volume is not served any more; the group was not taken";

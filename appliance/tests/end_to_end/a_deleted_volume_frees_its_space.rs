@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const BLOCKS: u64 = 64;
 const BLOCK_BYTES: u64 = 4096;
 
-/// Some steps of a deletion before which the daemon dies, and whether the
+/// Some steps of a deletion before which the daemon dies (the simulator knows all), and whether the
 /// volume is still there then.
 const STEPS: [(&str, bool); 3] = [
     ("delete.put=crash", true),

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use taipan_engine::sim::model::{Scenario, explore};
 use taipan_engine::sim::{
-    Coverage, EVENTS, Outcome, RACE_EVENTS, Violation, run, run_aloud, run_race, run_race_aloud,
+    Coverage, EVENTS, FAMILY_EVENTS, Outcome, RACE_EVENTS, Violation, run, run_aloud, run_family,
+    run_family_aloud, run_race, run_race_aloud,
 };
 
-const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] [--jobs J] [--races]
-       tools/simulate --seed X [--trace] [--races]
+const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] [--jobs J] [--races|--families]
+       tools/simulate --seed X [--trace] [--races|--families]
        tools/simulate --model [--deep]
        tools/simulate --help";
 /// What each kind of run covers.
@@ -24,6 +25,8 @@ that fails, is away, or away already at the start; FLUSH that waits for the buck
 the bucket may lack. 10000 seeds take about 5 minutes on 2 CPUs.
 --races: two appliances on one bucket: takeovers, restarts of the former owner with and without the
 backend, lost disks, old copies of data directories. 1000 take about a minute on 2 CPUs.
+--families: volumes that are written, cloned to any depth, rolled back, compacted, swept, deleted
+and freed in random order, by writers that die before any step.
 --model: every order of the requests of two writers of one volume, with a lost answer, a crash, a
 lost or restored disk; seconds. --deep: the same with two more cuts or crashes each; at most 10
 minutes on one CPU.";
@@ -42,8 +45,48 @@ struct Wanted {
     seeds: u64,
     jobs: u64,
     trace: bool,
+    kind: Kind,
+}
+
+/// What a seed is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One appliance.
+    Lives,
     /// Two appliances on one bucket.
-    races: bool,
+    Races,
+    /// Volumes that nobody serves.
+    Families,
+}
+
+impl Kind {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Lives => "",
+            Self::Races => " --races",
+            Self::Families => " --families",
+        }
+    }
+
+    fn run(self, seed: u64, aloud: bool) -> Result<Outcome, Box<Violation>> {
+        match (self, aloud) {
+            (Self::Lives, false) => run(seed),
+            (Self::Lives, true) => run_aloud(seed),
+            (Self::Races, false) => run_race(seed),
+            (Self::Races, true) => run_race_aloud(seed),
+            (Self::Families, false) => run_family(seed),
+            (Self::Families, true) => run_family_aloud(seed),
+        }
+    }
+
+    /// Everything that a range of seeds should reach.
+    fn events(self) -> Vec<&'static str> {
+        match self {
+            Self::Lives => EVENTS.to_vec(),
+            Self::Races => [EVENTS, RACE_EVENTS].concat(),
+            Self::Families => FAMILY_EVENTS.to_vec(),
+        }
+    }
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
@@ -52,7 +95,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
         seeds: 1000,
         jobs: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
         trace: false,
-        races: false,
+        kind: Kind::Lives,
     };
     let mut arguments = arguments;
     while let Some(flag) = arguments.next() {
@@ -61,7 +104,11 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
             continue;
         }
         if flag == "--races" {
-            wanted.races = true;
+            wanted.kind = Kind::Races;
+            continue;
+        }
+        if flag == "--families" {
+            wanted.kind = Kind::Families;
             continue;
         }
         let value = arguments
@@ -84,9 +131,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Wanted, String> {
     Ok(wanted)
 }
 
-fn report(seed: u64, races: bool) {
-    let races = if races { " --races" } else { "" };
-    eprintln!("seed {seed} fails; again: tools/simulate --seed {seed}{races}");
+fn report(seed: u64, kind: Kind) {
+    let flag = kind.flag();
+    eprintln!("seed {seed} fails; again: tools/simulate --seed {seed}{flag}");
 }
 
 /// What all threads share. Seeds are handed out in order, so that of several that fail the
@@ -135,12 +182,7 @@ impl Range {
             }
             let seed = self.wanted.start + at;
             SEED.set(Some(seed));
-            let result = match (self.wanted.races, self.wanted.trace) {
-                (false, false) => run(seed),
-                (false, true) => run_aloud(seed),
-                (true, false) => run_race(seed),
-                (true, true) => run_race_aloud(seed),
-            };
+            let result = self.wanted.kind.run(seed, self.wanted.trace);
             SEED.set(None);
             self.note(seed, result);
         }
@@ -189,13 +231,12 @@ impl Range {
         if let Some(violation) = found.violation {
             eprintln!("{violation}");
             eprintln!("{} of {seeds} seeds were run, {seconds:.1} s", found.done);
-            report(violation.seed, self.wanted.races);
+            report(violation.seed, self.wanted.kind);
             return ExitCode::FAILURE;
         }
         let events = found.events;
         println!("{seeds} seeds from {start}, {events} events, {seconds:.1} s, {jobs} threads");
-        let races = self.wanted.races.then_some(RACE_EVENTS);
-        for event in EVENTS.iter().chain(races.into_iter().flatten()) {
+        for event in self.wanted.kind.events() {
             println!("{:>10}  {event}", found.reached.count(event));
         }
         ExitCode::SUCCESS
@@ -235,12 +276,12 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     };
-    let races = wanted.races;
+    let kind = wanted.kind;
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
         if let Some(seed) = SEED.get() {
-            report(seed, races);
+            report(seed, kind);
         }
     }));
     let range = Range::new(wanted);

@@ -24,6 +24,7 @@ use crate::identity::{Epoch, Generation, ManifestNum, VolumeId};
 use crate::index::rebuild::{Rebuilt, SinceCheckpoint};
 use crate::index::{VolumeBase, VolumeChanges};
 use crate::manifest::{CheckpointRef, LIST_MAX, Manifest, ManifestKind};
+use crate::mutation::{Mutation, is_in};
 use crate::object::{ChunkKey, IndexKey};
 use crate::pack::{ChunkJob, PackPlan};
 use crate::point::PointTable;
@@ -463,6 +464,7 @@ impl VolumeCommit {
         ask.answered();
         match result? {
             Put::Created => self.committed(),
+            Put::Exists if is_in(Mutation::ExistsIsOurs) => self.committed(),
             Put::Exists => *step = ManifestStep::Get,
         }
         Ok(())
@@ -484,7 +486,7 @@ impl VolumeCommit {
             }
             found => found?,
         };
-        if found == sealed.body {
+        if found == sealed.body && !is_in(Mutation::LostIsForeign) {
             self.committed();
             return Ok(());
         }

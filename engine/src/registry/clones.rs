@@ -9,8 +9,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::history::{Appended, append, read_head, read_manifest};
 use super::stored_index::IndexDraft;
 use super::{
-    Free, VolumeSeed, append_own, free_entry, mark_deleted, name_taken, names, pins, read_snapshot,
-    resolve_name,
+    Free, VolumeSeed, append_own, finish_deletion, free_entry, mark_again, name_taken, names, pins,
+    read_snapshot, resolve_name,
 };
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
@@ -73,7 +73,7 @@ pub async fn create_clone(
             let first = read_manifest(backend, seed.id, FIRST).await?;
             let is_it = |o: Origin| (o.volume, o.snapshot) == (parent, snapshot.id);
             return match first.origin.is_some_and(is_it) {
-                true => Ok(first),
+                true => unless_given_up(backend, first, parent).await,
                 false => Err(name_taken(name)),
             };
         }
@@ -87,9 +87,8 @@ pub async fn create_clone(
         Appended::Ours(stored) if *stored == first => {}
         Appended::Foreign(other) if other.kind == ManifestKind::Tombstone => {
             // Index parts of ours may have come after it was freed.
-            mark_deleted(backend, &other).await?;
-            let text = "the snapshot was to be deleted meanwhile, the clone was given up";
-            return Err(Error::new(ErrorKind::Busy, text).with_volume(parent));
+            mark_again(backend, &other).await?;
+            return Err(given_up(parent));
         }
         _ => {
             let text = format!("volume id {} is in use; try again with another", seed.id);
@@ -98,12 +97,35 @@ pub async fn create_clone(
     }
     pass("clone.name")?;
     match names::bind(backend, name, entry, Some(seed.id)).await? {
-        bound if bound.volume == Some(seed.id) => Ok(first),
+        bound if bound.volume == Some(seed.id) => unless_given_up(backend, first, parent).await,
         _ => {
             release_if_dead(backend, (parent, snapshot.id), seed.id).await?;
             Err(name_taken(name))
         }
     }
+}
+
+/// The clone has its manifest and its name. Before it had both, somebody who wanted the snapshot
+/// deleted may have made it impossible. If that comes later yet, opening the clone finds it.
+async fn unless_given_up(
+    backend: &dyn Backend,
+    first: Manifest,
+    parent: VolumeId,
+) -> Result<Manifest> {
+    match read_manifest(backend, first.volume, FIRST.next()).await {
+        Ok(second) if second.kind == ManifestKind::Tombstone => {
+            finish_deletion(backend, &second).await?;
+            Err(given_up(parent))
+        }
+        Ok(_) => Ok(first),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(first),
+        Err(error) => Err(error),
+    }
+}
+
+fn given_up(parent: VolumeId) -> Error {
+    let text = "the snapshot was to be deleted meanwhile, the clone was given up";
+    Error::new(ErrorKind::Busy, text).with_volume(parent)
 }
 
 /// The manifest of a clone, with its index stored. The same arguments give the same bytes.
@@ -227,7 +249,7 @@ async fn living_name(backend: &dyn Backend, clone: VolumeId) -> Result<Option<Vo
     for _ in 0..LOOKS_MAX {
         match read_head(backend, clone, None).await {
             Ok(head) if head.kind == ManifestKind::Tombstone => {
-                mark_deleted(backend, &head).await?;
+                mark_again(backend, &head).await?;
                 return Ok(None);
             }
             Ok(head) => {

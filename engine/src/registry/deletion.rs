@@ -10,13 +10,14 @@ use futures::stream::{self, StreamExt};
 use super::history::{read_head, read_history_at, read_manifest};
 use super::sealed_list::SealedList;
 use super::snapshots::close_to_clones;
-use super::{clones, release_name};
+use super::{clones, random_u64, release_name};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::pass;
 use crate::identity::{ManifestNum, VolumeId};
 use crate::index::part::decode_named;
 use crate::manifest::{CheckpointRef, Manifest, ManifestKind};
+use crate::mutation::{Mutation, is_in};
 use crate::object::{DELETED_PREFIX, ObjectKey};
 use crate::snapshot::SnapshotTable;
 
@@ -39,6 +40,8 @@ pub struct Freed {
 /// given up at any moment and begun anew by anybody, it ends all the same.
 pub struct Freeing {
     volume: VolumeId,
+    /// There before the look began: what their makers had stored is found by it.
+    marks: Vec<ObjectKey>,
     list: SealedList,
     rounds: u32,
     /// Of this round.
@@ -61,14 +64,28 @@ pub(super) async fn let_go(backend: &dyn Backend, tombstone: &Manifest) -> Resul
     mark_deleted(backend, tombstone).await
 }
 
-/// Notes in the backend that objects of a deleted volume may be there.
-pub async fn mark_deleted(backend: &dyn Backend, tombstone: &Manifest) -> Result<()> {
+/// Notes in the backend that objects of a deleted volume may be there. To be repeated after an
+/// error: all those who finish its deletion make the same mark.
+async fn mark_deleted(backend: &dyn Backend, tombstone: &Manifest) -> Result<()> {
+    put_mark(backend, tombstone, &ObjectKey::deleted(tombstone.volume)).await
+}
+
+/// As a writer that has stored something of a deleted volume, and will not again: makes a mark of
+/// its own. A look that has missed what was stored removes only marks that were there before it.
+pub async fn mark_again(backend: &dyn Backend, tombstone: &Manifest) -> Result<()> {
+    let key = ObjectKey::deleted_again(tombstone.volume, random_u64()?);
+    put_mark(backend, tombstone, &key).await
+}
+
+async fn put_mark(backend: &dyn Backend, tombstone: &Manifest, key: &ObjectKey) -> Result<()> {
     assert!(tombstone.kind == ManifestKind::Tombstone);
     pass("delete.mark")?;
-    let key = ObjectKey::deleted(tombstone.volume);
+    if is_in(Mutation::NoMark) {
+        return Ok(());
+    }
     // For people; what counts is the key.
     let body = Bytes::copy_from_slice(tombstone.name.as_str().as_bytes());
-    backend.put_if_absent(&key, body).await.map(|_| ())
+    backend.put_if_absent(key, body).await.map(|_| ())
 }
 
 /// The deleted volumes whose objects are not known to be freed.
@@ -77,13 +94,32 @@ pub async fn deleted_volumes(backend: &dyn Backend) -> Result<Vec<VolumeId>> {
     let mut after: Option<String> = None;
     loop {
         let page = backend.list(DELETED_PREFIX, after.as_deref(), PAGE).await?;
-        let id = |key: &str| VolumeId::parse(key.strip_prefix(DELETED_PREFIX)?);
-        volumes.extend(page.iter().filter_map(|object| id(&object.key)));
+        volumes.extend(page.iter().filter_map(|object| marked(&object.key)));
+        volumes.dedup();
         if page.len() < PAGE {
             return Ok(volumes);
         }
         after = page.last().map(|object| object.key.clone());
     }
+}
+
+/// The volume of which this is a mark.
+fn marked(key: &str) -> Option<VolumeId> {
+    let name = key.strip_prefix(DELETED_PREFIX)?;
+    match name.split_once('-') {
+        Some((volume, _)) => VolumeId::parse(volume),
+        None => VolumeId::parse(name),
+    }
+}
+
+/// The marks of a volume; if there are too many, some of them.
+async fn marks_of(backend: &dyn Backend, volume: VolumeId) -> Result<Vec<ObjectKey>> {
+    let first = ObjectKey::deleted(volume);
+    let page = backend.list(first.as_str(), None, PAGE).await?;
+    let of = page
+        .iter()
+        .filter(|object| marked(&object.key) == Some(volume));
+    of.map(|object| ObjectKey::parse(&object.key)).collect()
 }
 
 impl Freeing {
@@ -92,7 +128,7 @@ impl Freeing {
     /// deleted then.
     pub async fn begin(backend: &dyn Backend, volume: VolumeId) -> Result<Self> {
         let head = read_head(backend, volume, None).await?;
-        if head.kind != ManifestKind::Tombstone {
+        if head.kind != ManifestKind::Tombstone && !is_in(Mutation::FreesTheLiving) {
             let text = "the volume is not deleted, nothing of it may be freed";
             return Err(Error::new(ErrorKind::Busy, text).with_volume(volume));
         }
@@ -101,6 +137,7 @@ impl Freeing {
         }
         Ok(Self {
             volume,
+            marks: marks_of(backend, volume).await?,
             list: SealedList::of(volume),
             rounds: 1,
             found: false,
@@ -134,7 +171,7 @@ impl Freeing {
                 return Ok(0);
             }
             pass("delete.done")?;
-            backend.delete(&ObjectKey::deleted(self.volume)).await?;
+            backend.delete_many(&self.marks).await?;
             self.is_over = true;
             return Ok(0);
         };

@@ -6,6 +6,7 @@ use crate::backend::{Backend, Put};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{ManifestNum, VolumeId};
 use crate::manifest::Manifest;
+use crate::mutation::{Mutation, is_in};
 use crate::object::{ObjectKey, number_of};
 
 const PAGE: usize = 1000;
@@ -43,6 +44,9 @@ pub async fn append(backend: &dyn Backend, next: &Manifest) -> Result<Appended> 
     let put = backend.put_if_absent(&key, next.encode()).await;
     let stored = match put {
         Ok(Put::Created) => return Ok(Appended::Ours(Box::new(next.clone()))),
+        Ok(Put::Exists) if is_in(Mutation::ExistsIsOurs) => {
+            return Ok(Appended::Ours(Box::new(next.clone())));
+        }
         Ok(Put::Exists) => read_manifest(backend, next.volume, next.number).await?,
         Err(error) => match read_manifest(backend, next.volume, next.number).await {
             Ok(stored) => {

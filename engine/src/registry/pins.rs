@@ -11,6 +11,7 @@ use super::entry::{Entry, Seal};
 use crate::backend::{Backend, Put};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
+use crate::mutation::{Mutation, is_in};
 use crate::object::{ObjectKey, number_of};
 use crate::snapshot::SnapshotId;
 
@@ -209,7 +210,10 @@ fn too_many_races(volume: VolumeId) -> Error {
 
 async fn put(backend: &dyn Backend, entry: PinEntry) -> Result<Put> {
     let key = ObjectKey::pin_entry(entry.volume, entry.snapshot, entry.number);
-    backend.put_if_absent(&key, entry.encode()).await
+    match backend.put_if_absent(&key, entry.encode()).await? {
+        Put::Exists if is_in(Mutation::ExistsIsOurs) => Ok(Put::Created),
+        put => Ok(put),
+    }
 }
 
 /// How many entries there are at least, and what the last of them says. A list that is behind shows

@@ -17,6 +17,7 @@ use crate::index::VolumeBase;
 use crate::index::part::RootPart;
 use crate::index::rebuild::{Rebuilt, rebuild};
 use crate::manifest::{Manifest, ManifestKind};
+use crate::mutation::{Mutation, is_in};
 use crate::object::{IndexKey, SealedRef};
 use crate::snapshot::{Keepers, KeptImage, last_sequence};
 use crate::timestamp::UnixMs;
@@ -115,7 +116,8 @@ fn merged(head: &Manifest, mut past: VolumeBase, present: &Rebuilt) -> Result<Vo
     let own: HashMap<_, _> = own.map(|chunk| (chunk.key, chunk)).collect();
     for (key, chunk) in &named {
         // Of a parent's chunks the pin says that they are there.
-        if key.volume == head.volume && own.get(key) != Some(chunk) {
+        let is_given_up = key.volume == head.volume && own.get(key) != Some(chunk);
+        if is_given_up && !is_in(Mutation::CondemnedIsNamedAgain) {
             let text = format!("the image names chunk {key}, which the volume gave up");
             return Err(Error::corrupt(text).with_volume(head.volume));
         }

@@ -76,6 +76,10 @@ impl World {
             return;
         }
         match block_on(job.read(&self.objects)) {
+            Ok(read) if self.racing.is_none() && !read.unreadable.is_empty() => {
+                let (chunk, error) = &read.unreadable[0];
+                self.violate(format!("source {chunk} of a compaction: {error}"));
+            }
             Ok(read) => {
                 let uploader = &mut self.node.as_mut().expect("it runs").uploader;
                 uploader.compacting.read = Some(read);

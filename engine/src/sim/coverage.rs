@@ -7,6 +7,9 @@ pub const EVENTS: &[&str] = &[
     "a FLUSH or FUA waited for the bucket",
     "a commit that was never answered fenced a start without the backend",
     "a data directory was lost",
+    "a clone was written",
+    "a sweep came to its end",
+    "an orphan was swept",
     "a compaction had nothing left to do",
     "a compaction was begun",
     "a compaction was committed",
@@ -17,6 +20,14 @@ pub const EVENTS: &[&str] = &[
     "a snapshot was cloned",
     "a snapshot was deleted",
     "a snapshot was kept because it has a clone",
+    "a rollback was stored and not noted locally",
+    "a served volume was rolled back",
+    "a group of snapshots was complete",
+    "a group of snapshots was given up",
+    "a group was settled by a later life",
+    "a verdict on a group was not answered",
+    "a whole group was one cut",
+    "what a broken group left was deleted",
     "a point in time left the window",
     "a point in time was read again",
     "a taken snapshot was lost with its process",
@@ -73,7 +84,12 @@ impl Coverage {
     }
 
     pub(super) fn add(&mut self, event: &'static str, times: u64) {
-        let listed = EVENTS.contains(&event) || super::race::RACE_EVENTS.contains(&event);
+        let lists = [
+            EVENTS,
+            super::race::RACE_EVENTS,
+            super::family::FAMILY_EVENTS,
+        ];
+        let listed = lists.iter().any(|list| list.contains(&event));
         debug_assert!(listed, "{event:?} is not listed");
         if times > 0 {
             *self.0.entry(event).or_default() += times;

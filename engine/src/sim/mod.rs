@@ -13,6 +13,8 @@ mod coverage;
 mod data_dir;
 mod dice;
 mod disk;
+mod family;
+mod freeing;
 mod heads_dir;
 mod image;
 pub mod model;
@@ -27,11 +29,14 @@ mod racing;
 mod risk;
 mod serve;
 mod snapshots;
+mod sweep;
 mod uploader;
 mod workload;
 mod world;
+mod written;
 
 pub use coverage::{Coverage, EVENTS};
+pub use family::{FAMILY_EVENTS, run_family, run_family_aloud};
 pub use race::{RACE_EVENTS, run_race, run_race_aloud};
 pub use world::{Outcome, Violation, run, run_aloud};
 

@@ -410,6 +410,20 @@ impl Oracle {
         self.check_blocks(volume, &cells, &ids, 0)
     }
 
+    /// These images, each of another volume, are one cut over all of them.
+    pub(super) fn one_cut(&self, images: &[(usize, &[u8])]) -> Verdict {
+        let mut all = Vec::new();
+        for (volume, data) in images {
+            let cells = 0..self.lattices[*volume].cells();
+            all.push((*volume, self.lattices[*volume].identify(&cells, data)?));
+        }
+        let ids = all.iter().flat_map(|(_, ids)| ids);
+        let begun = ids.map(|id| self.writes[*id as usize].began);
+        let newest = begun.max().unwrap_or(0);
+        let mut all = all.iter();
+        all.try_for_each(|(volume, ids)| self.check_cut(*volume, ids, newest, |_| true))
+    }
+
     /// Nothing in an image was outdone before `through`.
     fn check_cut(
         &self,

@@ -27,6 +27,7 @@ pub const RACE_EVENTS: &[&str] = &[
     "race: a snapshot outlived its writer",
     "race: a restart left a volume to its new owner",
     "race: a start without the backend was fenced when it was back",
+    "race: a group was settled by the other appliance",
     "race: a living appliance was taken over",
     "race: a paused appliance was taken over and went on",
     "race: a takeover died right after its fencing put",
@@ -138,7 +139,8 @@ impl Race {
         }
         self.stop(1 - owner, Crash::Kill);
         self.nodes[owner].calm_down()?;
-        self.nodes[owner].check_images(true)
+        self.nodes[owner].check_images(true)?;
+        self.nodes[owner].settle_space()
     }
 
     /// What happens before a takeover: to the one that is taken over, and to the disk of the other.

@@ -1,8 +1,12 @@
 //! Snapshots taken at random moments: each is the cut that it should be when it comes to the
 //! bucket, and the same to the byte whenever it is read again, until it is deleted.
 
+mod groups;
+mod rollback;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use futures::executor::block_on;
 
@@ -17,7 +21,9 @@ use crate::identity::VolumeId;
 use crate::index::rebuild::rebuild;
 use crate::manifest::Manifest;
 use crate::registry::{delete_snapshot, read_history, read_snapshot};
-use crate::snapshot::{SnapshotId, SnapshotName, SnapshotWish};
+use crate::snapshot::{Snapshot, SnapshotId, SnapshotName, SnapshotWish};
+
+use groups::Groups;
 
 /// Only some seeds take snapshots, so that the others stay the runs that they were.
 const SEEDS_WITH: u64 = 4;
@@ -29,6 +35,7 @@ pub(super) struct Snapshots {
     is_on: bool,
     book: RefCell<Book>,
     clones: RefCell<Clones>,
+    groups: Groups,
     pub(super) points: Points,
 }
 
@@ -70,6 +77,7 @@ impl Snapshots {
             is_on: seed % SEEDS_WITH == SEEDS_WITH - 1,
             book: RefCell::new(book),
             clones: RefCell::new(Clones::new(seed)),
+            groups: Groups::new(seed),
             points: Points::new(seed),
         }
     }
@@ -105,10 +113,11 @@ impl World {
             let id = self.snapshots.pick(&self.ids);
             self.may_delete(id);
         }
-        if self.snapshots.chance(30) && self.now_us < self.life_ends_us {
+        if self.snapshots.chance(80) && self.now_us < self.life_ends_us {
             let id = self.snapshots.pick(&self.ids);
             self.clone_one_of(id);
         }
+        self.may_group();
         self.note_sealed();
     }
 
@@ -121,7 +130,7 @@ impl World {
         if all.is_empty() {
             return;
         }
-        let snapshots = std::rc::Rc::clone(&self.snapshots);
+        let snapshots = Rc::clone(&self.snapshots);
         let snapshot = snapshots.pick(&all.iter().collect::<Vec<_>>());
         let book = snapshots.book.borrow();
         let Some(known) = book.known.get(&snapshot.id) else {
@@ -131,44 +140,69 @@ impl World {
         self.may_clone(&mut clones, (known.volume, snapshot), &known.image);
     }
 
+    /// At the end of the run: what was begun of groups and clones is finished.
+    pub(super) fn settle_space(&mut self) -> std::result::Result<(), String> {
+        let snapshots = Rc::clone(&self.snapshots);
+        self.settle_groups(&snapshots)?;
+        self.settle_clones(&mut snapshots.clones.borrow_mut())
+    }
+
     fn ask_snapshot(&mut self, id: VolumeId) {
-        let snapshots = std::rc::Rc::clone(&self.snapshots);
-        let mut book = snapshots.book.borrow_mut();
-        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
-        let Some(volume) = uploader.volumes.get(&id) else {
-            return;
-        };
-        let commit = &volume.commit;
-        let pending = uploader.coordinator.pending_snapshots(id).count();
-        let held = commit.snapshots().len() + pending;
-        let number = book.last + 1;
-        let name = SnapshotName::parse(&format!("s{number}")).expect("a good name");
-        if held >= HELD_MAX || commit.fenced_by().is_some() {
+        if !self.may_ask(id) {
             return;
         }
+        let wish = self.next_wish(id);
+        let snapshot = wish.id;
+        self.note_asked(snapshot);
+        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        uploader.coordinator.snapshot(id, wish);
+        self.note(format_args!("snapshot {snapshot} of {id} is asked for"));
+    }
+
+    /// Whether the volume is served here and has room for a snapshot.
+    fn may_ask(&self, id: VolumeId) -> bool {
+        let uploader = &self.node_ref().uploader;
+        let Some(volume) = uploader.volumes.get(&id) else {
+            return false;
+        };
+        let pending = uploader.coordinator.pending_snapshots(id).count();
+        let held = volume.commit.snapshots().len() + pending;
+        held < HELD_MAX && volume.commit.fenced_by().is_none()
+    }
+
+    /// A wish for a snapshot of the volume, under a new name.
+    fn next_wish(&mut self, id: VolumeId) -> SnapshotWish {
+        let uploader = &self.node.as_ref().expect("it runs").uploader;
+        let commit = &uploader.volumes[&id].commit;
+        let mut book = self.snapshots.book.borrow_mut();
+        book.last += 1;
+        let name = SnapshotName::parse(&format!("s{}", book.last)).expect("a good name");
+        let pending = uploader.coordinator.pending_snapshots(id).count();
         commit.may_take(&name, pending).expect("the name is new");
         if !commit.is_idle() {
             self.coverage
                 .hit("a snapshot was cut beside a commit under way");
         }
-        book.last = number;
-        let snapshot = SnapshotId(number);
-        let wish = SnapshotWish {
-            id: snapshot,
+        SnapshotWish {
+            id: SnapshotId(book.last),
             name,
             taken_ms: self.now_us / 1000,
             group: None,
-        };
-        uploader.coordinator.snapshot(id, wish);
+        }
+    }
+
+    fn note_asked(&mut self, snapshot: SnapshotId) {
         let asked = Asked {
-            appliance: self.racing.as_ref().map_or(0, |racing| racing.label),
+            appliance: self.appliance(),
             life: self.life,
             asked: self.oracle.tick(),
             sealed: None,
         };
-        book.asked.insert(snapshot, asked);
-        drop(book);
-        self.note(format_args!("snapshot {snapshot} of {id} is asked for"));
+        self.snapshots
+            .book
+            .borrow_mut()
+            .asked
+            .insert(snapshot, asked);
     }
 
     /// From here on nothing that a client begins is in a snapshot that is taken.
@@ -190,36 +224,41 @@ impl World {
         }
     }
 
-    /// The operator deletes a snapshot while nothing of the volume is under way.
+    /// The operator deletes a snapshot.
     fn may_delete(&mut self, id: VolumeId) {
-        let is_away = self.within(self.faults.away_us);
-        let uploader = &self.node_ref().uploader;
-        let Some(volume) = uploader.volumes.get(&id) else {
+        let Some(volume) = self.node_ref().uploader.volumes.get(&id) else {
             return;
         };
+        let all: Vec<_> = volume.commit.snapshots().iter().cloned().collect();
+        if !all.is_empty() {
+            let snapshot = self.snapshots.pick(&all.iter().collect::<Vec<_>>());
+            self.delete(id, snapshot);
+        }
+    }
+
+    /// Deletes a snapshot while nothing of the volume is under way. Whether it did.
+    fn delete(&mut self, id: VolumeId, snapshot: &Snapshot) -> bool {
+        let is_away = self.within(self.faults.away_us);
+        let volume = &self.node_ref().uploader.volumes[&id];
         let commit = &volume.commit;
         let is_settled = commit.is_idle() && volume.publishing.is_none();
         if is_away || volume.unverified || !is_settled {
-            return;
+            return false;
         }
-        let all: Vec<_> = commit.snapshots().iter().collect();
-        if all.is_empty() {
-            return;
-        }
-        let snapshot = self.snapshots.pick(&all).clone();
         let head = commit.head().clone();
         let mut book = self.snapshots.book.borrow_mut();
         book.deleted.insert(snapshot.id);
         drop(book);
         let deleted = match &self.copies {
-            Some(copies) => block_on(delete_snapshot(copies, &head, &snapshot)),
-            None => block_on(delete_snapshot(&self.objects, &head, &snapshot)),
+            Some(copies) => block_on(delete_snapshot(copies, &head, snapshot)),
+            None => block_on(delete_snapshot(&self.objects, &head, snapshot)),
         };
         let is_needed = self.snapshots.clones.borrow().need(snapshot.id);
         let next = match deleted {
             Ok(_) if is_needed => {
                 let what = format!("snapshot {} was deleted, a clone needs it", snapshot.id);
-                return self.violate(what);
+                self.violate(what);
+                return false;
             }
             Ok(next) => next,
             Err(_) => {
@@ -233,7 +272,7 @@ impl World {
                         .hit("a snapshot was kept because it has a clone");
                 }
                 // Of another writer's volume it fails; the next commit is fenced.
-                return;
+                return false;
             }
         };
         let uploader = &mut self.node.as_mut().expect("it runs").uploader;
@@ -244,6 +283,7 @@ impl World {
         self.heads.save(&local).expect("head records can be saved");
         self.coverage.hit("a snapshot was deleted");
         self.note(format_args!("snapshot {} of {id} is deleted", snapshot.id));
+        true
     }
 
     /// A request has reached the bucket. If it was a manifest that takes snapshots, they are judged
@@ -269,11 +309,12 @@ impl World {
         if !self.snapshots.is_on {
             return Ok(());
         }
-        self.check_clones(&self.snapshots.clones.borrow(), volume)?;
+        let snapshots = Rc::clone(&self.snapshots);
+        self.check_clones(&mut snapshots.clones.borrow_mut(), volume)?;
         let found = self.read_snapshots(volume);
         let found = found.map_err(|error| format!("a snapshot cannot be read: {error}"))?;
         let (appliance, life) = (self.appliance(), self.life);
-        let mut book = self.snapshots.book.borrow_mut();
+        let mut book = snapshots.book.borrow_mut();
         let Book {
             asked,
             known,
@@ -286,6 +327,7 @@ impl World {
                 return Err(format!("snapshot {id} of volume {volume} is gone"));
             }
         }
+        let mut fresh = Vec::new();
         for (id, image) in found {
             if let Some(known) = known.get(&id) {
                 if known.image != image {
@@ -307,6 +349,7 @@ impl World {
                 image,
             };
             known.insert(id, entry);
+            fresh.push(id);
         }
         let lost = |id: &SnapshotId, a: &Asked| {
             a.life < life
@@ -318,7 +361,9 @@ impl World {
             self.coverage
                 .hit("a taken snapshot was lost with its process");
         }
-        Ok(())
+        drop(book);
+        let mut fresh = fresh.into_iter();
+        fresh.try_for_each(|id| self.check_group_of(&snapshots, id))
     }
 
     fn read_snapshots(&self, volume: usize) -> Result<BTreeMap<SnapshotId, Vec<u8>>> {

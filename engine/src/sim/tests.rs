@@ -1,9 +1,14 @@
 //! A few hundred seeds, reach, and determinism.
 
-use super::{Coverage, EVENTS, RACE_EVENTS, run, run_race};
+use std::panic::catch_unwind;
+
+use super::{Coverage, EVENTS, FAMILY_EVENTS, RACE_EVENTS, run, run_family, run_race};
+use crate::mutation::Mutation::{self, *};
+use crate::mutation::put_in;
 
 const SEEDS: u64 = 200;
 const RACES: u64 = 100;
+const FAMILIES: u64 = 40;
 
 #[test]
 fn seeds_keep_every_promise_and_reach_everything() {
@@ -60,4 +65,48 @@ fn races_of_two_appliances_keep_every_promise_and_reach_everything() {
         Vec::<&str>::new(),
         "never reached in {RACES} races"
     );
+}
+
+#[test]
+fn families_of_volumes_read_as_written_and_reach_every_step_of_deletes_and_compactions() {
+    let mut reached = Coverage::default();
+    for seed in 0..FAMILIES {
+        match run_family(seed) {
+            Ok(outcome) => reached.merge(&outcome.coverage),
+            Err(violation) => panic!("{violation}"),
+        }
+    }
+    let missing = reached.missing(FAMILY_EVENTS);
+    assert_eq!(
+        missing,
+        Vec::<&str>::new(),
+        "never reached in {FAMILIES} families"
+    );
+}
+
+/// Bugs put into the protocol are found: by which kind of run, and by which seeds, because only
+/// some of them do what it takes: each so-manieth from the first on.
+#[test]
+fn bugs_put_into_the_protocol_are_found() {
+    type Run = fn(u64) -> bool;
+    fn life(seed: u64) -> bool {
+        run(seed).is_ok()
+    }
+    fn family(seed: u64) -> bool {
+        run_family(seed).is_ok()
+    }
+    const FOUND: [(&[Mutation], Run, (u64, usize)); 5] = [
+        (&[SnapshotsKeepNothing], family, (0, 1)),
+        (&[PointsKeepNothing], family, (2, 5)),
+        (&[NoMark], family, (0, 1)),
+        (&[SweepsBesideCommits], life, (1, 2)),
+        (&[HalfIsComplete], life, (3, 4)),
+    ];
+    for (bugs, holds, (first, step)) in FOUND {
+        let scope = put_in(bugs);
+        let mut seeds = (first..SEEDS).step_by(step);
+        let found = seeds.any(|seed| !catch_unwind(|| holds(seed)).unwrap_or(false));
+        drop(scope);
+        assert!(found, "{bugs:?} is not found in {SEEDS} seeds");
+    }
 }

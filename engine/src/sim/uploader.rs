@@ -13,6 +13,7 @@ use super::opening::Opened;
 use super::plan::{MS, Moment};
 use super::points::Points;
 use super::serve::Message;
+use super::sweep::Sweeping;
 use super::world::{Event, World};
 use crate::backend::{Backend, Put};
 use crate::block::{SHARD_COUNT, ShardId};
@@ -24,8 +25,9 @@ use crate::identity::{Epoch, Generation, VolumeId};
 use crate::index::ChunkOrdinal;
 use crate::object::{ObjectKey, SealedRef};
 use crate::pack::ChunkJob;
-use crate::registry::LocalHead;
+use crate::registry::{GroupVerdict, LocalHead};
 use crate::shard::VolumeSlot;
+use crate::snapshot::SnapshotId;
 use crate::wal::PlaceMap;
 
 pub(super) type CutPlaces = [Option<Arc<PlaceMap>>; SHARD_COUNT];
@@ -88,6 +90,9 @@ pub(super) struct Uploader {
     pub(super) inbox: VecDeque<UpMessage>,
     pub(super) full: bool,
     pub(super) compacting: Compacting,
+    pub(super) sweeping: Option<Sweeping>,
+    /// What became of groups of snapshots, as far as this life has learnt it.
+    pub(super) verdicts: BTreeMap<SnapshotId, GroupVerdict>,
 }
 
 impl Uploader {
@@ -110,6 +115,8 @@ impl Uploader {
             inbox: VecDeque::new(),
             full: false,
             compacting: Compacting::default(),
+            sweeping: None,
+            verdicts: BTreeMap::new(),
         };
         let ids: Vec<VolumeId> = this.volumes.keys().copied().collect();
         ids.into_iter().for_each(|id| this.fill_tables(id));
@@ -244,6 +251,7 @@ impl World {
             uploader.start(&sealed, &snapshots.points, now);
         }
         self.may_compact();
+        self.may_sweep();
         self.run_effects();
         self.note_health();
         let uploader = &self.node_ref().uploader;

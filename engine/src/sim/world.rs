@@ -21,6 +21,7 @@ use super::racing::Racing;
 use super::risk::Risk;
 use super::serve::{Device, Node};
 use super::snapshots::Snapshots;
+use super::sweep::Sweeps;
 use super::uploader::Landing;
 use crate::backend::{LocalMetadata, MemBackend};
 use crate::block::ShardId;
@@ -174,6 +175,7 @@ pub(super) struct World {
     /// Shared by all appliances on the bucket.
     pub(super) snapshots: Rc<Snapshots>,
     pub(super) compactions: Compactions,
+    pub(super) sweeps: Sweeps,
     /// In a race: which appliance this is, and what it lost.
     pub(super) racing: Option<Racing>,
     // What outlives a life.
@@ -262,6 +264,7 @@ impl World {
             risk: Risk::new(&plan.volumes),
             snapshots: Rc::new(Snapshots::new(seed)),
             compactions: Compactions::new(seed),
+            sweeps: Sweeps::new(seed),
             plan,
             faults: Faults::default(),
             now_us: 0,
@@ -348,6 +351,7 @@ impl World {
             } else if self.dice.chance(600) {
                 self.audit(true)?;
             }
+            self.may_roll_back()?;
             self.clients.begin_life(&mut self.dice, is_long);
             self.schedule_clients();
             self.run_for(life_us)?;
@@ -394,7 +398,7 @@ impl World {
     }
 
     /// Boots until it works. Every failed or interrupted boot leaves the world as it made it.
-    fn start(&mut self) -> Result<(), String> {
+    pub(super) fn start(&mut self) -> Result<(), String> {
         let mut interrupted = 0;
         for attempt in 0..100 {
             if attempt > 6 {
@@ -532,6 +536,7 @@ impl World {
     /// Everything is in the bucket now; it must be enough.
     fn last_words(&mut self) -> Result<(), String> {
         self.check_images(true)?;
+        self.settle_space()?;
         let counters: Vec<_> = self.node_ref().cores.iter().map(Core::counters).collect();
         self.note(format_args!("{counters:?}"));
         let mut node = self.node.take().expect("it runs");

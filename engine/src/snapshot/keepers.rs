@@ -3,6 +3,7 @@
 use super::SnapshotTable;
 use crate::identity::ManifestNum;
 use crate::manifest::Manifest;
+use crate::mutation::{Mutation, is_in};
 use crate::object::SealedRef;
 
 /// The snapshots and points in time that are there once a draft manifest is committed.
@@ -23,7 +24,8 @@ impl<'a> Keepers<'a> {
     /// `idle_since`.
     pub fn need(&self, object: &SealedRef, idle_since: ManifestNum) -> bool {
         // The image before that manifest is the last one that has it.
-        let by_points = self.since.is_some_and(|since| since < idle_since);
+        let by_points = self.since.is_some_and(|since| since < idle_since)
+            && !is_in(Mutation::PointsKeepNothing);
         by_points || self.snapshots.needs(object, idle_since)
     }
 }

@@ -4,6 +4,7 @@ use super::{SNAPSHOTS_MAX, Snapshot, SnapshotChange, SnapshotId, SnapshotName};
 use crate::error::{Error, Result};
 use crate::identity::{Generation, ManifestNum};
 use crate::manifest::Manifest;
+use crate::mutation::{Mutation, is_in};
 use crate::object::SealedRef;
 
 /// The snapshots of a volume, in the order of their manifests. Several may share one.
@@ -68,6 +69,9 @@ impl SnapshotTable {
     /// A snapshot may need what was named before it and became idle after it. Names ascend with the
     /// manifests, so the oldest snapshot that is not older than the object decides.
     pub fn needs(&self, object: &SealedRef, idle_since: ManifestNum) -> bool {
+        if is_in(Mutation::SnapshotsKeepNothing) {
+            return false;
+        }
         let (generation, sequence) = match object {
             SealedRef::Chunk(key) => (key.generation, key.sequence),
             SealedRef::Index(key) => (key.generation, key.sequence),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::VolumeCommit;
+use crate::mutation::{Mutation, is_in};
 use crate::object::SealedRef;
 
 impl VolumeCommit {
@@ -27,7 +28,7 @@ impl VolumeCommit {
     /// nothing is under way; every later attempt draws names of its own. Objects of a newer
     /// generation are another writer's, who has taken the volume over: they are none.
     pub fn orphans_among(&self, listed: &[SealedRef]) -> Option<Vec<SealedRef>> {
-        if !self.is_idle() {
+        if !self.is_idle() && !is_in(Mutation::SweepsBesideCommits) {
             return None;
         }
         let (volume, generation) = (self.volume(), self.head.generation);
