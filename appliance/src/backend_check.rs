@@ -2,12 +2,13 @@
 //! at start, and until it is known nothing is put or deleted.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::executor::block_on;
-use futures::lock::Mutex;
+use futures::future::Shared;
 use taipan_engine::backend::{
     self, Backend, BoxFuture, ConditionalWrites, Listed, LocalFile, OpenOptions, Probe, Put,
     VerbCounts,
@@ -25,9 +26,12 @@ pub(crate) struct CheckedBackend {
     inner: Arc<dyn Backend>,
     fencing: Fencing,
     found: OnceLock<Probe>,
-    /// One probe at a time.
-    probing: Mutex<()>,
+    /// The probe under way. Those who wait for it may give up: it goes on.
+    probing: Mutex<Option<Probing>>,
 }
+
+/// A probe that several wait for.
+type Probing = Shared<BoxFuture<'static, std::result::Result<Probe, (ErrorKind, String)>>>;
 
 /// Opens the configured backend and checks it.
 pub(crate) fn open_checked(config: &Config, data_dir: &Path) -> Result<Arc<CheckedBackend>> {
@@ -46,7 +50,7 @@ fn backend_check(inner: Arc<dyn Backend>, fencing: Fencing) -> Result<Arc<Checke
         inner,
         fencing,
         found: OnceLock::new(),
-        probing: Mutex::new(()),
+        probing: Mutex::default(),
     });
     let probed = Arc::clone(&checked);
     let (sender, result) = crossbeam_channel::bounded(1);
@@ -80,12 +84,13 @@ impl CheckedBackend {
     /// Waits until it is known what the backend can do; an error if that is not enough.
     async fn ready(&self) -> Result<()> {
         if self.found.get().is_none() {
-            let _one_at_a_time = self.probing.lock().await;
-            if self.found.get().is_none() {
-                let probe = self.inner.probe().await?;
+            let probing = self.under_way();
+            let ended = probing.clone().await;
+            self.forget(&probing);
+            let probe = ended.map_err(|(kind, text)| Error::new(kind, text))?;
+            let found = probe.clone();
+            if self.found.set(found).is_ok() {
                 self.announce(&probe);
-                // Nobody else sets it: the lock is held.
-                self.found.get_or_init(|| probe);
             }
         }
         if !self.is_refused() {
@@ -96,6 +101,27 @@ impl CheckedBackend {
             "the backend does not keep conditional writes, so two appliances could overwrite each \
              other; use another one, or set fencing = \"none\" if there is only ever one appliance",
         ))
+    }
+
+    /// The probe under way, or a new one. Fifteen requests to a slow server take longer than those
+    /// who want to put something wait.
+    fn under_way(&self) -> Probing {
+        let mut probing = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = || {
+            let inner = Arc::clone(&self.inner);
+            let probe = async move {
+                let probed = inner.probe().await;
+                probed.map_err(|error| (error.kind(), error.to_string()))
+            };
+            (Box::pin(probe) as BoxFuture<'static, _>).shared()
+        };
+        probing.get_or_insert_with(begin).clone()
+    }
+
+    /// It has ended: the next one asks anew, if it failed.
+    fn forget(&self, ended: &Probing) {
+        let mut probing = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        probing.take_if(|probing| probing.ptr_eq(ended));
     }
 
     fn announce(&self, probe: &Probe) {
@@ -210,15 +236,28 @@ mod tests {
         inner: MemBackend,
         writes: ConditionalWrites,
         silent: std::sync::atomic::AtomicU32,
+        /// Each probe waits for a word here, if there is one; how many there were.
+        gate: Option<crossbeam_channel::Receiver<()>>,
+        probes: std::sync::atomic::AtomicU32,
     }
 
     impl Pretender {
         fn new(writes: ConditionalWrites, silent: u32) -> Arc<Self> {
-            Arc::new(Self {
+            Arc::new(Self::with_gate(writes, silent, None))
+        }
+
+        fn with_gate(
+            writes: ConditionalWrites,
+            silent: u32,
+            gate: Option<crossbeam_channel::Receiver<()>>,
+        ) -> Self {
+            Self {
                 inner: MemBackend::new(),
                 writes,
                 silent: silent.into(),
-            })
+                gate,
+                probes: 0.into(),
+            }
         }
     }
 
@@ -269,7 +308,12 @@ mod tests {
             use std::sync::atomic::Ordering::Relaxed;
             let less = |n: u32| n.checked_sub(1);
             let is_silent = self.silent.fetch_update(Relaxed, Relaxed, less).is_ok();
+            self.probes.fetch_add(1, Relaxed);
             Box::pin(async move {
+                let is_closed = |gate: &crossbeam_channel::Receiver<()>| gate.try_recv().is_err();
+                while !is_silent && self.gate.as_ref().is_some_and(is_closed) {
+                    yields_once().await;
+                }
                 match is_silent {
                     true => Err(Error::new(ErrorKind::Transient, "away")),
                     false => Ok(Probe {
@@ -285,8 +329,40 @@ mod tests {
         }
     }
 
+    /// Pending at the first look.
+    async fn yields_once() {
+        let mut looked = false;
+        futures::future::poll_fn(|context| {
+            context.waker().wake_by_ref();
+            match std::mem::replace(&mut looked, true) {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+    }
+
     fn key() -> ObjectKey {
         ObjectKey::parse("v1/x").unwrap()
+    }
+
+    #[test]
+    fn a_probe_goes_on_when_nobody_waits_for_it_any_more() {
+        let (open, gate) = crossbeam_channel::bounded(1);
+        let pretender = Pretender::with_gate(ConditionalWrites::Full, 1, Some(gate));
+        let pretender = Arc::new(pretender);
+        let asked: Arc<dyn Backend> = Arc::clone(&pretender) as Arc<dyn Backend>;
+        // The start's own probe fails at once.
+        let checked = backend_check(asked, Fencing::Required).unwrap();
+        let (key, body) = (key(), Bytes::new);
+        // A slow server: the commit gives up, and the next one finds the same probe.
+        assert!(checked.put(&key, body()).now_or_never().is_none());
+        assert!(checked.put(&key, body()).now_or_never().is_none());
+        open.send(()).unwrap();
+        block_on(checked.put(&key, body())).unwrap();
+        block_on(checked.put(&key, body())).unwrap();
+        let probes = pretender.probes.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(probes, 2);
     }
 
     #[test]
