@@ -4,7 +4,7 @@ use taipan_engine::backend::Backend;
 use taipan_engine::commit::{CommitConfig, Random, VolumeCommit};
 use taipan_engine::error::Result;
 use taipan_engine::identity::{Epoch, Generation, VolumeId};
-use taipan_engine::index::rebuild::{Rebuilt, rebuild};
+use taipan_engine::index::rebuild::{Rebuilt, follow, rebuild};
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::{
     self, History, LocalHead, LocalHeads, OpenedVolume, Opening, begin_serving, open_for_writing,
@@ -50,6 +50,31 @@ pub async fn open_volume(
 ) -> Result<Opened> {
     let opened = open_for_writing(backend, heads, id, stamped_through).await?;
     let mut opened = build(backend, opened).await?;
+    begin_serving(heads, &mut opened.local, stamped_through)?;
+    Ok(opened)
+}
+
+/// Opens a volume that was just created, whose first manifest and its index are known.
+pub async fn open_created(
+    backend: &dyn Backend,
+    heads: &LocalHeads,
+    (first, index): (&Manifest, Rebuilt),
+    stamped_through: Epoch,
+) -> Result<Opened> {
+    let opened = open_for_writing(backend, heads, first.volume, stamped_through).await?;
+    let history = &opened.history;
+    let commit = match history.manifests.split_first() {
+        Some((oldest, later)) if oldest == first => {
+            commit_from(history, follow(backend, index, later).await?)?
+        }
+        _ => commit_after(backend, history).await?,
+    };
+    let mut opened = Opened {
+        commit,
+        local: opened.local,
+        was_clean: opened.was_clean,
+        unverified: false,
+    };
     begin_serving(heads, &mut opened.local, stamped_through)?;
     Ok(opened)
 }

@@ -1,5 +1,6 @@
 //! The running data plane as the control plane and the daemon see it.
 
+mod clones;
 mod ending;
 mod parking;
 mod snapshots;
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use futures::executor::block_on;
 use taipan_engine::api::{
-    BackendState, BackendStatus, ChunkUsage, CompactionStatus, ConnectionInfo, ConnectionName,
-    DelayInfo, MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus, RunState, ShardStatus,
-    SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot, TakeSnapshotGroup, UploadInfo,
-    UploadStatus, VolumeChanges, VolumeHistory, VolumeInfo, VolumePatch, VolumeState, WalStatus,
-    WarmStatus, WarmVolume,
+    BackendState, BackendStatus, ChunkUsage, CloneInfo, CompactionStatus, ConnectionInfo,
+    ConnectionName, DelayInfo, FlattenStatus, MemoryStatus, PaceStatus, RANGES_MAX, RecoveryStatus,
+    RunState, ShardStatus, SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot,
+    TakeSnapshotGroup, UploadInfo, UploadStatus, VolumeChanges, VolumeHistory, VolumeInfo,
+    VolumePatch, VolumeState, WalStatus, WarmStatus, WarmVolume,
 };
 use taipan_engine::backend::Backend;
 use taipan_engine::core::EpochClock;
@@ -663,6 +664,18 @@ impl Appliance for Shared {
             reply,
         })?;
         self.show(name)
+    }
+
+    fn flatten(&self, name: &VolumeName) -> Result<FlattenStatus> {
+        self.flatten_clone(name)
+    }
+
+    fn flatten_status(&self, name: &VolumeName) -> Result<FlattenStatus> {
+        self.flatten_progress(name)
+    }
+
+    fn clones(&self, name: &VolumeName) -> Result<Vec<CloneInfo>> {
+        self.clones_by_snapshot(name)
     }
 
     fn sweep(&self, name: &VolumeName, request: SweepVolume) -> Result<SweepReport> {

@@ -7,7 +7,9 @@ mod chunks;
 mod compaction;
 mod control;
 mod effects;
+mod flatten;
 mod groups;
+mod images;
 mod patience;
 mod points;
 mod rollback;
@@ -248,6 +250,8 @@ pub struct Uploader {
     creations: Creations,
     /// Snapshots that clients read.
     views: views::Views,
+    images: images::RecentImages,
+    flattens: flatten::Flattens,
     /// Bitmaps that clients use.
     bitmaps: bitmaps::LoadedBitmaps,
     groups: groups::Groups,
@@ -394,6 +398,8 @@ impl Uploader {
             waiting: Vec::new(),
             creations: Creations::default(),
             views: views::Views::default(),
+            images: images::RecentImages::default(),
+            flattens: flatten::Flattens::default(),
             bitmaps: bitmaps::LoadedBitmaps::default(),
             groups: groups::Groups::default(),
             snapshot_waits: Vec::new(),
@@ -422,7 +428,9 @@ impl Uploader {
                 self.serve_taken();
                 self.tend_bitmaps(now_ms);
                 self.expire_views(now_ms);
+                self.images.expire(now_ms);
                 self.take_cut(now_ms);
+                self.tend_flattens(now_ms);
                 self.run_compaction(now_ms);
                 self.sweep_by_calendar(now_ms);
                 self.start_commits();

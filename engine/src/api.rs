@@ -5,6 +5,7 @@
 //! numbers; requests also take text such as `"10GiB"`. Described in `docs/operations/api.md`.
 
 mod changes;
+mod clones;
 mod connections;
 mod pace;
 mod points;
@@ -21,6 +22,7 @@ use crate::size;
 use crate::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSettings};
 
 pub use changes::{ChangedSpan, ImagePoint, RANGES_MAX, VolumeChanges, changes_path};
+pub use clones::{CloneInfo, CloneList, FlattenState, FlattenStatus, clones_of_path, flatten_path};
 pub use connections::{
     CONNECTIONS_PATH, ConnectionInfo, ConnectionList, ConnectionName, ConnectionState,
     connection_path,

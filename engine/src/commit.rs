@@ -14,4 +14,4 @@ pub use coordinator::{Coordinator, Cut, CutPolicy, CutReason, Load, SealedVolume
 pub use group::Member;
 pub use outcome::{CommitStatus, Effect, Event, HeadUpdate, Publication};
 pub use random::Random;
-pub use volume::{CommitConfig, Reading, Usage, VolumeCommit};
+pub use volume::{CommitConfig, Foreign, Reading, Usage, VolumeCommit};

@@ -41,6 +41,7 @@ pub const NAMES: [&str; 37] = [
     "clone.manifest",
     "clone.name",
     "clone.release",
+    "flatten.release",
     "rollback.index",
     "rollback.put",
     "object.delete",

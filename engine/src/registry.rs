@@ -7,6 +7,7 @@
 mod clones;
 mod deletion;
 mod entry;
+mod flatten;
 mod groups;
 mod history;
 mod images;
@@ -31,8 +32,11 @@ use crate::manifest::{Manifest, ManifestKind};
 use crate::timestamp::UnixMs;
 use crate::volume::{VolumeName, VolumeSettings};
 
-pub use clones::{CloneLayout, CloneName, clones_of, create_clone, release_dead_pins};
+pub use clones::{
+    CloneLayout, CloneName, NewClone, clones_of, create_clone, create_clone_from, release_dead_pins,
+};
 pub use deletion::{Freed, Freeing, deleted_volumes, finish_deletion, mark_again};
+pub use flatten::{release_clone, snapshots_in_need};
 pub use groups::{GroupEntry, GroupVerdict, settle_group};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,

@@ -10,6 +10,7 @@ use taipan_engine::snapshot::{QualifiedImage, QualifiedName, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::connection::ConnectionCommand;
+use crate::flatten::Flatten;
 use crate::history::{Wanted, wanted};
 use crate::nbd_server::NbdServer;
 use crate::output::Form;
@@ -188,6 +189,10 @@ pub(crate) enum VolumeCommand {
         #[arg(value_parser = volume_name)]
         name: VolumeName,
     },
+    /// Make a clone independent of the volume that it was cloned from: what it shares is copied in
+    /// the background, at the pace of compaction, and then the parent's snapshot, or the parent, can
+    /// be deleted. The clone is in use meanwhile.
+    Flatten(Flatten),
     /// Delete what is stored under a volume and named by nothing: leftovers of crashes. The daemon
     /// does that by itself once a month; this lists all objects of the volume.
     Sweep {
@@ -207,6 +212,13 @@ pub(crate) enum VolumeCommand {
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,
+        /// If it has clones: first they take over what they need (see `volume flatten`), then its
+        /// snapshots go with it. To be repeated if it is interrupted.
+        #[arg(long)]
+        promote: bool,
+        /// No progress on standard error.
+        #[arg(long, short)]
+        quiet: bool,
     },
 }
 

@@ -11,13 +11,13 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use taipan_engine::api::{
-    CONNECTIONS_PATH, CloneSnapshot, ConnectionList, ConnectionName, CreateVolume, DRAIN_PATH,
-    ErrorBody, ResizeVolume, RollBack, SNAPSHOT_GROUPS_PATH, STATUS_PATH, SnapshotInfo,
-    SnapshotList, Status, SweepReport, SweepVolume, TakeSnapshot, TakeSnapshotGroup, VOLUMES_PATH,
-    VolumeChanges, VolumeHistory, VolumeInfo, VolumeList, VolumePatch, WarmStatus, WarmVolume,
-    changes_path, clones_path, commit_path, connection_path, history_path, resize_path,
-    rollback_path, snapshot_path, snapshots_path, sweep_path, takeover_path, volume_path,
-    warm_path,
+    CONNECTIONS_PATH, CloneList, CloneSnapshot, ConnectionList, ConnectionName, CreateVolume,
+    DRAIN_PATH, ErrorBody, FlattenStatus, ResizeVolume, RollBack, SNAPSHOT_GROUPS_PATH,
+    STATUS_PATH, SnapshotInfo, SnapshotList, Status, SweepReport, SweepVolume, TakeSnapshot,
+    TakeSnapshotGroup, VOLUMES_PATH, VolumeChanges, VolumeHistory, VolumeInfo, VolumeList,
+    VolumePatch, WarmStatus, WarmVolume, changes_path, clones_of_path, clones_path, commit_path,
+    connection_path, flatten_path, history_path, resize_path, rollback_path, snapshot_path,
+    snapshots_path, sweep_path, takeover_path, volume_path, warm_path,
 };
 use taipan_engine::snapshot::{ImageName, SnapshotName};
 use taipan_engine::volume::VolumeName;
@@ -112,6 +112,24 @@ impl Control {
     pub(crate) fn delete(&self, name: &VolumeName) -> Outcome<()> {
         let what = format!("delete volume \"{name}\"");
         self.delete_at(&what, &volume_path(name))
+    }
+
+    /// Has a clone made independent of its parent.
+    pub(crate) fn flatten(&self, name: &VolumeName) -> Outcome<FlattenStatus> {
+        let what = format!("flatten volume \"{name}\"");
+        self.call(&what, Method::POST, &flatten_path(name), None::<&()>)
+    }
+
+    /// How that is getting on.
+    pub(crate) fn flatten_status(&self, name: &VolumeName) -> Outcome<FlattenStatus> {
+        let what = format!("show the flatten of volume \"{name}\"");
+        self.call(&what, Method::GET, &flatten_path(name), None::<&()>)
+    }
+
+    /// The clones of a volume.
+    pub(crate) fn clones(&self, name: &VolumeName) -> Outcome<CloneList> {
+        let what = format!("list the clones of volume \"{name}\"");
+        self.call(&what, Method::GET, &clones_of_path(name), None::<&()>)
     }
 
     /// Sweeps a volume's orphans, however long that takes.

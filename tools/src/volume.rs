@@ -13,8 +13,10 @@ use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName, VolumeSett
 use crate::cli::{Create, Set, Target, VolumeCommand};
 use crate::control::Control;
 use crate::failure::{Exit, Failure, Outcome};
+use crate::flatten;
 use crate::history;
-use crate::output::{human_seconds, percent};
+use crate::output::{Form, human_seconds, percent};
+use crate::promote::Promotion;
 use crate::table::{Align, Fields, Table};
 use crate::warm;
 
@@ -39,17 +41,43 @@ pub(crate) fn run(target: &Target, command: &VolumeCommand) -> Outcome<()> {
         VolumeCommand::Sweep { name, dry_run } => {
             form.print(&control.sweep(name, *dry_run)?, swept)
         }
-        VolumeCommand::Delete { name, yes } => {
+        VolumeCommand::Flatten(arguments) => flatten::run(&control, form, arguments),
+        VolumeCommand::Delete {
+            name,
+            yes,
+            promote: true,
+            quiet,
+        } => promote(&control, form, name, (*yes, *quiet)),
+        VolumeCommand::Delete { name, yes, .. } => {
             if !yes {
                 confirm_deletion(&control, name)?;
             }
             control.delete(name)?;
             let answer = serde_json::json!({ "deleted": name });
-            form.print(&answer, |_| {
-                format!("volume \"{name}\" is deleted; its objects are freed in the background\n")
-            })
+            form.print(&answer, |_| deleted(name))
         }
     }
+}
+
+/// Deletes a volume whose clones take over what they need of it.
+fn promote(
+    control: &Control,
+    form: Form,
+    name: &VolumeName,
+    (yes, quiet): (bool, bool),
+) -> Outcome<()> {
+    let promotion = Promotion::plan(control, name)?;
+    if !yes {
+        promotion.confirm(control, name)?;
+    }
+    promotion.run(control, name, quiet)?;
+    control.delete(name)?;
+    let answer = serde_json::json!({ "deleted": name, "promoted": promotion.promoted() });
+    form.print(&answer, |_| deleted(name))
+}
+
+fn deleted(name: &VolumeName) -> String {
+    format!("volume \"{name}\" is deleted; its objects are freed in the background\n")
 }
 
 /// The request to create a volume, checked here so that a mistake needs no daemon to be found.

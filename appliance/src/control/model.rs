@@ -1,9 +1,9 @@
 //! The one seam between the control plane and the rest of the daemon.
 
 use taipan_engine::api::{
-    ConnectionInfo, ConnectionName, SnapshotInfo, Status, SweepReport, SweepVolume, TakeSnapshot,
-    TakeSnapshotGroup, VolumeChanges, VolumeHistory, VolumeInfo, VolumePatch, WarmStatus,
-    WarmVolume,
+    CloneInfo, ConnectionInfo, ConnectionName, FlattenStatus, SnapshotInfo, Status, SweepReport,
+    SweepVolume, TakeSnapshot, TakeSnapshotGroup, VolumeChanges, VolumeHistory, VolumeInfo,
+    VolumePatch, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::Result;
 use taipan_engine::snapshot::{ImageName, SnapshotName};
@@ -88,6 +88,16 @@ pub trait Appliance: Send + Sync {
 
     /// Packs and commits everything of the volume answered before the call, then returns.
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Makes a clone independent of the volume that it was cloned from, in the background; repeated
+    /// it goes on where it is.
+    fn flatten(&self, name: &VolumeName) -> Result<FlattenStatus>;
+
+    /// How that is getting on.
+    fn flatten_status(&self, name: &VolumeName) -> Result<FlattenStatus>;
+
+    /// The clones that need a snapshot of a volume that is served here.
+    fn clones(&self, name: &VolumeName) -> Result<Vec<CloneInfo>>;
 
     /// Deletes what is stored under a volume that is served here and named by nothing, or only
     /// tells what that is.

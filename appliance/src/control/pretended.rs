@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use taipan_engine::api::{
-    ChangedSpan, ConnectionInfo, ConnectionName, DelayInfo, ImagePoint, Lineage, RunState,
-    SnapshotInfo, SnapshotWait, Status, SweepReport, SweepVolume, TakeSnapshot, TakeSnapshotGroup,
-    UploadInfo, VolumeChanges, VolumeHistory, VolumeInfo, VolumePatch, VolumeState, WarmStatus,
-    WarmVolume,
+    ChangedSpan, CloneInfo, ConnectionInfo, ConnectionName, DelayInfo, FlattenState, FlattenStatus,
+    ImagePoint, Lineage, RunState, SnapshotInfo, SnapshotWait, Status, SweepReport, SweepVolume,
+    TakeSnapshot, TakeSnapshotGroup, UploadInfo, VolumeChanges, VolumeHistory, VolumeInfo,
+    VolumePatch, VolumeState, WarmStatus, WarmVolume,
 };
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Epoch, ManifestNum, VolumeId};
@@ -257,6 +257,30 @@ impl Appliance for Pretended {
 
     fn commit(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.show(name)
+    }
+
+    fn flatten(&self, name: &VolumeName) -> Result<FlattenStatus> {
+        Ok(FlattenStatus {
+            state: FlattenState::Copying,
+            ..self.flatten_status(name)?
+        })
+    }
+
+    fn flatten_status(&self, name: &VolumeName) -> Result<FlattenStatus> {
+        self.show(name)?;
+        Ok(FlattenStatus {
+            volume: name.clone(),
+            state: FlattenState::None,
+            foreign_bytes: 4096,
+            total_bytes: 8192,
+            foreign_chunks: 1,
+            waits_for: Vec::new(),
+            last_failure: None,
+        })
+    }
+
+    fn clones(&self, name: &VolumeName) -> Result<Vec<CloneInfo>> {
+        self.show(name).map(|_| Vec::new())
     }
 
     fn sweep(&self, name: &VolumeName, request: SweepVolume) -> Result<SweepReport> {

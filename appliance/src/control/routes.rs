@@ -21,6 +21,7 @@ use taipan_engine::volume::VolumeName;
 
 use super::model::Appliance;
 
+mod clones;
 mod snapshots;
 
 type Daemon = State<Arc<dyn Appliance>>;
@@ -55,6 +56,14 @@ pub(super) fn router(appliance: Arc<dyn Appliance>) -> Router {
             get(snapshots::show).delete(snapshots::delete),
         )
         .route(&format!("{VOLUMES_PATH}/{{name}}/sweep"), post(sweep))
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/flatten"),
+            post(clones::flatten).get(clones::flatten_status),
+        )
+        .route(
+            &format!("{VOLUMES_PATH}/{{name}}/clones"),
+            get(clones::list),
+        )
         .route(SNAPSHOT_GROUPS_PATH, post(snapshots::take_group))
         .route(
             &format!("{VOLUMES_PATH}/{{name}}/history"),

@@ -27,7 +27,7 @@ impl Shared {
             group: None,
         };
         let (wanted, wait) = (name.clone(), request.wait);
-        self.await_snapshot(|reply| Request::TakeSnapshot {
+        self.await_answer(|reply| Request::TakeSnapshot {
             name: wanted,
             wish,
             wait,
@@ -44,7 +44,7 @@ impl Shared {
             taken_ms: unix_ms(SystemTime::now()),
             wait: request.wait,
         };
-        self.await_snapshot(|reply| Request::TakeGroup { wish, reply })?;
+        self.await_answer(|reply| Request::TakeGroup { wish, reply })?;
         let volumes = request.volumes.iter();
         volumes.map(|of| self.taken(of, &request.name)).collect()
     }
@@ -62,17 +62,20 @@ impl Shared {
     /// All snapshots of a volume.
     pub(super) fn snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotInfo>> {
         let name = name.clone();
-        self.await_snapshot(|reply| Request::ListSnapshots { name, reply })
+        self.await_answer(|reply| Request::ListSnapshots { name, reply })
     }
 
     /// The points in time of a volume.
     pub(super) fn points(&self, name: &VolumeName) -> Result<VolumeHistory> {
         let name = name.clone();
-        self.await_snapshot(|reply| Request::History { name, reply })
+        self.await_answer(|reply| Request::History { name, reply })
     }
 
     /// Waits however long it takes: the backend may be slow, and the caller chose to wait for it.
-    fn await_snapshot<T>(&self, request: impl FnOnce(Sender<Result<T>>) -> Request) -> Result<T> {
+    pub(super) fn await_answer<T>(
+        &self,
+        request: impl FnOnce(Sender<Result<T>>) -> Request,
+    ) -> Result<T> {
         let (reply, answer) = bounded(1);
         self.parts.uploader.request(request(reply));
         answer.recv().unwrap_or_else(|_| Err(stopping()))

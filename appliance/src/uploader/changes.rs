@@ -13,7 +13,7 @@ use taipan_engine::commit::VolumePace;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
-use taipan_engine::index::{Overlay, VolumeBase};
+use taipan_engine::index::{IndexedImage, Overlay, VolumeBase};
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::{self, CloneLayout, GroupVerdict, LocalHead, VolumeSeed};
 use taipan_engine::shard::VolumeSlot;
@@ -29,7 +29,7 @@ use super::views::ViewChange;
 use super::{UploadVolume, Uploader};
 use crate::directory::Volume;
 use crate::inbox::{AddVolume, CoreMessage};
-use crate::opening::{Opened, open_volume};
+use crate::opening::{Opened, open_created, open_volume};
 use crate::tail::Tail;
 
 /// A creation is given up for now after so long; a repeat goes on where it stopped.
@@ -50,8 +50,16 @@ pub(crate) struct Creation {
 pub(super) enum Image {
     /// Zeros, with these settings.
     Zeros(VolumeSettings),
-    /// A snapshot of that volume, with its settings.
-    Snapshot(VolumeId, Box<Snapshot>),
+    /// A snapshot, with its volume's settings.
+    Snapshot(Box<CloneOf>),
+}
+
+/// What a clone is made of.
+pub(super) struct CloneOf {
+    pub(super) parent: VolumeId,
+    pub(super) snapshot: Snapshot,
+    /// The snapshot's image, if it is in memory, or once it was read.
+    pub(super) image: Option<IndexedImage>,
 }
 
 /// Creations under way, and those whose outcome is not known.
@@ -93,6 +101,16 @@ pub(crate) enum Change {
         result: Result<Regained>,
         answer: Answer,
     },
+    FlattenNoted {
+        id: VolumeId,
+        result: Result<Box<LocalHead>>,
+        answer: Answer,
+    },
+    /// Snapshots that still need the origin of their volume; if none do, it was let go of.
+    LetGo {
+        id: VolumeId,
+        result: Result<Vec<Snapshot>>,
+    },
     Deleted {
         id: VolumeId,
         result: Result<()>,
@@ -123,28 +141,37 @@ pub(crate) struct Configured {
 }
 
 /// Creates the volume and opens it.
-pub(super) async fn create(means: Rc<Means>, creation: Creation, answer: Answer) -> Change {
+async fn try_create(means: &Means, creation: &mut Creation) -> Result<Opened> {
+    let (backend, heads) = (&*means.backend, &means.heads);
+    let Creation {
+        seed,
+        name,
+        image,
+        stamped_through,
+    } = creation;
+    match image {
+        Image::Zeros(settings) => {
+            registry::create_volume(backend, *seed, name, settings).await?;
+        }
+        Image::Snapshot(of) => {
+            let (from, layout) = ((of.parent, &of.snapshot), CloneLayout::default());
+            let image = of.image.clone();
+            let made = registry::create_clone_from(backend, *seed, name, from, layout, image);
+            let made = made.await?;
+            if let Some((index, image)) = made.index {
+                of.image = Some(image);
+                return open_created(backend, heads, (&made.first, index), *stamped_through).await;
+            }
+        }
+    }
+    open_volume(backend, heads, seed.id, *stamped_through).await
+}
+
+/// Creates the volume and opens it, again and again for a while.
+pub(super) async fn create(means: Rc<Means>, mut creation: Creation, answer: Answer) -> Change {
     let started = Instant::now();
     let result = loop {
-        let attempt = async {
-            let backend = &*means.backend;
-            let Creation {
-                seed,
-                name,
-                image,
-                stamped_through,
-            } = &creation;
-            match image {
-                Image::Zeros(settings) => {
-                    registry::create_volume(backend, *seed, name, settings).await?;
-                }
-                Image::Snapshot(parent, snapshot) => {
-                    let (of, layout) = ((*parent, &**snapshot), CloneLayout::default());
-                    registry::create_clone(backend, *seed, name, of, layout).await?;
-                }
-            }
-            open_volume(backend, &means.heads, seed.id, *stamped_through).await
-        };
+        let attempt = try_create(&means, &mut creation);
         match within(ATTEMPT, "create a volume", attempt).await {
             Err(error) if !is_final(error.kind()) && started.elapsed() < CREATION_WAIT => {
                 glommio::timer::sleep(CREATION_PAUSE).await;

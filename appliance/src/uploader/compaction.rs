@@ -91,8 +91,13 @@ impl Compactor {
         active.is_some_and(|a| a.volume == id && matches!(a.step, Step::Committing))
     }
 
+    /// Whether nothing is read and written in the background.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.config.bytes_per_second == 0
+    }
+
     fn is_off(&self) -> bool {
-        self.config.bytes_per_second == 0 || self.config.threshold_percent == 0
+        self.is_stopped() || self.config.threshold_percent == 0
     }
 
     /// Chunks of `chunk_bytes` are written, at most so many.
@@ -191,6 +196,10 @@ impl Uploader {
         let is_idle = now_ms.saturating_sub(volume.cut_ms) >= self.compactor.idle_ms;
         let kept = volume.commit.moment_now().map(|moment| moment.since);
         let state = (volume.head().number, is_idle, kept);
+        if self.flatten_volume(id, now_ms) {
+            return true;
+        }
+        let volume = self.volumes.get_mut(&id).expect("it was listed");
         if self.compactor.looked.get(&id) == Some(&state) {
             return false;
         }
@@ -215,6 +224,28 @@ impl Uploader {
         }
         self.compactor.looked.insert(id, state);
         false
+    }
+
+    /// Begins the next step of a flatten of the volume, if one is due.
+    fn flatten_volume(&mut self, id: VolumeId, now_ms: u64) -> bool {
+        let volume = self.volumes.get_mut(&id).expect("it was listed");
+        let held = self.flattens.hold(id, now_ms);
+        if !volume.local.flattening || held || self.compactor.is_stopped() {
+            return false;
+        }
+        let chunk_bytes = u64::from(volume.head().settings.chunk_size_bytes);
+        let policy = self.compactor.policy(chunk_bytes, false);
+        if let Some(job) = volume.commit.choose_foreign(policy.chunks_max) {
+            self.read_sources(job, now_ms);
+        } else if volume.commit.independent_since().is_none() {
+            volume.commit.start_full_checkpoint();
+            volume.rewrites();
+            self.coordinator.occupy(id);
+            self.activate(id, Step::Committing, 0, now_ms);
+        } else {
+            return false;
+        }
+        true
     }
 
     fn activate(&mut self, volume: VolumeId, step: Step, held_bytes: u64, now_ms: u64) {
@@ -272,6 +303,7 @@ impl Uploader {
             Err(error) => {
                 tracing::warn!(volume = %id, %error, "a compaction cannot read its chunks");
                 self.metrics.uploader().compaction_failures.add(1);
+                self.flattens.failed(id, &error, now_ms);
                 self.compactor.active = None;
                 self.compactor.failed(now_ms);
             }
@@ -315,6 +347,7 @@ impl Uploader {
         }
         let counters = self.metrics.uploader();
         counters.compactions.add(1);
+        self.flattens.succeeded(id);
         self.compactor.failures = 0;
         self.compaction_over(now_ms);
         true

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
 use futures::channel::oneshot;
-use taipan_engine::api::{SnapshotInfo, SnapshotWait, SweepReport, VolumeHistory, VolumeState};
+use taipan_engine::api::{
+    FlattenStatus, SnapshotInfo, SnapshotWait, SweepReport, VolumeHistory, VolumeState,
+};
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::VolumeId;
 use taipan_engine::object::SealedRef;
@@ -119,6 +121,20 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
+    /// Make a clone independent of the volume that it was cloned from, in the background.
+    Flatten {
+        /// The clone.
+        name: VolumeName,
+        /// Tells that it is noted.
+        reply: Sender<Result<()>>,
+    },
+    /// Tell how that is getting on.
+    FlattenStatus {
+        /// The clone.
+        name: VolumeName,
+        /// Takes it.
+        reply: Sender<Result<FlattenStatus>>,
+    },
     /// Delete what is stored under a volume and named by nothing, or only count it.
     Sweep {
         /// The volume.
@@ -228,6 +244,11 @@ impl Uploader {
                 false => answer(request, deleted()),
             },
             Request::History { name, reply } => _ = reply.send(self.history(&name)),
+            Request::FlattenStatus { name, reply } => _ = reply.send(self.flatten_status(&name)),
+            Request::Flatten { ref name, .. } => match self.may_flatten(name) {
+                Ok(id) => self.begin_when_settled(id, request),
+                Err(error) => answer(request, error),
+            },
             Request::Configure { ref name, .. } | Request::Delete { ref name, .. } => {
                 match self.find(name) {
                     Ok((_, id)) => self.begin_when_settled(id, request),
@@ -349,6 +370,7 @@ impl Uploader {
                 snapshot, reply, ..
             } => self.begin_snapshot_deletion(id, &snapshot, reply),
             Request::RollBack { to, reply, .. } => self.begin_rollback(id, &to, reply),
+            Request::Flatten { reply, .. } => self.begin_flatten(id, reply),
             Request::Judge { listed, reply, .. } => {
                 // The sweep may have been given up.
                 let _ = reply.send(self.judge_orphans(id, &listed));
@@ -356,6 +378,7 @@ impl Uploader {
             Request::TakeSnapshot { .. }
             | Request::TakeGroup { .. }
             | Request::History { .. }
+            | Request::FlattenStatus { .. }
             | Request::ListSnapshots { .. }
             | Request::Sweep { .. }
             | Request::Create { .. }
@@ -468,6 +491,7 @@ impl Uploader {
                 mut answer,
             } => {
                 self.creations.end(&creation.name, &result);
+                self.keep_image(creation.image);
                 let serve = |opened: Box<_>| self.serve_opened(*opened, Tail::default());
                 let result = result.map(serve);
                 answer.give(result);
@@ -501,6 +525,8 @@ impl Uploader {
                 Ok(regained) => self.taken_over(name, stamped_through, regained, answer),
                 Err(error) => answer.give(Err(error)),
             },
+            Change::FlattenNoted { id, result, answer } => self.flatten_noted(id, result, answer),
+            Change::LetGo { id, result } => self.clone_let_go(id, result),
             Change::RolledBack { id, result, answer } => self.rolled_back(id, result, answer),
             Change::Deleted {
                 id,
@@ -624,6 +650,7 @@ fn answer(request: Request, error: Error) {
     if let Request::Configure { reply, .. }
     | Request::Delete { reply, .. }
     | Request::DeleteSnapshot { reply, .. }
+    | Request::Flatten { reply, .. }
     | Request::RollBack { reply, .. } = request
     {
         let _ = reply.send(Err(error));

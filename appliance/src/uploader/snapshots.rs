@@ -14,7 +14,7 @@ use taipan_engine::snapshot::{Snapshot, SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::VolumeName;
 
 use super::Uploader;
-use super::changes::{Change, Configured, Image};
+use super::changes::{Change, CloneOf, Configured, Image};
 use super::effects::Means;
 use super::patience::{Answer, until_known, within};
 
@@ -218,10 +218,26 @@ impl Uploader {
     }
 
     /// The image of a committed snapshot, for a clone.
-    pub(super) fn image_of(&self, name: &VolumeName, snapshot: &SnapshotName) -> Result<Image> {
-        let (_, id) = self.find(name)?;
-        let snapshot = self.committed(id, snapshot)?;
-        Ok(Image::Snapshot(id, Box::new(snapshot.clone())))
+    pub(super) fn image_of(&mut self, name: &VolumeName, snapshot: &SnapshotName) -> Result<Image> {
+        let (_, parent) = self.find(name)?;
+        let snapshot = self.committed(parent, snapshot)?.clone();
+        let now_ms = self.now_ms();
+        let image = self.images.find((parent, snapshot.id), now_ms);
+        Ok(Image::Snapshot(Box::new(CloneOf {
+            parent,
+            snapshot,
+            image,
+        })))
+    }
+
+    /// Keeps the image that clones were made of for more of them.
+    pub(super) fn keep_image(&mut self, made_of: Image) {
+        if let Image::Snapshot(of) = made_of
+            && let Some(image) = of.image
+        {
+            let now_ms = self.now_ms();
+            self.images.keep((of.parent, of.snapshot.id), image, now_ms);
+        }
     }
 
     /// Whether the volume has snapshots, committed or not.
@@ -274,7 +290,8 @@ fn refusal(snapshots: &[String], clones: Option<&[String]>) -> String {
     let snapshots = told(snapshots);
     match clones {
         Some(clones) if !clones.is_empty() => format!(
-            "the volume has clones, {}, and snapshots, {snapshots}; delete the clones first",
+            "the volume has clones, {}, and snapshots, {snapshots}; delete or flatten the clones \
+             first (`taipan volume delete --promote` flattens them)",
             told(clones)
         ),
         _ => format!("the volume has snapshots, {snapshots}; delete them first"),

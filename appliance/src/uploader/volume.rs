@@ -11,8 +11,10 @@ use taipan_engine::commit::{Effect, Event, Publication, SealedVolume, Usage, Vol
 use taipan_engine::core::Committed;
 use taipan_engine::error::ErrorKind;
 use taipan_engine::identity::{Epoch, VolumeId};
+use taipan_engine::index::IndexedImage;
 use taipan_engine::manifest::Manifest;
 use taipan_engine::registry::LocalHead;
+use taipan_engine::snapshot::SnapshotChange;
 
 use super::chunks::CutPlaces;
 use super::{Message, Uploader};
@@ -143,6 +145,17 @@ impl UploadVolume {
         self.volume.bitmaps.set_bookmarks(snapshots.iter());
     }
 
+    /// The image just committed, if snapshots are of it.
+    fn image_taken(&self) -> Option<IndexedImage> {
+        let changes = &self.head().snapshots;
+        let taken = |change: &SnapshotChange| matches!(change, SnapshotChange::Taken(_));
+        let image = changes
+            .iter()
+            .any(taken)
+            .then(|| self.commit.indexed_image());
+        image.flatten()
+    }
+
     fn publish_figures(&self, now_ms: u64) {
         let (head, base) = (self.commit.head(), self.commit.base());
         let volume = &self.volume;
@@ -260,6 +273,13 @@ impl Uploader {
         volume.commit.handle(event, now_ms);
         if volume.head().number != head {
             volume.publish_snapshots();
+            if let Some(image) = volume.image_taken() {
+                for change in &image.manifest.snapshots {
+                    if let SnapshotChange::Taken(snapshot) = change {
+                        self.images.keep((id, snapshot.id), image.clone(), now_ms);
+                    }
+                }
+            }
         }
         let after = volume.last_failure();
         match &after {

@@ -8,6 +8,7 @@ mod a_clone_goes_its_own_way;
 mod a_crash_at_any_step_loses_nothing;
 mod a_deleted_volume_frees_its_space;
 mod a_discard_of_everything_costs_nothing;
+mod a_flattened_clone_needs_no_parent;
 mod a_flush_covers_other_connections;
 mod a_foreign_tool_backs_up_what_changed;
 mod a_fresh_start_serves;

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod compaction;
+mod flatten;
 mod garbage;
 mod orphans;
 mod points;
@@ -31,6 +32,7 @@ use crate::point::PointTable;
 use crate::snapshot::{Keepers, SnapshotTable, SnapshotWish};
 
 pub use compaction::Usage;
+pub use flatten::Foreign;
 pub use points::Reading;
 
 use checkpoint::Checkpoint;
@@ -101,6 +103,10 @@ pub struct VolumeCommit {
     is_sweeping: bool,
     /// Chunks that compaction could not read. They stay as they are.
     set_aside: BTreeSet<ChunkKey>,
+    /// The commit under way stores the whole index.
+    wants_full_checkpoint: bool,
+    /// From this manifest on no image needs anything of other volumes.
+    independent_since: Option<ManifestNum>,
     retry: Retry,
     /// Deletes wait on their own: they must not hold up commits.
     delete_retry: Retry,
@@ -184,10 +190,13 @@ impl VolumeCommit {
             phase: Phase::Idle,
             is_sweeping: false,
             set_aside: BTreeSet::new(),
+            wants_full_checkpoint: false,
+            independent_since: None,
             retry: Retry::default(),
             delete_retry: Retry::default(),
         };
         this.sequence = this.sequence_used();
+        this.note_independence();
         this
     }
 
@@ -612,7 +621,7 @@ impl VolumeCommit {
             self.base.checkpoint_committed();
             self.since_checkpoint = SinceCheckpoint::default();
         }
-        self.is_sweeping = false;
+        (self.is_sweeping, self.wants_full_checkpoint) = (false, false);
         self.garbage
             .committed(&manifest, garbage_chunks, &mut self.base);
         self.note_images(&manifest);
@@ -625,6 +634,7 @@ impl VolumeCommit {
             chunk_bytes: manifest.added.iter().map(|chunk| chunk.bytes).sum(),
         };
         self.head = *manifest;
+        self.note_independence();
         self.phase = Phase::Head(publication, Ask::Due);
     }
 }

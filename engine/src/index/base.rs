@@ -1,5 +1,7 @@
 //! The committed index of one volume in one shard: a directory of immutable leaves.
 
+use std::sync::Arc;
+
 use super::leaf::{ChunkLoc, LEAVES_MAX, Leaf, LeafKey};
 use crate::block::LocalBlock;
 
@@ -14,10 +16,11 @@ type Group = [Option<Leaf>; GROUP_LEAVES];
 /// Committed leaves of one volume and shard.
 ///
 /// A directory of two levels rather than a hash map: leaves are dense where a volume is used at
-/// all, a slot costs 16 bytes instead of up to 57, and a lookup is two loads.
+/// all, a slot costs 16 bytes instead of up to 57, and a lookup is two loads. Cloning shares the
+/// groups, so that an image of a large volume costs as little as that of a small one.
 #[derive(Clone, Default)]
 pub struct ShardBase {
-    groups: Vec<Option<Box<Group>>>,
+    groups: Vec<Option<Arc<Group>>>,
     leaves: usize,
     leaf_bytes: usize,
     mapped_blocks: u64,
@@ -89,7 +92,7 @@ impl ShardBase {
         let groups = self.groups.iter().flatten().count();
         self.leaf_bytes
             + groups * (size_of::<Group>() + 16)
-            + self.groups.capacity() * size_of::<Option<Box<Group>>>()
+            + self.groups.capacity() * size_of::<Option<Arc<Group>>>()
     }
 
     fn replace(&mut self, key: LeafKey, leaf: Option<Leaf>) {
@@ -109,7 +112,8 @@ impl ShardBase {
         if group.is_none() && leaf.is_none() {
             return;
         }
-        let slots = group.get_or_insert_with(|| Box::new([const { None }; GROUP_LEAVES]));
+        let slots = group.get_or_insert_with(|| Arc::new([const { None }; GROUP_LEAVES]));
+        let slots = Arc::make_mut(slots);
         if let Some(new) = &leaf {
             self.leaves += 1;
             self.leaf_bytes += new.heap_bytes();

@@ -7,6 +7,7 @@
 pub mod base;
 mod baseline;
 mod diff;
+mod indexed;
 pub mod leaf;
 pub mod overlay;
 pub mod part;
@@ -16,6 +17,7 @@ pub mod volume;
 pub use base::{LeafChanges, ShardBase};
 pub use baseline::{Baseline, Comparison, Reassigned};
 pub use diff::{Changed, ChangedRun, changed_runs};
+pub use indexed::IndexedImage;
 pub use leaf::{ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey};
 pub use overlay::{Hit, Overlay, Point, Scan, Winners};
 pub use volume::{AddedChunk, Applied, ChunkEntry, Miscount, PartItems, VolumeBase, VolumeChanges};

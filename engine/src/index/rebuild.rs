@@ -25,7 +25,7 @@ const FETCHES: usize = 16;
 const HEAD_BYTES_MAX: usize = HEADER_BYTES + 16 * (SLOTS_MAX + ZERO_RUNS_MAX) as usize;
 
 /// A volume's base, and what its next commit must know of earlier ones.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Rebuilt {
     /// The base index at the head manifest.
     pub base: VolumeBase,
@@ -86,13 +86,22 @@ pub async fn rebuild(backend: &dyn Backend, chain: &[Manifest]) -> Result<Rebuil
             .with_volume(first.volume));
         }
     };
+    check_chain(chain)?;
+    follow(backend, rebuilt, rest).await
+}
+
+/// Takes up manifests that follow the one as of which the base was rebuilt.
+pub async fn follow(
+    backend: &dyn Backend,
+    mut rebuilt: Rebuilt,
+    manifests: &[Manifest],
+) -> Result<Rebuilt> {
     let mut ordinals: HashMap<ChunkKey, ChunkOrdinal> = rebuilt
         .base
         .chunks()
         .map(|(ordinal, entry)| (entry.reference.key, ordinal))
         .collect();
-    check_chain(chain)?;
-    for manifest in rest {
+    for manifest in manifests {
         replay(backend, manifest, &mut rebuilt, &mut ordinals)
             .await
             .map_err(|e| e.with_volume(manifest.volume))?;

@@ -175,15 +175,17 @@ impl VolumeBase {
         self.free.push(ordinal);
     }
 
-    /// Forgets all chunks of which no block is named. Only of a base that nobody reads: their
-    /// ordinals are used again.
+    /// Forgets all chunks of which no block is named. Only of a base that nobody reads: all
+    /// ordinals without a chunk are used again.
     pub fn forget_idle(&mut self) {
         let idle = self.chunks().filter(|(_, entry)| entry.live == 0);
         let idle: Vec<_> = idle.map(|(ordinal, _)| ordinal).collect();
         for ordinal in idle {
             self.condemn(ordinal);
-            self.recycle(ordinal);
         }
+        let free = self.chunks.iter().zip(0..);
+        let free = free.filter_map(|(entry, i)| entry.is_none().then_some(ChunkOrdinal(i)));
+        self.free = free.collect();
     }
 
     /// Takes up a chunk of which nothing is mapped yet.

@@ -16,7 +16,9 @@ use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::pass;
 use crate::identity::{Generation, ManifestNum, VolumeId};
+use crate::index::IndexedImage;
 use crate::index::part::RootPart;
+use crate::index::rebuild::Rebuilt;
 use crate::manifest::{Manifest, ManifestKind, Origin};
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::timestamp::UnixMs;
@@ -57,23 +59,49 @@ pub struct CloneName {
     pub name: VolumeName,
 }
 
+/// A clone that was created.
+pub struct NewClone {
+    /// Its first manifest.
+    pub first: Manifest,
+    /// Its index as of that manifest, and the image that it was made of, as long as both are known:
+    /// not of one that an earlier attempt created.
+    pub index: Option<(Rebuilt, IndexedImage)>,
+}
+
+/// Creates the volume `name` as a clone of a snapshot of `parent`, whose index it reads. See
+/// [`create_clone_from`].
+pub async fn create_clone(
+    backend: &dyn Backend,
+    seed: VolumeSeed,
+    name: &VolumeName,
+    of: (VolumeId, &Snapshot),
+    layout: CloneLayout,
+) -> Result<Manifest> {
+    let created = create_clone_from(backend, seed, name, of, layout, None).await?;
+    Ok(created.first)
+}
+
 /// Creates the volume `name` as a clone of a snapshot of `parent`: with its settings and its image,
 /// whose chunks stay the parent's. It exists once the name does. To be repeated with the same seed
 /// after an error. `AlreadyExists` if the name is another volume's, `Busy` if the snapshot is being
-/// deleted.
-pub async fn create_clone(
+/// deleted. `image`: that of the snapshot, if it is in memory; else it is read.
+pub async fn create_clone_from(
     backend: &dyn Backend,
     seed: VolumeSeed,
     name: &VolumeName,
     (parent, snapshot): (VolumeId, &Snapshot),
     layout: CloneLayout,
-) -> Result<Manifest> {
+    image: Option<IndexedImage>,
+) -> Result<NewClone> {
     let entry = match free_entry(backend, name, seed.id).await? {
         Free::Bound => {
             let first = read_manifest(backend, seed.id, FIRST).await?;
             let is_it = |o: Origin| (o.volume, o.snapshot) == (parent, snapshot.id);
             return match first.origin.is_some_and(is_it) {
-                true => unless_given_up(backend, first, parent).await,
+                true => {
+                    let first = unless_given_up(backend, first, parent).await?;
+                    Ok(NewClone { first, index: None })
+                }
                 false => Err(name_taken(name)),
             };
         }
@@ -81,10 +109,30 @@ pub async fn create_clone(
     };
     pass("clone.pin")?;
     pins::pin(backend, parent, snapshot.id, seed.id).await?;
-    let first = first_manifest(backend, seed, name, (parent, snapshot), layout).await?;
+    let image = match image {
+        Some(image) => image,
+        None => {
+            let (manifest, Rebuilt { base, parts, .. }) =
+                read_snapshot(backend, parent, snapshot).await?;
+            IndexedImage {
+                manifest,
+                base,
+                parts,
+            }
+        }
+    };
+    let of = (parent, snapshot, &image);
+    let (mut first, index) = first_manifest(backend, seed, name, of, layout).await?;
+    let mut index = Some(index);
     pass("clone.manifest")?;
     match append(backend, &first).await? {
-        Appended::Ours(stored) if *stored == first => {}
+        Appended::Ours(stored) if stored.origin == first.origin => {
+            // An earlier attempt may have stored its own, which is as good.
+            if *stored != first {
+                index = None;
+                first = *stored;
+            }
+        }
         Appended::Foreign(other) if other.kind == ManifestKind::Tombstone => {
             // Index parts of ours may have come after it was freed.
             mark_again(backend, &other).await?;
@@ -97,7 +145,11 @@ pub async fn create_clone(
     }
     pass("clone.name")?;
     match names::bind(backend, name, entry, Some(seed.id)).await? {
-        bound if bound.volume == Some(seed.id) => unless_given_up(backend, first, parent).await,
+        bound if bound.volume == Some(seed.id) => {
+            let first = unless_given_up(backend, first, parent).await?;
+            let index = index.map(|index| (index, image));
+            Ok(NewClone { first, index })
+        }
         _ => {
             release_if_dead(backend, (parent, snapshot.id), seed.id).await?;
             Err(name_taken(name))
@@ -128,18 +180,20 @@ fn given_up(parent: VolumeId) -> Error {
     Error::new(ErrorKind::Busy, text).with_volume(parent)
 }
 
-/// The manifest of a clone, with its index stored. The same arguments give the same bytes.
+/// The manifest of a clone, with its index stored, and that index. The same arguments give the same
+/// bytes.
 async fn first_manifest(
     backend: &dyn Backend,
     seed: VolumeSeed,
     name: &VolumeName,
-    (parent, snapshot): (VolumeId, &Snapshot),
+    (parent, snapshot, image): (VolumeId, &Snapshot, &IndexedImage),
     layout: CloneLayout,
-) -> Result<Manifest> {
-    let (taking, mut rebuilt) = read_snapshot(backend, parent, snapshot).await?;
-    rebuilt.base.forget_idle();
-    let kept = match rebuilt.base.full_bytes() > layout.share_above_bytes {
-        true => rebuilt.parts,
+) -> Result<(Manifest, Rebuilt)> {
+    let mut base = image.base.clone();
+    base.forget_idle();
+    // How large an index is in memory is known without a look at its leaves.
+    let kept = match base.heap_bytes() as u64 > layout.share_above_bytes {
+        true => image.parts.clone(),
         false => Vec::new(),
     };
     let mut draft = IndexDraft {
@@ -154,15 +208,18 @@ async fn first_manifest(
         },
         part_bytes: layout.part_bytes,
     };
-    let mut first = Manifest::first(seed.id, name.clone(), taking.settings, seed.token);
+    let settings = image.manifest.settings.clone();
+    let mut first = Manifest::first(seed.id, name.clone(), settings, seed.token);
     if let Some(moment) = &mut first.moment {
         // As old as its content, and the same in every attempt.
         moment.committed = UnixMs(snapshot.taken_ms);
     }
     draft.root.points.follow(&first)?;
-    let root = draft.store(backend, &rebuilt.base, "clone.index").await?;
-    Ok(Manifest {
-        checkpoint: Some(root),
+    let points = draft.root.points.clone();
+    let parts = draft.store(backend, &base, "clone.index").await?;
+    base.checkpoint_committed();
+    let first = Manifest {
+        checkpoint: parts.last().copied(),
         origin: Some(Origin {
             volume: parent,
             snapshot: snapshot.id,
@@ -170,7 +227,14 @@ async fn first_manifest(
             epoch: snapshot.epoch,
         }),
         ..first
-    })
+    };
+    let index = Rebuilt {
+        base,
+        parts,
+        points,
+        ..Rebuilt::default()
+    };
+    Ok((first, index))
 }
 
 /// The clones that pin a snapshot. Those that never came to be, and those that were deleted, are

@@ -90,6 +90,10 @@ pub struct LocalHead {
     /// file, if none did since the field exists.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub stamped_from: Epoch,
+    /// An operator wants it independent of the volume that it was cloned from, which it is not yet.
+    /// Not in the file otherwise.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub flattening: bool,
 }
 
 impl LocalHead {
@@ -116,6 +120,7 @@ impl LocalHead {
             intents: Vec::new(),
             quarantine: None,
             stamped_from: Epoch(0),
+            flattening: false,
         }
     }
 
@@ -299,6 +304,10 @@ impl LocalHead {
         json.push(b'\n');
         json
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn is_zero(epoch: &Epoch) -> bool {

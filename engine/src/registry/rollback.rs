@@ -83,7 +83,8 @@ pub async fn prepare_rollback(
         root,
         part_bytes: PART_BYTES,
     };
-    next.checkpoint = Some(draft.store(backend, &base, "rollback.index").await?);
+    let parts = draft.store(backend, &base, "rollback.index").await?;
+    next.checkpoint = parts.last().copied();
     Ok(next)
 }
 

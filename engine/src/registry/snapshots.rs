@@ -142,7 +142,8 @@ pub(super) async fn close_to_clones(
             .map(|c| c.name.as_str())
             .collect();
         let (count, name) = (clones.len(), snapshot.name.as_str());
-        let text = format!("snapshot {name:?} has {count} clones: {told:?}; delete them first");
+        let text = format!("snapshot {name:?} has {count} clones: {told:?}");
+        let text = format!("{text}; delete them first, or flatten them");
         return Err(Error::new(ErrorKind::Busy, text).with_volume(volume));
     }
     pins::close_pins(backend, volume, snapshot.id).await

@@ -10,7 +10,8 @@ use crate::index::part::{RootPart, part_ref};
 use crate::manifest::CheckpointRef;
 use crate::object::IndexKey;
 
-/// How an index is stored. The same layout and base give the same objects.
+/// How an index is stored. The same layout and base give the same objects, and different ones never
+/// give objects of the same name.
 pub(super) struct IndexDraft {
     /// The volume whose parts they are.
     pub(super) volume: VolumeId,
@@ -29,33 +30,39 @@ pub(super) struct IndexDraft {
 }
 
 impl IndexDraft {
-    /// Stores what the parts in force do not hold, and the root over all.
+    /// Stores what the parts in force do not hold, and the root over all. All parts in force then,
+    /// oldest first, the root last.
     pub(super) async fn store(
         mut self,
         backend: &dyn Backend,
         base: &VolumeBase,
         failpoint_name: &'static str,
-    ) -> Result<CheckpointRef> {
+    ) -> Result<Vec<CheckpointRef>> {
         let is_full = self.root.parts.is_empty();
         let items = base.checkpoint_plan(is_full, self.part_bytes);
         let mut random = Random::new([self.seed[0], self.seed[1], 0, 0]);
-        let mut last = None;
+        let mut parts = self.root.parts.clone();
         for (items, left) in items.iter().zip((0..items.len()).rev()) {
             self.after += 1;
-            let key = IndexKey {
+            let mut key = IndexKey {
                 volume: self.volume,
                 generation: self.generation,
                 sequence: self.after,
                 random: random.next_u64(),
             };
-            self.root.parts.extend(last);
-            let root = (left == 0).then(|| std::mem::take(&mut self.root));
-            let part = base.checkpoint_part(key, self.manifest, items, root);
+            let root = (left == 0).then(|| RootPart {
+                parts: parts.clone(),
+                ..std::mem::take(&mut self.root)
+            });
+            let mut part = base.checkpoint_part(key, self.manifest, items, root);
+            // An earlier attempt may have stored the same index in other words.
+            key.random ^= u64::from(crc32c::crc32c(&part.encode()));
+            part.key = key;
             let body = part.encode();
             pass(failpoint_name)?;
             backend.put_if_absent(&key.object(), body.clone()).await?;
-            last = Some(part_ref(key, &body));
+            parts.push(part_ref(key, &body));
         }
-        Ok(last.expect("a checkpoint has a part"))
+        Ok(parts)
     }
 }

@@ -38,6 +38,9 @@ pub(super) struct Checkpoint {
 impl VolumeCommit {
     /// Whether the commit being staged makes a checkpoint, and whether a full one.
     pub(super) fn checkpoint_due(&self) -> Option<bool> {
+        if self.wants_full_checkpoint {
+            return Some(true);
+        }
         let since = &self.since_checkpoint;
         let too_many = since.chunks >= self.config.checkpoint_chunks || self.is_stale();
         let too_many = too_many || (self.is_sweeping && self.unsettled_slots() > 0);

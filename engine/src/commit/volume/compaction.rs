@@ -80,12 +80,16 @@ impl VolumeCommit {
                 return None;
             }
         }
-        Some(CompactionJob {
+        Some(self.job_of(sources))
+    }
+
+    pub(super) fn job_of(&self, sources: Vec<Source>) -> CompactionJob {
+        CompactionJob {
             volume: self.volume(),
             block_size: self.block_size(),
             sources,
             shards: Box::new(self.base.shards().clone()),
-        })
+        }
     }
 
     /// Whether a commit of nothing would let objects go that are needed no more, worth a full chunk
@@ -136,7 +140,8 @@ impl VolumeCommit {
         self.set_aside.extend(unreadable);
         let is_same = |source: &&Source| {
             let entry = self.base.chunk(source.ordinal);
-            entry.is_some_and(|e| e.reference == source.reference && self.is_candidate(e))
+            let may = |e: &ChunkEntry| self.is_foreign(e) || self.is_candidate(e);
+            entry.is_some_and(|e| e.reference == source.reference && may(e))
         };
         let same = read.sources.iter().filter(is_same);
         let same: hashbrown::HashSet<ChunkOrdinal> = same.map(|source| source.ordinal).collect();
@@ -158,7 +163,7 @@ impl VolumeCommit {
         true
     }
 
-    fn begin_rewrite(&mut self, blocks: &[CopiedBlock], bytes: bytes::Bytes) {
+    pub(super) fn begin_rewrite(&mut self, blocks: &[CopiedBlock], bytes: bytes::Bytes) {
         assert!(self.is_idle(), "one commit at a time");
         let slots = self.chunk_slots();
         let (epoch, size) = (self.head.epoch, self.block_size());

@@ -1,7 +1,8 @@
 //! Snapshots in the commits of a volume: taken by the manifest of a cut, known to its garbage.
 
-use super::{Staged, VolumeCommit};
+use super::{Phase, Staged, VolumeCommit};
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::IndexedImage;
 use crate::manifest::Manifest;
 use crate::point::PointTable;
 use crate::snapshot::{
@@ -12,6 +13,16 @@ impl VolumeCommit {
     /// The committed snapshots.
     pub fn snapshots(&self) -> &SnapshotTable {
         &self.snapshots
+    }
+
+    /// The last committed image with its index; `None` while that is ahead of it.
+    pub fn indexed_image(&self) -> Option<IndexedImage> {
+        let is_ahead = matches!(self.phase, Phase::Index(..) | Phase::Manifest(..));
+        (!is_ahead).then(|| IndexedImage {
+            manifest: self.head.clone(),
+            base: self.base.clone(),
+            parts: self.parts.clone(),
+        })
     }
 
     /// Whether a snapshot of that name can be taken while `pending` others are.

@@ -4,6 +4,7 @@ mod clones;
 mod compaction;
 mod crashes;
 mod damage;
+mod flatten;
 mod mutants;
 mod points;
 mod races;

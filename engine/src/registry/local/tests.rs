@@ -159,6 +159,19 @@ fn a_process_begins_above_the_one_before_even_if_nothing_else_is_left_of_that() 
 }
 
 #[test]
+fn what_a_clone_is_to_become_is_remembered() {
+    let data = tempfile::tempdir().unwrap();
+    let heads = LocalHeads::open(data.path()).unwrap();
+    let mut local = LocalHead::unknown(&manifest(1, 0, 7, 3));
+    let text = String::from_utf8(local.encode()).unwrap();
+    assert!(!text.contains("flattening"), "as before the field was");
+    local.flattening = true;
+    local.advance(&manifest(2, 1, 9, 200));
+    heads.save(&local).unwrap();
+    assert!(heads.load(ID).unwrap().unwrap().flattening);
+}
+
+#[test]
 fn records_are_saved_loaded_and_removed() {
     let data = tempfile::tempdir().unwrap();
     let dir = data.path().join("volumes");

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use futures::executor::block_on;
 use proptest::prelude::*;
 
+use super::flatten;
 use super::rig::{Rig, VOLUME, World};
 use super::rollbacks::roll_back;
 use super::snapshots::{churn, fine, name, objects, take, verify_all};
@@ -22,16 +23,16 @@ use crate::snapshot::Snapshot;
 use crate::volume::VolumeName;
 
 /// Indices are shared however small they are.
-const SHARING: CloneLayout = CloneLayout {
+pub(super) const SHARING: CloneLayout = CloneLayout {
     part_bytes: 40,
     share_above_bytes: 0,
 };
 
-fn volume_name(id: u64) -> VolumeName {
+pub(super) fn volume_name(id: u64) -> VolumeName {
     VolumeName::parse(&format!("clone{id}")).unwrap()
 }
 
-fn seed(id: u64) -> VolumeSeed {
+pub(super) fn seed(id: u64) -> VolumeSeed {
     VolumeSeed {
         id: VolumeId(id),
         token: WriterToken(id + 1000),
@@ -234,6 +235,23 @@ fn a_name_in_use_is_refused_and_leaves_no_pin() {
     drop(rig);
 }
 
+/// So many steps of a flatten, the last one not to its end; or all, then it may let go.
+fn flatten_some(world: &mut World, rig: &mut Rig, steps: u64, effects: u64) {
+    if !steps.is_multiple_of(3) {
+        flatten::take_all(world, rig);
+        let fault = Fault::FailAfter(ErrorKind::Io);
+        world.backend.script(FaultRule::nth(effects as u32, fault));
+        let _ = flatten::let_go(world, rig);
+        world.backend.clear_script();
+        flatten::let_go(world, rig).unwrap();
+    } else if flatten::begin(world, rig) {
+        for _ in 0..effects % 6 {
+            rig.step(world);
+        }
+        *rig = world.open(fine());
+    }
+}
+
 struct Family {
     members: Vec<(World, Rig)>,
     born: u64,
@@ -292,6 +310,7 @@ impl Family {
                 // Interrupted or not, the next one goes on.
                 drop((sum, freed));
             }
+            13 => flatten_some(world, rig, at, count),
             _ => self.delete_one(who, at as usize),
         }
     }
@@ -362,12 +381,12 @@ impl Family {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-    /// Writes, zeroes, snapshots, clones of anything, interrupted and repeated creations, crashes,
-    /// openings, deletions, freeing and sweeps: every volume and every snapshot reads as it should
+    /// Writes, zeroes, snapshots, clones of anything, interrupted and repeated creations, flattens,
+    /// crashes, openings, deletions, freeing and sweeps: every volume and every snapshot reads as it should
     /// at every moment, and what has changed since each snapshot is told.
     #[test]
     fn a_family_of_clones_reads_as_its_cuts_whatever_happens(
-        steps in prop::collection::vec((0..6usize, 0..13u8, 0..64u64, 1..40u64), 1..40)
+        steps in prop::collection::vec((0..6usize, 0..14u8, 0..64u64, 1..40u64), 1..40)
     ) {
         let mut world = World::new();
         let mut rig = world.open(fine());
