@@ -639,16 +639,16 @@ impl Appliance for Shared {
         self.show(name)
     }
 
-    fn clone_snapshot(
+    fn clone_image(
         &self,
         name: &VolumeName,
-        snapshot: &SnapshotName,
+        of: &ImageName,
         clone: VolumeName,
     ) -> Result<VolumeInfo> {
-        let (of, snapshot, created) = (name.clone(), snapshot.clone(), clone.clone());
+        let (of, image, created) = (name.clone(), of.clone(), clone.clone());
         self.ask(|reply| Request::Clone {
             of,
-            snapshot,
+            image,
             name: clone,
             reply,
         })?;

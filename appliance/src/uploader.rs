@@ -4,6 +4,7 @@
 mod bitmaps;
 mod changes;
 mod chunks;
+mod clones;
 mod compaction;
 mod control;
 mod effects;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{self, Error};
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 37] = [
+pub const NAMES: [&str; 38] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
@@ -36,6 +36,7 @@ pub const NAMES: [&str; 37] = [
     "sweep.delete",
     "snapshot.delete",
     "group.put",
+    "point.keep",
     "clone.pin",
     "clone.index",
     "clone.manifest",

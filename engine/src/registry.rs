@@ -11,6 +11,7 @@ mod flatten;
 mod groups;
 mod history;
 mod images;
+mod kept_point;
 mod local;
 mod names;
 mod open;
@@ -42,6 +43,7 @@ pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
 };
 pub use images::{ChangedRange, Image, changed_ranges, read_images};
+pub use kept_point::{prepare_kept_point, put_kept_point};
 pub use local::{Intent, LAST_SWEEP_FILE, LocalHead, LocalHeads, QuarantineRange, RecordFate};
 pub use names::{Listing, NameEntry, NamedVolume, list_volumes, resolve_name};
 pub use open::{

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use taipan_engine::size::ByteSize;
-use taipan_engine::snapshot::{QualifiedImage, QualifiedName, SnapshotName};
+use taipan_engine::snapshot::{QualifiedImage, SnapshotName};
 use taipan_engine::volume::{Ack, Durability, OnLostCache, VolumeName};
 
 use crate::connection::ConnectionCommand;
@@ -88,11 +88,12 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Connection(ConnectionCommand),
     /// Create a volume as a clone of a snapshot: with its content and settings, at once, sharing
-    /// what is stored. Both sides go their own ways from there.
+    /// what is stored. Both sides go their own ways from there. A point in time becomes a snapshot
+    /// for that, `point-N`.
     Clone {
-        /// The snapshot.
-        #[arg(value_name = "VOLUME@SNAPSHOT")]
-        snapshot: QualifiedName,
+        /// The snapshot, or point in time.
+        #[arg(value_name = "VOLUME@SNAPSHOT|@@N|@@TIME")]
+        of: QualifiedImage,
         /// Name of the new volume.
         #[arg(value_parser = volume_name)]
         name: VolumeName,
@@ -190,8 +191,8 @@ pub(crate) enum VolumeCommand {
         name: VolumeName,
     },
     /// Make a clone independent of the volume that it was cloned from: what it shares is copied in
-    /// the background, at the pace of compaction, and then the parent's snapshot, or the parent, can
-    /// be deleted. The clone is in use meanwhile.
+    /// the background, at the pace of compaction, and then the parent's snapshot, or the parent,
+    /// can be deleted. The clone is in use meanwhile.
     Flatten(Flatten),
     /// Delete what is stored under a volume and named by nothing: leftovers of crashes. The daemon
     /// does that by itself once a month; this lists all objects of the volume.

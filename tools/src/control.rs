@@ -216,14 +216,14 @@ impl Control {
     }
 
     /// Creates a volume as a clone of a snapshot.
-    pub(crate) fn clone_snapshot(
+    pub(crate) fn clone_image(
         &self,
-        (of, snapshot): (&VolumeName, &SnapshotName),
+        (of, image): (&VolumeName, &ImageName),
         name: &VolumeName,
     ) -> Outcome<VolumeInfo> {
-        let what = format!("clone snapshot \"{of}@{snapshot}\"");
+        let what = format!("clone \"{of}@{image}\"");
         let body = CloneSnapshot { name: name.clone() };
-        self.call(&what, Method::POST, &clones_path(of, snapshot), Some(&body))
+        self.call(&what, Method::POST, &clones_path(of, image), Some(&body))
     }
 
     fn delete_at(&self, what: &str, path: &str) -> Outcome<()> {

@@ -66,7 +66,7 @@ fn run(cli: &Cli) -> Outcome<()> {
         Command::Volume(command) => volume::run(target, command),
         Command::Snapshot(command) => snapshot::run(target, command),
         Command::Connection(command) => connection::run(target, command),
-        Command::Clone { snapshot, name } => snapshot::clone(target, snapshot, name),
+        Command::Clone { of, name } => snapshot::clone(target, of, name),
         Command::Rollback { volume, to, yes } => snapshot::roll_back(target, volume, to, *yes),
         Command::Import(import) => transfer::import(target, import),
         Command::Export(export) => transfer::export(target, export),

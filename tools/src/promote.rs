@@ -1,5 +1,5 @@
-//! `taipan volume delete --promote`: the clones of a volume take over what they need of it, then its
-//! snapshots and the volume itself are deleted. Interrupted, it is repeated and goes on.
+//! `taipan volume delete --promote`: the clones of a volume take over what they need of it, then
+//! its snapshots and the volume itself are deleted. Interrupted, it is repeated and goes on.
 
 use std::io::{IsTerminal, stderr};
 

@@ -5,7 +5,7 @@ use taipan_engine::api::{
     SnapshotInfo, SnapshotList, SnapshotState, SnapshotWait, TakeSnapshot, TakeSnapshotGroup,
     VolumeInfo,
 };
-use taipan_engine::snapshot::{QualifiedName, SnapshotName};
+use taipan_engine::snapshot::{QualifiedImage, QualifiedName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 
 use crate::cli::{Target, snapshot_name, volume_name};
@@ -105,10 +105,10 @@ pub(crate) fn run(target: &Target, command: &SnapshotCommand) -> Outcome<()> {
     }
 }
 
-/// Creates a volume as a clone of a snapshot.
-pub(crate) fn clone(target: &Target, of: &QualifiedName, name: &VolumeName) -> Outcome<()> {
+/// Creates a volume as a clone of a snapshot or point in time.
+pub(crate) fn clone(target: &Target, of: &QualifiedImage, name: &VolumeName) -> Outcome<()> {
     let control = Control::new(target.control_socket())?;
-    let created = control.clone_snapshot((&of.volume, &of.snapshot), name)?;
+    let created = control.clone_image((&of.volume, &of.image), name)?;
     let text = |info: &VolumeInfo| format!("volume \"{}\" is a clone of \"{of}\"\n", info.name);
     target.form().print(&created, text)
 }

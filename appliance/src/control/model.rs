@@ -77,12 +77,13 @@ pub trait Appliance: Send + Sync {
     /// connected.
     fn roll_back(&self, name: &VolumeName, to: &ImageName) -> Result<VolumeInfo>;
 
-    /// Creates a volume as a clone of a snapshot, durably before it returns. `AlreadyExists` if the
-    /// name is taken, `Busy` while the snapshot is not committed.
-    fn clone_snapshot(
+    /// Creates a volume as a clone of a snapshot, or of a point in time, which becomes a snapshot
+    /// for that; durably before it returns. `AlreadyExists` if the name is taken, `Busy` while the
+    /// snapshot is not committed.
+    fn clone_image(
         &self,
         name: &VolumeName,
-        snapshot: &SnapshotName,
+        of: &ImageName,
         clone: VolumeName,
     ) -> Result<VolumeInfo>;
 

@@ -245,13 +245,15 @@ impl Appliance for Pretended {
         self.show(name)
     }
 
-    fn clone_snapshot(
+    fn clone_image(
         &self,
         name: &VolumeName,
-        snapshot: &SnapshotName,
+        of: &ImageName,
         clone: VolumeName,
     ) -> Result<VolumeInfo> {
-        self.find_snapshot(name, snapshot)?;
+        if let ImageName::Snapshot(snapshot) = of {
+            self.find_snapshot(name, snapshot)?;
+        }
         self.create(clone, self.show(name)?.settings)
     }
 

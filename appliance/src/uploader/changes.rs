@@ -21,6 +21,7 @@ use taipan_engine::snapshot::{Snapshot, SnapshotId};
 use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 
 use super::bitmaps::BitmapChange;
+use super::clones::PointChange;
 use super::effects::Means;
 use super::patience::{Answer, is_final, until_known, within};
 use super::points::wall_clock;
@@ -106,6 +107,7 @@ pub(crate) enum Change {
         result: Result<Box<LocalHead>>,
         answer: Answer,
     },
+    PointKept(Box<PointChange>),
     /// Snapshots that still need the origin of their volume; if none do, it was let go of.
     LetGo {
         id: VolumeId,

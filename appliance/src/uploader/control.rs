@@ -101,12 +101,12 @@ pub enum Request {
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
-    /// Create a volume as a clone of a snapshot, and serve it.
+    /// Create a volume as a clone of a snapshot or point in time, and serve it.
     Clone {
-        /// The volume of the snapshot.
+        /// The volume of the image.
         of: VolumeName,
-        /// The snapshot.
-        snapshot: SnapshotName,
+        /// The image.
+        image: ImageName,
         /// Name of the new volume.
         name: VolumeName,
         /// Tells how it ended.
@@ -208,13 +208,11 @@ impl Uploader {
                 reply,
             } => self.create(name, Image::Zeros(settings), reply),
             Request::Clone {
-                of,
-                snapshot,
-                name,
-                reply,
-            } => match self.image_of(&of, &snapshot) {
-                Ok(image) => self.create(name, image, reply),
-                Err(error) => _ = reply.send(Err(error)),
+                ref of, ref image, ..
+            } => match self.snapshot_to_clone(of, image) {
+                Ok((id, Some(snapshot))) => self.clone_snapshot(id, snapshot, request),
+                Ok((id, None)) => self.begin_when_settled(id, request),
+                Err(error) => answer(request, error),
             },
             Request::Takeover { name, reply } => self.begin_takeover(name, reply),
             Request::Reopen {
@@ -371,6 +369,7 @@ impl Uploader {
             } => self.begin_snapshot_deletion(id, &snapshot, reply),
             Request::RollBack { to, reply, .. } => self.begin_rollback(id, &to, reply),
             Request::Flatten { reply, .. } => self.begin_flatten(id, reply),
+            Request::Clone { .. } => self.begin_clone_of_point(id, request),
             Request::Judge { listed, reply, .. } => {
                 // The sweep may have been given up.
                 let _ = reply.send(self.judge_orphans(id, &listed));
@@ -382,7 +381,6 @@ impl Uploader {
             | Request::ListSnapshots { .. }
             | Request::Sweep { .. }
             | Request::Create { .. }
-            | Request::Clone { .. }
             | Request::Takeover { .. }
             | Request::Reopen { .. }
             | Request::Drain { .. }
@@ -423,7 +421,7 @@ impl Uploader {
         Err(Error::new(ErrorKind::Busy, text))
     }
 
-    fn create(&mut self, name: VolumeName, image: Image, reply: Sender<Result<()>>) {
+    pub(super) fn create(&mut self, name: VolumeName, image: Image, reply: Sender<Result<()>>) {
         let text = format!("a volume {:?} exists already", name.as_str());
         if self.directory.get(&name).is_some() {
             let _ = reply.send(Err(Error::new(ErrorKind::AlreadyExists, text)));
@@ -526,6 +524,7 @@ impl Uploader {
                 Err(error) => answer.give(Err(error)),
             },
             Change::FlattenNoted { id, result, answer } => self.flatten_noted(id, result, answer),
+            Change::PointKept(change) => self.point_kept(*change),
             Change::LetGo { id, result } => self.clone_let_go(id, result),
             Change::RolledBack { id, result, answer } => self.rolled_back(id, result, answer),
             Change::Deleted {
@@ -642,7 +641,7 @@ fn not_settled() -> Error {
     Error::new(ErrorKind::Transient, text)
 }
 
-fn answer(request: Request, error: Error) {
+pub(super) fn answer(request: Request, error: Error) {
     if let Request::Judge { reply, .. } = request {
         let _ = reply.send(Err(error));
         return;
@@ -651,6 +650,7 @@ fn answer(request: Request, error: Error) {
     | Request::Delete { reply, .. }
     | Request::DeleteSnapshot { reply, .. }
     | Request::Flatten { reply, .. }
+    | Request::Clone { reply, .. }
     | Request::RollBack { reply, .. } = request
     {
         let _ = reply.send(Err(error));

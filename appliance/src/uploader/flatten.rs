@@ -1,6 +1,6 @@
 //! Clones that become independent of their parents: the compactor copies what is of other volumes,
-//! and when nothing is left that needs it, the parent's snapshot is let go of. That it is wanted is in
-//! the volume's local record, so that the next process goes on. Rules:
+//! and when nothing is left that needs it, the parent's snapshot is let go of. That it is wanted is
+//! in the volume's local record, so that the next process goes on. Rules:
 //! `docs/internals/snapshots.md`.
 
 use std::collections::HashMap;
@@ -104,7 +104,8 @@ async fn note(means: Rc<Means>, mut local: LocalHead, answer: Answer) -> Change 
     Change::FlattenNoted { id, result, answer }
 }
 
-/// Releases the pin at the parent's snapshot, unless snapshots of the volume are in need of it: these.
+/// Releases the pin at the parent's snapshot, unless snapshots of the volume are in need of it:
+/// these.
 async fn let_go(means: Rc<Means>, id: VolumeId, older: Vec<Snapshot>) -> Change {
     let backend = &*means.backend;
     let work = async {

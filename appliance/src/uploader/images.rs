@@ -1,5 +1,5 @@
-//! Images of snapshots that stay in memory with their index for a while: clones are made of what was
-//! just taken, and many of the same. Then no index is read, however large the volume is.
+//! Images of snapshots that stay in memory with their index for a while: clones are made of what
+//! was just taken, and many of the same. Then no index is read, however large the volume is.
 
 use taipan_engine::identity::VolumeId;
 use taipan_engine::index::IndexedImage;

@@ -65,6 +65,11 @@ impl Answer {
         }
     }
 
+    /// The way back itself, if nothing was told yet.
+    pub(super) fn into_reply(self) -> Option<Sender<Result<()>>> {
+        self.reply
+    }
+
     /// Tells after a while that the outcome is not known yet, and why.
     fn give_when_late(&mut self, error: &Error) {
         if self.started.elapsed() >= ANSWER_AFTER {

@@ -14,7 +14,7 @@ use taipan_engine::snapshot::{Snapshot, SnapshotId, SnapshotName, SnapshotWish};
 use taipan_engine::volume::VolumeName;
 
 use super::Uploader;
-use super::changes::{Change, CloneOf, Configured, Image};
+use super::changes::{Change, Configured};
 use super::effects::Means;
 use super::patience::{Answer, until_known, within};
 
@@ -215,29 +215,6 @@ impl Uploader {
         upload.adopt(changed.head, changed.local);
         upload.volume.verified();
         changed.noted
-    }
-
-    /// The image of a committed snapshot, for a clone.
-    pub(super) fn image_of(&mut self, name: &VolumeName, snapshot: &SnapshotName) -> Result<Image> {
-        let (_, parent) = self.find(name)?;
-        let snapshot = self.committed(parent, snapshot)?.clone();
-        let now_ms = self.now_ms();
-        let image = self.images.find((parent, snapshot.id), now_ms);
-        Ok(Image::Snapshot(Box::new(CloneOf {
-            parent,
-            snapshot,
-            image,
-        })))
-    }
-
-    /// Keeps the image that clones were made of for more of them.
-    pub(super) fn keep_image(&mut self, made_of: Image) {
-        if let Image::Snapshot(of) = made_of
-            && let Some(image) = of.image
-        {
-            let now_ms = self.now_ms();
-            self.images.keep((of.parent, of.snapshot.id), image, now_ms);
-        }
     }
 
     /// Whether the volume has snapshots, committed or not.

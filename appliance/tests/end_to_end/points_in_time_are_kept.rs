@@ -74,6 +74,8 @@ fn for_the_window_of_their_volume() {
     );
     check(&daemon, &format!("vol0@@{}", number(&first)), 1);
     check(&daemon, &format!("vol0@@{}", number(&second)), 2);
+    taipan(&format!("clone vol0@@{} past", number(&second)));
+    check(&daemon, "past", 2);
     // While clients read one, it is not given up.
     let reader = daemon.client(&format!("vol0@@{}", number(&first)));
     let said = daemon
@@ -114,5 +116,11 @@ fn for_the_window_of_their_volume() {
     // The volume goes on as any other.
     fill(&daemon, 5);
     check(&daemon, "vol0", 5);
+    let told = daemon.taipan().args("snapshot list vol0").succeed();
+    assert!(
+        told.contains(&format!("point-{}", number(&second))),
+        "{told}"
+    );
+    check(&daemon, "past", 2);
     daemon.stop();
 }

@@ -16,9 +16,9 @@ pub fn snapshot_path(volume: &VolumeName, snapshot: &SnapshotName) -> String {
     format!("{}/{}", snapshots_path(volume), snapshot.encoded())
 }
 
-/// Path under which clones of a snapshot are made.
-pub fn clones_path(volume: &VolumeName, snapshot: &SnapshotName) -> String {
-    format!("{}/clones", snapshot_path(volume, snapshot))
+/// Path under which clones of a snapshot, or of a point in time, are made.
+pub fn clones_path(volume: &VolumeName, of: &ImageName) -> String {
+    format!("{}/{}/clones", snapshots_path(volume), of.encoded())
 }
 
 /// Body of `POST /v1/volumes/{name}/snapshots/{snapshot}/clones`.

@@ -318,7 +318,8 @@ fn snapshots_bytes(changes: &[SnapshotChange]) -> usize {
     changes.iter().map(SnapshotChange::encoded_bytes).sum()
 }
 
-/// A snapshot is the image of the manifest that takes it; what is deleted was taken before.
+/// A snapshot is the image of the manifest that takes it, or an earlier point that is kept; what is
+/// deleted was there before.
 fn check_snapshots(manifest: &Manifest) -> Result<()> {
     let fits = |change: &SnapshotChange| match change {
         SnapshotChange::Taken(snapshot) => {
@@ -326,6 +327,10 @@ fn check_snapshots(manifest: &Manifest) -> Result<()> {
             group.is_none_or(|group| group.volumes().contains(&manifest.volume))
                 && (snapshot.manifest, snapshot.generation, snapshot.epoch)
                     == (manifest.number, manifest.generation, manifest.epoch)
+        }
+        SnapshotChange::Kept(snapshot) => {
+            let was_kept = |moment: Moment| moment.since <= snapshot.manifest;
+            snapshot.manifest < manifest.number && manifest.moment.is_some_and(was_kept)
         }
         SnapshotChange::Deleted(snapshot) => snapshot.manifest < manifest.number,
     };

@@ -159,8 +159,10 @@ fn snapshots_are_an_own_section_that_other_manifests_do_not_have() {
         ..snapshot.clone()
     };
     for wrong in [
-        SnapshotChange::Taken(other),
+        SnapshotChange::Taken(other.clone()),
         SnapshotChange::Deleted(snapshot),
+        // It keeps no points.
+        SnapshotChange::Kept(other),
     ] {
         let manifest = Manifest {
             snapshots: vec![wrong],

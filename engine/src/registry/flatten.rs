@@ -10,8 +10,8 @@ use crate::failpoint::pass;
 use crate::identity::{ManifestNum, VolumeId};
 use crate::snapshot::Snapshot;
 
-/// Which of these snapshots of a volume need something of other volumes: a chunk, or a part of their
-/// index. What a snapshot needs never changes.
+/// Which of these snapshots of a volume need something of other volumes: a chunk, or a part of
+/// their index. What a snapshot needs never changes.
 pub async fn snapshots_in_need(
     backend: &dyn Backend,
     volume: VolumeId,

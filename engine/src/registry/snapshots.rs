@@ -23,8 +23,9 @@ pub async fn read_snapshot(
     volume: VolumeId,
     snapshot: &Snapshot,
 ) -> Result<(Manifest, Rebuilt)> {
-    let taken = SnapshotChange::Taken(snapshot.clone());
-    let is_there = |manifest: &Manifest| manifest.snapshots.contains(&taken);
+    // One that was a point is named by a later manifest, and is known by its cut.
+    let cut = (snapshot.generation, snapshot.epoch);
+    let is_there = |manifest: &Manifest| (manifest.generation, manifest.epoch) == cut;
     read_image(backend, volume, snapshot.manifest, is_there).await
 }
 

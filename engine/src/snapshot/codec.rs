@@ -12,6 +12,8 @@ const KIND_DELETED: u16 = 2;
 /// As the first two, of a snapshot that is of a group.
 const KIND_MEMBER_TAKEN: u16 = 3;
 const KIND_MEMBER_DELETED: u16 = 4;
+/// Of an earlier manifest, which was a point in time until then.
+const KIND_KEPT: u16 = 5;
 
 /// What a manifest does to the snapshots of its volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +21,8 @@ const KIND_MEMBER_DELETED: u16 = 4;
 pub enum SnapshotChange {
     /// The manifest's own image is a snapshot.
     Taken(Snapshot),
+    /// The image of an earlier manifest, a point in time, is a snapshot from here on.
+    Kept(Snapshot),
     /// An earlier snapshot is gone for good.
     Deleted(Snapshot),
 }
@@ -30,13 +34,17 @@ impl SnapshotChange {
     /// Bytes of this change on disk.
     pub(crate) fn encoded_bytes(&self) -> usize {
         match self {
-            Self::Taken(snapshot) | Self::Deleted(snapshot) => snapshot.encoded_bytes(),
+            Self::Taken(snapshot) | Self::Kept(snapshot) | Self::Deleted(snapshot) => {
+                snapshot.encoded_bytes()
+            }
         }
     }
 
     pub(crate) fn encode_into(&self, out: &mut impl FieldsOut) {
         match self {
             Self::Taken(snapshot) => snapshot.encode_into(out),
+            // A point is of one volume.
+            Self::Kept(snapshot) => snapshot.encode_as([KIND_KEPT; 2], out),
             Self::Deleted(snapshot) => snapshot.encode_as([KIND_DELETED, KIND_MEMBER_DELETED], out),
         }
     }
@@ -44,6 +52,7 @@ impl SnapshotChange {
     pub(crate) fn decode(fields: &mut Fields<'_>) -> Result<Self> {
         match decode(fields)? {
             (KIND_TAKEN | KIND_MEMBER_TAKEN, snapshot) => Ok(Self::Taken(snapshot)),
+            (KIND_KEPT, snapshot) => Ok(Self::Kept(snapshot)),
             (KIND_DELETED | KIND_MEMBER_DELETED, snapshot) => Ok(Self::Deleted(snapshot)),
             (kind, _) => Err(Error::corrupt(format!(
                 "change {kind} of a snapshot is not known to this release"

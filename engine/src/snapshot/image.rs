@@ -9,6 +9,7 @@ use super::{Snapshot, SnapshotName};
 use crate::error::{Error, Result};
 use crate::identity::{Epoch, ManifestNum};
 use crate::point::{Point, PointName};
+use crate::volume::encoded;
 
 /// What an image is called within its volume: `daily`, `@12`, `@2026-11-21T20:00:00Z`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,6 +19,13 @@ pub enum ImageName {
     Snapshot(SnapshotName),
     /// A point in time.
     Point(PointName),
+}
+
+impl ImageName {
+    /// The name as one path component, percent-encoded.
+    pub fn encoded(&self) -> String {
+        encoded(&self.to_string())
+    }
 }
 
 impl fmt::Display for ImageName {

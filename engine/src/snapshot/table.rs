@@ -56,6 +56,7 @@ impl SnapshotTable {
         for change in &manifest.snapshots {
             match change {
                 SnapshotChange::Taken(snapshot) => next.enter(snapshot.clone())?,
+                SnapshotChange::Kept(snapshot) => next.insert(snapshot.clone())?,
                 SnapshotChange::Deleted(snapshot) => next.remove(snapshot)?,
             }
         }
@@ -82,10 +83,22 @@ impl SnapshotTable {
     }
 
     fn enter(&mut self, snapshot: Snapshot) -> Result<()> {
-        let position = |s: &Snapshot| (s.manifest, s.generation, s.sequence);
-        let ascends = self.0.last().is_none_or(|last| {
-            let (before, now) = (position(last), position(&snapshot));
-            before.0 <= now.0 && (before.1, before.2) <= (now.1, now.2)
+        self.enter_at(self.0.len(), snapshot)
+    }
+
+    /// Enters a snapshot behind those of its manifest.
+    fn insert(&mut self, snapshot: Snapshot) -> Result<()> {
+        let at = self.0.partition_point(|s| s.manifest <= snapshot.manifest);
+        self.enter_at(at, snapshot)
+    }
+
+    fn enter_at(&mut self, at: usize, snapshot: Snapshot) -> Result<()> {
+        let (before, after) = self.0.split_at(at);
+        let neighbours = [before.last(), Some(&snapshot), after.first()];
+        let neighbours: Vec<&Snapshot> = neighbours.into_iter().flatten().collect();
+        let ascends = neighbours.is_sorted_by(|a, b| {
+            let named = |s: &Snapshot| (s.generation, s.sequence);
+            a.manifest <= b.manifest && named(a) <= named(b)
         });
         let name = &snapshot.name;
         let rules = [
@@ -97,7 +110,7 @@ impl SnapshotTable {
         if let Some((_, why)) = rules.iter().find(|(holds, _)| !holds) {
             return Err(Error::corrupt(format!("snapshot {name:?}: {why}")));
         }
-        self.0.push(snapshot);
+        self.0.insert(at, snapshot);
         Ok(())
     }
 

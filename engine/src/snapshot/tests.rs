@@ -97,6 +97,41 @@ fn golden_bytes() {
 }
 
 #[test]
+fn a_point_that_is_kept_is_entered_where_its_manifest_is() {
+    let kept = SnapshotChange::Kept(snapshot("kept", 4, 1, 6));
+    let mut out = Vec::new();
+    kept.encode_into(&mut out);
+    assert_eq!(out[48..50], [5, 0]);
+    assert_eq!(
+        SnapshotChange::decode(&mut Fields::new(&out)).unwrap(),
+        kept
+    );
+    out[52] = 2;
+    let grouped = SnapshotChange::decode(&mut Fields::new(&out));
+    assert!(grouped.is_err(), "a point is of one volume");
+    let name = VolumeName::parse("v").unwrap();
+    let settings = VolumeSettings::with_size(1 << 20);
+    let first = Manifest::first(VolumeId(1), name, settings, WriterToken(1));
+    let keeping = |change| Manifest {
+        snapshots: vec![change],
+        ..first.successor(ManifestKind::Configured)
+    };
+    let others = vec![snapshot("a", 2, 1, 5), snapshot("b", 9, 2, 1)];
+    let mut table = SnapshotTable::new(others).unwrap();
+    for sequence in [4, 6] {
+        let other = SnapshotChange::Kept(snapshot("new", 4, 1, sequence));
+        let fits = table.clone().follow(&keeping(other)).is_ok();
+        assert_eq!(fits, sequence == 6, "names ascend with manifests");
+    }
+    table.follow(&keeping(kept)).unwrap();
+    let order: Vec<_> = table.iter().map(|s| s.manifest.0).collect();
+    assert_eq!(order, [2, 4, 9]);
+    // What was named after the point, and idle before the later snapshot, is needed by none.
+    assert!(table.needs(&chunk(1, 6), ManifestNum(5)));
+    assert!(!table.needs(&chunk(1, 7), ManifestNum(5)));
+}
+
+#[test]
 fn a_snapshot_needs_what_was_named_before_it_and_became_idle_after_it() {
     let snapshots = vec![snapshot("a", 5, 1, 10), snapshot("b", 9, 2, 4)];
     let table = SnapshotTable::new(snapshots).unwrap();

@@ -70,6 +70,7 @@ fn fields(manifest: &Manifest) -> Fields {
     for change in &manifest.snapshots {
         let (what, snapshot) = match change {
             SnapshotChange::Taken(snapshot) => ("snapshot taken", snapshot),
+            SnapshotChange::Kept(snapshot) => ("point kept as snapshot", snapshot),
             SnapshotChange::Deleted(snapshot) => ("snapshot deleted", snapshot),
         };
         fields.add(what, format!("{} ({})", snapshot.name, snapshot.id));

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use taipan_engine::api::{
     CloneSnapshot, ErrorCode, RollBack, SnapshotList, TakeSnapshot, TakeSnapshotGroup,
 };
-use taipan_engine::snapshot::SnapshotName;
+use taipan_engine::snapshot::{ImageName, SnapshotName};
 use taipan_engine::volume::VolumeName;
 
 use super::{Body, Daemon, Failure, Name, call, found, parse_body, parse_name};
@@ -83,11 +83,13 @@ pub(super) async fn changes_to(daemon: Daemon, names: ThreeNames) -> Result<Resp
 }
 
 pub(super) async fn clone(daemon: Daemon, names: Names, body: Body) -> Result<Response, Failure> {
-    let (volume, snapshot) = parse_names(names)?;
+    let Path((volume, image)) =
+        names.map_err(|e| Failure::new(ErrorCode::Invalid, e.body_text()))?;
+    let (volume, image): (_, ImageName) = (VolumeName::parse(&volume)?, image.parse()?);
     let CloneSnapshot { name } = parse_body(body)?;
-    let (of, named) = (volume.clone(), snapshot.clone());
-    let info = call(daemon, move |a| a.clone_snapshot(&of, &named, name)).await??;
-    tracing::info!(%volume, %snapshot, clone = %info.name, "snapshot cloned");
+    let (of, named) = (volume.clone(), image.clone());
+    let info = call(daemon, move |a| a.clone_image(&of, &named, name)).await??;
+    tracing::info!(%volume, %image, clone = %info.name, "image cloned");
     Ok((StatusCode::CREATED, Json(info)).into_response())
 }
 

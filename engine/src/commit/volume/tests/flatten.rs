@@ -205,7 +205,7 @@ fn a_clone_of_an_image_in_memory_is_the_same_as_one_that_was_read() {
             clone.verify();
             if let Some((index, _)) = made.index {
                 assert_eq!(index.base.recount(), []);
-                clone.verify_image(&index.base, snapshot.epoch);
+                parent.verify_image(&index.base, snapshot.epoch);
             }
             let mut rig = clone.open(fine());
             rig.check_shards();

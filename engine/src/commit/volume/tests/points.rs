@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use futures::executor::block_on;
 use proptest::prelude::*;
 
+use super::clones::clone_of;
 use super::compaction::compact_all;
 use super::rig::{Rig, World};
 use super::rollbacks::try_roll_back_to;
-use super::snapshots::{churn, delete, fine, objects, take, verify_all};
+use super::snapshots::{churn, delete, fine, name, objects, take, verify_all};
 use crate::commit::Reading;
 use crate::identity::{Epoch, ManifestNum};
 use crate::point::Point;
-use crate::registry::{configure, read_kept};
-use crate::snapshot::KeptImage;
+use crate::registry::{configure, delete_snapshot, prepare_kept_point, put_kept_point, read_kept};
+use crate::snapshot::{KeptImage, Snapshot, SnapshotId, SnapshotWish};
 use crate::timestamp::UnixMs;
 use crate::volume::VolumeSettings;
 
@@ -108,6 +109,28 @@ impl Keeping {
         verify_all(&self.world, &self.rig);
     }
 
+    /// Has a point be a snapshot from now on.
+    fn keep_one(&mut self, which: usize, number: u64) -> Snapshot {
+        let points = self.points();
+        let point = points[which % points.len()];
+        let (backend, commit) = (&self.world.backend, &mut self.rig.commit);
+        let wish = SnapshotWish {
+            id: SnapshotId(number + 1),
+            name: name(&format!("kept{number}")),
+            taken_ms: 7,
+            group: None,
+        };
+        let (head, table) = (commit.head().clone(), commit.snapshots().clone());
+        let prepared = prepare_kept_point(backend, &head, &table, (&point, wish));
+        let (next, image) = block_on(prepared).unwrap();
+        self.world.verify_image(&image.base, point.epoch);
+        let stored = block_on(put_kept_point(backend, &next)).unwrap();
+        assert_eq!(block_on(put_kept_point(backend, &next)).unwrap(), stored);
+        commit.adopt_head(stored);
+        let kept = commit.snapshots().by_id(SnapshotId(number + 1));
+        kept.expect("it is committed").clone()
+    }
+
     fn commit(&mut self) {
         self.rig.commit_and_verify(&mut self.world);
         self.committed();
@@ -155,6 +178,38 @@ fn a_point_in_use_stays() {
         churn(&mut keeping.world, &mut keeping.rig, 1);
     }
     assert!(keeping.points().len() <= 3);
+}
+
+#[test]
+fn a_point_that_is_kept_as_a_snapshot_outlives_the_window_and_can_be_cloned() {
+    let mut keeping = Keeping::new();
+    keeping.world.write(0..64);
+    keeping.commit();
+    take(&mut keeping.world, &mut keeping.rig, "earlier");
+    keeping.world.write(0..20);
+    keeping.commit();
+    let at = keeping.points().len() - 1;
+    keeping.world.write(0..64);
+    keeping.commit();
+    take(&mut keeping.world, &mut keeping.rig, "later");
+    let kept = keeping.keep_one(at, 5);
+    let names = keeping.rig.commit.snapshots().iter();
+    let names: Vec<_> = names.map(|s| s.name.as_str().to_owned()).collect();
+    assert_eq!(names, ["earlier", "kept5", "later"]);
+    let clone = clone_of(&keeping.world, &kept, 9);
+    for _ in 0..6 {
+        keeping.pass(WINDOW_MS);
+        churn(&mut keeping.world, &mut keeping.rig, 2);
+        clone.verify();
+    }
+    assert!(keeping.points().iter().all(|p| p.manifest > kept.manifest));
+    verify_all(&keeping.world, &keeping.rig);
+    let head = keeping.rig.commit.head().clone();
+    let refused = block_on(delete_snapshot(&keeping.world.backend, &head, &kept));
+    assert!(refused.unwrap_err().to_string().contains("clone9"));
+    keeping.replaced.clear();
+    keeping.reopen();
+    verify_all(&keeping.world, &keeping.rig);
 }
 
 /// Without its clocks' agreement nothing leaves; and a restart forgets what passed before it.
@@ -206,7 +261,7 @@ proptest! {
 
     #[test]
     fn points_read_as_their_cuts_whatever_happens(
-        steps in prop::collection::vec((0..12u8, 0..64u64, 1..40u64, 0..4000u64), 1..40)
+        steps in prop::collection::vec((0..13u8, 0..64u64, 1..40u64, 0..4000u64), 1..40)
     ) {
         let mut keeping = Keeping::new();
         for (number, (what, at, count, ms)) in (0u64..).zip(steps) {
@@ -248,6 +303,7 @@ proptest! {
                     }
                     keeping.reopen();
                 }
+                11 => _ = keeping.keep_one(at as usize, number),
                 _ => keeping.reopen(),
             }
             keeping.commit();
