@@ -17,9 +17,10 @@ use crate::registry::{
 use crate::snapshot::Snapshot;
 
 /// Begins the next step of a flatten; whether there is one.
-pub(super) fn begin(world: &World, rig: &mut Rig) -> bool {
+pub(super) fn begin(world: &mut World, rig: &mut Rig) -> bool {
     if let Some(job) = rig.commit.choose_foreign(2) {
         let read = block_on(job.read(&world.backend)).unwrap();
+        world.is_flattened = true;
         assert!(rig.commit.start_compaction(read), "nothing came between");
         return true;
     }
@@ -143,7 +144,7 @@ fn a_flatten_goes_on_wherever_it_was_interrupted() {
     for died_after in 0..40 {
         let (mut parent, mut rig, snapshot, mut clone, mut clone_rig) = parent_and_clone();
         let mut steps = 0;
-        while steps < died_after && begin(&clone, &mut clone_rig) {
+        while steps < died_after && begin(&mut clone, &mut clone_rig) {
             while steps < died_after && clone_rig.step(&mut clone) {
                 steps += 1;
             }
@@ -167,7 +168,7 @@ fn a_flatten_goes_on_wherever_it_was_interrupted() {
 fn a_writer_that_lost_the_clone_does_not_let_go() {
     let (parent, _rig, snapshot, mut clone, mut clone_rig) = parent_and_clone();
     take_over(&clone, clone_rig.commit.head(), 55);
-    assert!(begin(&clone, &mut clone_rig));
+    assert!(begin(&mut clone, &mut clone_rig));
     clone_rig.run(&mut clone);
     assert!(clone_rig.commit.fenced_by().is_some());
     assert!(clone_rig.commit.independent_since().is_none());
