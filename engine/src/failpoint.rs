@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{self, Error};
 
 /// The names in use, one for every durable step.
-pub const NAMES: [&str; 38] = [
+pub const NAMES: [&str; 39] = [
     "wal.write",
     "wal.barrier",
     "wal.read",
