@@ -382,8 +382,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     /// Writes, zeroes, snapshots, clones of anything, interrupted and repeated creations, flattens,
-    /// crashes, openings, deletions, freeing and sweeps: every volume and every snapshot reads as it
-    /// should at every moment, and what has changed since each snapshot is told.
+    /// crashes, openings, deletions, freeing and sweeps: every volume and every snapshot reads as
+    /// it should at every moment, and what has changed since each snapshot is told.
     #[test]
     fn a_family_of_clones_reads_as_its_cuts_whatever_happens(
         steps in prop::collection::vec((0..6usize, 0..14u8, 0..64u64, 1..40u64), 1..40)
