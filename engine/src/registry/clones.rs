@@ -111,15 +111,7 @@ pub async fn create_clone_from(
     pins::pin(backend, parent, snapshot.id, seed.id).await?;
     let image = match image {
         Some(image) => image,
-        None => {
-            let (manifest, Rebuilt { base, parts, .. }) =
-                read_snapshot(backend, parent, snapshot).await?;
-            IndexedImage {
-                manifest,
-                base,
-                parts,
-            }
-        }
+        None => read_image(backend, parent, snapshot).await?,
     };
     let of = (parent, snapshot, &image);
     let (mut first, index) = first_manifest(backend, seed, name, of, layout).await?;
@@ -155,6 +147,20 @@ pub async fn create_clone_from(
             Err(name_taken(name))
         }
     }
+}
+
+async fn read_image(
+    backend: &dyn Backend,
+    parent: VolumeId,
+    snapshot: &Snapshot,
+) -> Result<IndexedImage> {
+    let (manifest, rebuilt) = read_snapshot(backend, parent, snapshot).await?;
+    let Rebuilt { base, parts, .. } = rebuilt;
+    Ok(IndexedImage {
+        manifest,
+        base,
+        parts,
+    })
 }
 
 /// The clone has its manifest and its name. Before it had both, somebody who wanted the snapshot
