@@ -71,18 +71,7 @@ fn no_flipped_bit_of_a_header_is_accepted() {
 
 #[test]
 fn a_log_head_has_these_bytes() {
-    let head = LogHead {
-        shard: ShardId::new(1).unwrap(),
-        wal: WalId(6),
-        incarnation: Incarnation(7),
-        first: BatchNum(40),
-        sequence: 3,
-        segment_bytes: 0x10_0000,
-        segments: 16,
-        durable_through: BatchNum(50),
-        released_before: BatchNum(20),
-        end: None,
-    };
+    let head = head_with(None);
     let mut page = [0xFFu8; PAGE_BYTES];
     head.encode(&mut page);
     #[rustfmt::skip]
@@ -107,8 +96,8 @@ fn a_log_head_has_these_bytes() {
     }
 }
 
-/// A log head of a writer that ended in order, with this end.
-fn ended_head(end: LogEnd) -> LogHead {
+/// A log head; with an end, if its writer ended in order.
+fn head_with(end: Option<LogEnd>) -> LogHead {
     LogHead {
         shard: ShardId::new(1).unwrap(),
         wal: WalId(6),
@@ -119,7 +108,7 @@ fn ended_head(end: LogEnd) -> LogHead {
         segments: 16,
         durable_through: BatchNum(50),
         released_before: BatchNum(20),
-        end: Some(end),
+        end,
     }
 }
 
@@ -133,7 +122,7 @@ const END: LogEnd = LogEnd {
 
 #[test]
 fn the_head_of_a_log_that_ended_in_order_has_these_bytes() {
-    let head = ended_head(END);
+    let head = head_with(Some(END));
     let mut page = [0u8; PAGE_BYTES];
     head.encode(&mut page);
     #[rustfmt::skip]
@@ -172,12 +161,12 @@ fn an_end_that_no_log_has_is_none() {
         },
     ] {
         let mut page = [0u8; PAGE_BYTES];
-        ended_head(bad).encode(&mut page);
+        head_with(Some(bad)).encode(&mut page);
         let read_back = LogHead::decode(&page, HEAD_SLOTS[1]).expect("the head is whole");
         assert_eq!(read_back.end, None, "{bad:?}");
     }
     let mut page = [0u8; PAGE_BYTES];
-    ended_head(END).encode(&mut page);
+    head_with(Some(END)).encode(&mut page);
     page[116] = 2;
     seal(&mut page[..FIXED_BYTES]);
     let read_back = LogHead::decode(&page, HEAD_SLOTS[1]).expect("the head is whole");
