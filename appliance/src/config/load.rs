@@ -198,7 +198,7 @@ fn read_cores(doc: &mut Document, machine: &Machine) -> Cores {
     Cores {
         uploader: uploader.unwrap_or_else(|| cpus::uploader_beside(&data, &machine.cpus)),
         pin: doc.boolean("cores.pin").unwrap_or(machine.cpus.len() > 2),
-        spin: Duration::from_micros(doc.integer("cores.spin_us", 0..=1000).unwrap_or(30)),
+        spin: Duration::from_micros(doc.integer("cores.spin_us", 0..=1000).unwrap_or(100)),
         data,
     }
 }

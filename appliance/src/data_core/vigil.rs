@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    const LONGEST: Duration = Duration::from_micros(30);
+    const LONGEST: Duration = Duration::from_micros(100);
     const SHORT: Duration = Duration::from_micros(1);
 
     fn alone() -> u64 {
