@@ -40,8 +40,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_delimiter = ',', value_name = "WORD")]
     lines: Vec<String>,
 
-    /// Only these targets (names of peers, raw, null server)
-    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    /// Only these targets (names of peers and variants, raw, null server), with commas between them
+    #[arg(long, value_name = "NAMES")]
     only: Vec<String>,
 
     /// More servers, or others in the place of the known ones, in the form of peers.toml
@@ -157,6 +157,8 @@ struct Course<'a> {
     home: &'a Path,
     texts: Texts,
     peers: Vec<Peer>,
+    /// Names of the only targets; none for all.
+    only: Vec<String>,
     clients: Clients,
     server_cpus: Option<String>,
     comparison: Comparison,
@@ -225,6 +227,7 @@ impl<'a> Course<'a> {
                 dir: home.to_owned(),
             },
             peers: Vec::new(),
+            only: Vec::new(),
             args,
             sizes,
             home,
@@ -252,14 +255,9 @@ impl<'a> Course<'a> {
             peers.push(peer);
         }
         peers.push(null_peer());
-        let known: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
-        for name in &self.args.only {
-            ensure!(
-                name == RAW || known.contains(&name.as_str()),
-                "there is no target {name:?}; there are {RAW}, {}",
-                known.join(", ")
-            );
-        }
+        let mut known: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
+        known.push(RAW);
+        self.only = names_in(&self.args.only, &known)?;
         let mut found = Vec::new();
         for peer in peers {
             if !self.wanted(&peer.name) {
@@ -279,7 +277,7 @@ impl<'a> Course<'a> {
     }
 
     fn wanted(&self, name: &str) -> bool {
-        self.args.only.is_empty() || self.args.only.iter().any(|only| only == name)
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 
     fn leave_out(&mut self, line: &str, target: &str, why: &str, failed: bool) {
@@ -532,6 +530,28 @@ impl<'a> Course<'a> {
     }
 }
 
+/// The names in lists with commas between them. Names may have commas, too: the longest is meant.
+fn names_in(lists: &[String], known: &[&str]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for list in lists {
+        let words: Vec<_> = list.split(',').collect();
+        let mut rest = &words[..];
+        while !rest.is_empty() {
+            let found = (1..=rest.len()).rev().find_map(|count| {
+                let name = rest[..count].join(",").trim().to_owned();
+                known.contains(&name.as_str()).then_some((count, name))
+            });
+            let (count, name) = found.with_context(|| {
+                let (name, known) = (rest[0].trim(), known.join("; "));
+                format!("there is no target {name:?}; there are {known}")
+            })?;
+            names.push(name);
+            rest = &rest[count..];
+        }
+    }
+    Ok(names)
+}
+
 /// The null server as a peer.
 fn null_peer() -> Peer {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect();
@@ -574,5 +594,27 @@ fn forget_pages() {
     rustix::fs::sync();
     if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "1") {
         eprintln!("  the page cache was not dropped: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_named_in_lists_although_names_have_commas() {
+        let known = ["taipand", "taipand, two cores", "raw", "two cores"];
+        let names = |lists: &[&str]| {
+            let lists: Vec<_> = lists.iter().map(|&list| list.to_owned()).collect();
+            names_in(&lists, &known).map_err(|error| error.to_string())
+        };
+        let both = Ok(vec!["raw".to_owned(), "taipand, two cores".to_owned()]);
+        assert_eq!(names(&["raw,taipand, two cores"]), both);
+        assert_eq!(names(&["raw", "taipand, two cores"]), both);
+        assert_eq!(names(&["taipand, raw"]).unwrap(), ["taipand", "raw"]);
+        assert_eq!(names(&[]).unwrap().len(), 0);
+        let error = names(&["raw,rwa"]).unwrap_err();
+        assert!(error.contains("\"rwa\"") && error.contains("taipand, two cores; raw"));
+        assert!(names(&[""]).is_err());
     }
 }
