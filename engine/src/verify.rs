@@ -1,8 +1,9 @@
 //! Checks what a backend holds of a volume: its chain of manifests, its index, its chunks, and
-//! those of every snapshot. Needs no daemon and no local state; writes nothing. See
-//! `docs/internals/verify.md`.
+//! those of every snapshot and point in time. Needs no daemon and no local state; writes nothing.
+//! See `docs/internals/verify.md`.
 
 mod objects;
+mod points;
 mod report;
 
 use futures::stream::{self, StreamExt};
@@ -31,6 +32,9 @@ const GETS_AT_ONCE: usize = 4;
 /// So often a volume is looked at again because its writer went on meanwhile.
 const LOOKS_MAX: usize = 4;
 
+/// What is wrong with an object of the index that is not there.
+const NO_INDEX: &str = "it is missing, and with it the index of the image";
+
 /// How far a check has come.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
@@ -51,8 +55,8 @@ pub struct Options<'a> {
     pub progress: &'a dyn Fn(Progress<'_>),
 }
 
-/// Checks one volume with all its snapshots. An error says that the check could not be made; what
-/// the check found is in the report.
+/// Checks one volume with all its snapshots and points in time. An error says that the check could
+/// not be made; what the check found is in the report.
 pub async fn verify_volume(
     backend: &dyn Backend,
     volume: &NamedVolume,
@@ -65,6 +69,7 @@ pub async fn verify_volume(
             volume,
             options,
             checked: HashMap::new(),
+            has_bad: false,
             report: Report::new(volume, options.deep),
         };
         let head = check.volume().await?;
@@ -91,6 +96,8 @@ struct Check<'a> {
     options: &'a Options<'a>,
     /// What was found out of each chunk; `None` is good.
     checked: HashMap<ChunkKey, Option<Bad>>,
+    /// Something is wrong with one of them.
+    has_bad: bool,
     report: Report,
 }
 
@@ -120,6 +127,7 @@ impl Check<'_> {
         self.report.index(&rebuilt, size.block_size);
         self.image(&name, size, &rebuilt.base).await?;
         self.snapshots(&name, &rebuilt).await?;
+        self.points(&name, size, &rebuilt.points).await?;
         Ok(Some(head.number))
     }
 
@@ -161,24 +169,10 @@ impl Check<'_> {
             let all = Some(size.whole(image));
             self.report.finding(Severity::Corrupt, &key, &what, all);
         }
-        self.check_chunks(image, size.block_size, base).await?;
-        let mut bad: HashMap<ChunkOrdinal, (ChunkRef, Bad)> = HashMap::new();
-        for (ordinal, entry) in base.chunks().filter(|(_, entry)| entry.live > 0) {
-            if let Some(Some(found)) = self.checked.get(&entry.reference.key) {
-                bad.insert(ordinal, (entry.reference, found.clone()));
-            }
-        }
-        let mut blocks: HashMap<ChunkOrdinal, Vec<u64>> = HashMap::new();
-        if !bad.is_empty() {
-            base.for_each_block(|block, loc| {
-                let is_bad = bad
-                    .get(&loc.chunk)
-                    .is_some_and(|(_, b)| b.affects(loc.slot));
-                if is_bad {
-                    blocks.entry(loc.chunk).or_default().push(block.0);
-                }
-            });
-        }
+        self.check_chunks(image, size.block_size, needed(base))
+            .await?;
+        let bad = self.bad_chunks(base);
+        let mut blocks = bad_blocks(base, &bad);
         for (ordinal, (reference, found)) in bad {
             let blocks = blocks.remove(&ordinal).unwrap_or_default();
             let affected = size.affected(image, blocks);
@@ -189,16 +183,28 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Looks at the chunks with live blocks that were not looked at yet.
+    /// Chunks that the image needs, and with which something is wrong.
+    fn bad_chunks(&self, base: &VolumeBase) -> BadChunks {
+        let mut bad = BadChunks::new();
+        if !self.has_bad {
+            return bad;
+        }
+        for (ordinal, entry) in base.chunks().filter(|(_, entry)| entry.live > 0) {
+            if let Some(Some(found)) = self.checked.get(&entry.reference.key) {
+                bad.insert(ordinal, (entry.reference, found.clone()));
+            }
+        }
+        bad
+    }
+
+    /// Looks at those of the chunks that were not looked at yet.
     async fn check_chunks(
         &mut self,
         image: &str,
         block_size: BlockSize,
-        base: &VolumeBase,
+        chunks: impl Iterator<Item = ChunkRef>,
     ) -> Result<()> {
-        let live = base.chunks().filter(|(_, entry)| entry.live > 0);
-        let due: Vec<ChunkRef> = live
-            .map(|(_, entry)| entry.reference)
+        let due: Vec<ChunkRef> = chunks
             .filter(|reference| !self.checked.contains_key(&reference.key))
             .collect();
         let total = due.len() as u64;
@@ -211,7 +217,9 @@ impl Check<'_> {
         let mut checks = stream::iter(checks).buffer_unordered(at_once);
         let mut done = 0;
         while let Some((reference, found)) = checks.next().await {
-            self.checked.insert(reference.key, found?);
+            let found = found?;
+            self.has_bad |= found.is_some();
+            self.checked.insert(reference.key, found);
             done += 1;
             self.report.checked(&reference);
             (self.options.progress)(Progress { image, done, total });
@@ -227,6 +235,24 @@ impl Check<'_> {
         chain: &[Manifest],
         error: Error,
     ) -> Result<()> {
+        let missing = self.missing(chain).await?;
+        for key in &missing {
+            let all = size.whole(image);
+            self.report
+                .finding(Severity::Lost, key.as_str(), NO_INDEX, Some(all));
+        }
+        match missing.is_empty() {
+            false => Ok(()),
+            true => {
+                let head = chain.last().map(Manifest::object);
+                let key = head.as_ref().map_or("", ObjectKey::as_str);
+                self.whole(image, Some(size), key, error)
+            }
+        }
+    }
+
+    /// What these manifests name for the index, and is not there.
+    async fn missing(&self, chain: &[Manifest]) -> Result<Vec<ObjectKey>> {
         let parts = chain.iter().filter_map(|manifest| manifest.checkpoint);
         let parts = parts.map(|root| root.key.object());
         let chunks = chain.iter().flat_map(|manifest| &manifest.added);
@@ -236,25 +262,13 @@ impl Check<'_> {
             condemned.any(|object| object == key.object())
         };
         let chunks = chunks.map(|chunk| chunk.key).filter(|key| !dead(key));
-        let named: Vec<ObjectKey> = parts.chain(chunks.map(|key| key.object())).collect();
-        let mut missing = false;
-        for key in named {
+        let mut missing = Vec::new();
+        for key in parts.chain(chunks.map(|key| key.object())) {
             if self.backend.head(&key).await?.is_none() {
-                missing = true;
-                let what = "it is missing, and with it the index of the image";
-                let all = size.whole(image);
-                self.report
-                    .finding(Severity::Lost, key.as_str(), what, Some(all));
+                missing.push(key);
             }
         }
-        match missing {
-            true => Ok(()),
-            false => {
-                let head = chain.last().map(Manifest::object);
-                let key = head.as_ref().map_or("", ObjectKey::as_str);
-                self.whole(image, Some(size), key, error)
-            }
-        }
+        Ok(missing)
     }
 
     /// Nothing of the image can be read, because of `error`; which may also be that of a backend
@@ -266,15 +280,45 @@ impl Check<'_> {
         key: &str,
         error: Error,
     ) -> Result<()> {
-        let severity = match error.kind() {
-            ErrorKind::NotFound => Severity::Lost,
-            ErrorKind::Corrupt | ErrorKind::Invalid => Severity::Corrupt,
-            _ => return Err(error),
+        let Some(severity) = severity_of(&error) else {
+            return Err(error);
         };
         let what = format!("the image cannot be read: {error}");
         let all = size.map(|size| size.whole(image));
         let all = all.unwrap_or_else(|| Affected::unknown(image));
         self.report.finding(severity, key, &what, Some(all));
         Ok(())
+    }
+}
+
+/// Chunks with which something is wrong, by their ordinals in one image.
+type BadChunks = HashMap<ChunkOrdinal, (ChunkRef, Bad)>;
+
+/// Chunks with live blocks.
+fn needed(base: &VolumeBase) -> impl Iterator<Item = ChunkRef> {
+    let live = base.chunks().filter(|(_, entry)| entry.live > 0);
+    live.map(|(_, entry)| entry.reference)
+}
+
+/// Blocks of the image that cannot be read of each of these chunks.
+fn bad_blocks(base: &VolumeBase, bad: &BadChunks) -> HashMap<ChunkOrdinal, Vec<u64>> {
+    let mut blocks: HashMap<ChunkOrdinal, Vec<u64>> = HashMap::new();
+    if !bad.is_empty() {
+        base.for_each_block(|block, loc| {
+            let found = bad.get(&loc.chunk);
+            if found.is_some_and(|(_, bad)| bad.affects(loc.slot)) {
+                blocks.entry(loc.chunk).or_default().push(block.0);
+            }
+        });
+    }
+    blocks
+}
+
+/// How bad it is that something cannot be read; `None` if that may pass.
+fn severity_of(error: &Error) -> Option<Severity> {
+    match error.kind() {
+        ErrorKind::NotFound => Some(Severity::Lost),
+        ErrorKind::Corrupt | ErrorKind::Invalid => Some(Severity::Corrupt),
+        _ => None,
     }
 }

@@ -36,8 +36,9 @@ const RANGES_SHOWN: usize = 8;
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Verify {
-    /// A volume of `--backend`, or a backend, such as s3://bucket/prefix?endpoint=https://host or
-    /// dir:/path: then all its volumes, unless one is named.
+    /// A volume of `--backend`, with its snapshots and points in time, or a backend, such as
+    /// s3://bucket/prefix?endpoint=https://host or dir:/path: then all its volumes, unless one is
+    /// named.
     #[arg(value_name = "VOLUME|URL")]
     what: String,
     /// A volume of that backend.
@@ -197,6 +198,7 @@ fn render(found: &Found, all: bool) -> String {
             .add("manifest", report.manifest.to_string())
             .add("data", format!("{mapped} of {}", human(report.size_bytes)))
             .add("snapshots", report.snapshots.to_string())
+            .add("points in time", report.points.to_string())
             .add(
                 "chunks",
                 format!("{} ({chunks}, {live} live)", report.chunks),

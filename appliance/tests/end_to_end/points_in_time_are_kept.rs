@@ -76,6 +76,9 @@ fn for_the_window_of_their_volume() {
     check(&daemon, &format!("vol0@@{}", number(&second)), 2);
     taipan(&format!("clone vol0@@{} past", number(&second)));
     check(&daemon, "past", 2);
+    let told = taipan("verify vol0 --deep --json");
+    let verified: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(verified["volumes"][0]["points"], points(&daemon).len());
     // While clients read one, it is not given up.
     let reader = daemon.client(&format!("vol0@@{}", number(&first)));
     let said = daemon

@@ -93,20 +93,45 @@ pub async fn rebuild(backend: &dyn Backend, chain: &[Manifest]) -> Result<Rebuil
 /// Takes up manifests that follow the one as of which the base was rebuilt.
 pub async fn follow(
     backend: &dyn Backend,
-    mut rebuilt: Rebuilt,
+    rebuilt: Rebuilt,
     manifests: &[Manifest],
 ) -> Result<Rebuilt> {
-    let mut ordinals: HashMap<ChunkKey, ChunkOrdinal> = rebuilt
-        .base
-        .chunks()
-        .map(|(ordinal, entry)| (entry.reference.key, ordinal))
-        .collect();
+    let mut replay = Replay::new(rebuilt);
     for manifest in manifests {
-        replay(backend, manifest, &mut rebuilt, &mut ordinals)
-            .await
-            .map_err(|e| e.with_volume(manifest.volume))?;
+        replay.take(backend, manifest).await?;
     }
-    Ok(rebuilt)
+    Ok(replay.rebuilt)
+}
+
+/// A base that takes up one manifest after the other.
+pub(crate) struct Replay {
+    pub(crate) rebuilt: Rebuilt,
+    ordinals: HashMap<ChunkKey, ChunkOrdinal>,
+}
+
+impl Replay {
+    pub(crate) fn new(rebuilt: Rebuilt) -> Self {
+        let chunks = rebuilt.base.chunks();
+        let ordinals = chunks.map(|(ordinal, entry)| (entry.reference.key, ordinal));
+        Self {
+            ordinals: ordinals.collect(),
+            rebuilt,
+        }
+    }
+
+    /// Takes up the manifest that follows. After an error the base is of no use.
+    pub(crate) async fn take(&mut self, backend: &dyn Backend, manifest: &Manifest) -> Result<()> {
+        replay(backend, manifest, &mut self.rebuilt, &mut self.ordinals)
+            .await
+            .map_err(|e| e.with_volume(manifest.volume))
+    }
+
+    /// Whether a block of the image is in that chunk.
+    pub(crate) fn needs(&self, chunk: &ChunkKey) -> bool {
+        let ordinal = self.ordinals.get(chunk);
+        let entry = ordinal.and_then(|ordinal| self.rebuilt.base.chunk(*ordinal));
+        entry.is_some_and(|entry| entry.live > 0)
+    }
 }
 
 async fn load_checkpoint(

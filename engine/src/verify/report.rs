@@ -34,7 +34,8 @@ pub struct ByteRange {
 /// What of one image cannot be read because of a finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Affected {
-    /// Volume, or volume and snapshot.
+    /// Volume, volume and snapshot, or points in time from the first to the last that it concerns:
+    /// then any of these ranges is of at least one of them.
     pub image: String,
     /// Ascending, disjoint. Empty if nothing is known of the image, not even its size.
     pub ranges: Vec<ByteRange>,
@@ -80,6 +81,8 @@ pub struct VolumeReport {
     pub mapped_bytes: u64,
     /// Snapshots.
     pub snapshots: u64,
+    /// Points in time.
+    pub points: u64,
     /// Chunks that the volume names, those included that only snapshots need.
     pub chunks: u64,
     /// Bytes of these chunks.
@@ -165,6 +168,7 @@ impl Report {
             size_bytes: 0,
             mapped_bytes: 0,
             snapshots: 0,
+            points: 0,
             chunks: 0,
             chunk_bytes: 0,
             live_bytes: 0,
@@ -195,6 +199,10 @@ impl Report {
             report.chunk_bytes += entry.reference.bytes;
             report.live_bytes += u64::from(entry.live) * slot_stride(block_size) as u64;
         }
+    }
+
+    pub(super) fn point(&mut self) {
+        self.report.points += 1;
     }
 
     pub(super) fn checked(&mut self, reference: &ChunkRef) {
