@@ -24,7 +24,7 @@ use crate::volume::VolumeName;
 /// Clones and unfinished creations at a time.
 const CLONES_MAX: usize = 6;
 /// Steps of a deletion before which it is cut short, and what is counted then.
-const DEATHS: [(&str, &str); 4] = [
+pub(super) const DEATHS: [(&str, &str); 4] = [
     ("delete.put", "a deletion died before its tombstone"),
     (
         "clone.release",

@@ -14,7 +14,7 @@ use crate::object::{ChunkKey, IndexKey};
 use crate::registry::{Freeing, deleted_volumes};
 
 /// Steps before which it is cut short, and what is counted then.
-const DEATHS: [(&str, &str); 2] = [
+pub(super) const DEATHS: [(&str, &str); 2] = [
     ("delete.free", "a freeing died before a delete"),
     ("delete.done", "a freeing died before its mark was gone"),
 ];

@@ -1,8 +1,11 @@
 //! A few hundred seeds, reach, and determinism.
 
+use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
 use super::{Coverage, EVENTS, FAMILY_EVENTS, RACE_EVENTS, run, run_family, run_race};
+use super::{clones, freeing, written};
+use crate::failpoint;
 use crate::mutation::Mutation::{self, *};
 use crate::mutation::put_in;
 
@@ -82,6 +85,26 @@ fn families_of_volumes_read_as_written_and_reach_every_step_of_deletes_and_compa
         Vec::<&str>::new(),
         "never reached in {FAMILIES} families"
     );
+}
+
+/// That each is met is a matter of `FAMILY_EVENTS`.
+#[test]
+fn writers_die_before_every_step_of_compactions_deletions_and_sweeps() {
+    let deaths = [
+        &written::DEATHS[..],
+        &freeing::DEATHS[..],
+        &clones::DEATHS[..],
+    ];
+    let deaths: BTreeMap<_, _> = deaths.concat().into_iter().collect();
+    let is_one = |name: &str| {
+        let families = ["compact.", "delete.", "sweep.", "object."];
+        families.iter().any(|family| name.starts_with(family))
+    };
+    for name in failpoint::NAMES.into_iter().filter(|name| is_one(name)) {
+        let event = deaths.get(name);
+        let event = event.unwrap_or_else(|| panic!("nobody dies before {name}"));
+        assert!(FAMILY_EVENTS.contains(event), "{event}");
+    }
 }
 
 /// Bugs put into the protocol are found: by which kind of run, and by which seeds, because only

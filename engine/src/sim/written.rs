@@ -44,7 +44,7 @@ const POLICY: CompactionPolicy = CompactionPolicy {
     chunks_max: 2,
 };
 /// Steps before which a writer dies, and what is counted then.
-const DEATHS: [(&str, &str); 9] = [
+pub(super) const DEATHS: [(&str, &str); 9] = [
     ("chunk.put", "a writer died before a chunk's put"),
     ("manifest.put", "a writer died before a manifest's put"),
     ("object.delete", "a writer died before a delete"),
