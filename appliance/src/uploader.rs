@@ -14,6 +14,7 @@ mod images;
 mod patience;
 mod points;
 mod rollback;
+mod room;
 mod snapshots;
 mod space;
 mod takeover;
@@ -433,6 +434,7 @@ impl Uploader {
                 self.take_cut(now_ms);
                 self.tend_flattens(now_ms);
                 self.run_compaction(now_ms);
+                self.resume_cuts(now_ms);
                 self.sweep_by_calendar(now_ms);
                 self.start_commits();
                 self.run_effects(now_ms);

@@ -48,8 +48,16 @@ enum Step {
     Committing,
 }
 
-/// What a volume is like: its head, whether it is idle, the oldest point in time that it keeps.
-type Looked = (ManifestNum, bool, Option<ManifestNum>);
+/// What a volume is like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Looked {
+    head: ManifestNum,
+    is_idle: bool,
+    /// The oldest point in time that it keeps.
+    kept: Option<ManifestNum>,
+    /// The backend is full.
+    for_room: bool,
+}
 
 /// When to compact what.
 pub(super) struct Compactor {
@@ -100,17 +108,26 @@ impl Compactor {
         self.is_stopped() || self.config.threshold_percent == 0
     }
 
-    /// Chunks of `chunk_bytes` are written, at most so many.
-    fn policy(&self, chunk_bytes: u64, is_idle: bool) -> CompactionPolicy {
+    /// Chunks of `chunk_bytes` are written, at most so many. Where room is needed one at a time: it
+    /// takes room before it gives some.
+    fn policy(&self, chunk_bytes: u64, is_idle: bool, for_room: bool) -> CompactionPolicy {
         let threshold = self.config.threshold_percent;
         CompactionPolicy {
-            threshold_percent: match is_idle {
+            threshold_percent: match is_idle || for_room {
                 true => threshold.max(IDLE_THRESHOLD_PERCENT),
                 false => threshold,
             },
             freed_percent: FREED_PERCENT,
-            chunks_max: (JOB_BYTES / chunk_bytes).max(1) as u32,
+            chunks_max: match for_room {
+                true => 1,
+                false => (JOB_BYTES / chunk_bytes).max(1) as u32,
+            },
         }
+    }
+
+    /// Whether nothing was worth it in a volume that was like that.
+    pub(super) fn is_done(&self, id: VolumeId, looked: Looked) -> bool {
+        self.looked.get(&id) == Some(&looked)
     }
 
     /// How long so many bytes take at the configured pace.
@@ -145,6 +162,7 @@ impl Uploader {
     /// Begins what is due.
     pub(super) fn run_compaction(&mut self, now_ms: u64) {
         let fails = self.state.failing_since_ms.load(Ordering::Relaxed) > 0;
+        let fails = fails && !self.needs_room();
         match &self.compactor.active {
             Some(active)
                 if !self.volumes.contains_key(&active.volume)
@@ -182,48 +200,77 @@ impl Uploader {
         }
     }
 
+    /// What the volume is like now.
+    pub(super) fn looked(&self, id: VolumeId, now_ms: u64) -> Looked {
+        let volume = &self.volumes[&id];
+        Looked {
+            head: volume.head().number,
+            is_idle: now_ms.saturating_sub(volume.cut_ms) >= self.compactor.idle_ms,
+            kept: volume.commit.moment_now().map(|moment| moment.since),
+            for_room: self.needs_room(),
+        }
+    }
+
+    /// Whether something else goes before a compaction of the volume: a cut, unless it waits for
+    /// room, a change, its budget of requests, unless room is needed.
+    fn is_busy(&self, id: VolumeId, now_ms: u64) -> bool {
+        let volume = &self.volumes[&id];
+        let cut = self.coordinator.is_outstanding(id) && !volume.commit.waits_for_room();
+        let (_, held_ms) = self.coordinator.spent(id, now_ms);
+        let is_over_budget = held_ms > 0 && !self.needs_room();
+        let blocked = volume.changing || volume.is_unverified() || !volume.may_settle();
+        cut || self.coordinator.is_held(id) || is_over_budget || blocked
+    }
+
     /// Begins a compaction of the volume, if one is due.
     fn compact_volume(&mut self, id: VolumeId, now_ms: u64) -> bool {
         self.tell_time(id);
-        let volume = self.volumes.get_mut(&id).expect("it was listed");
-        let busy = self.coordinator.is_outstanding(id) || self.coordinator.is_held(id);
-        // Its budget of requests is for cuts first.
-        let (_, held_ms) = self.coordinator.spent(id, now_ms);
-        if busy || held_ms > 0 || !volume.is_settled() || volume.changing || volume.is_unverified()
-        {
+        if self.is_busy(id, now_ms) {
             return false;
         }
-        let is_idle = now_ms.saturating_sub(volume.cut_ms) >= self.compactor.idle_ms;
-        let kept = volume.commit.moment_now().map(|moment| moment.since);
-        let state = (volume.head().number, is_idle, kept);
-        if self.flatten_volume(id, now_ms) {
+        let looked = self.looked(id, now_ms);
+        let Looked {
+            is_idle, for_room, ..
+        } = looked;
+        // A flatten takes room.
+        if !for_room && self.flatten_volume(id, now_ms) {
             return true;
         }
-        let volume = self.volumes.get_mut(&id).expect("it was listed");
-        if self.compactor.looked.get(&id) == Some(&state) {
+        if self.compactor.is_done(id, looked) {
             return false;
         }
+        let volume = self.volumes.get_mut(&id).expect("it was listed");
         let chunk_bytes = u64::from(volume.head().settings.chunk_size_bytes);
-        let usage = self.compactor.policy(chunk_bytes, false);
+        let usage = self.compactor.policy(chunk_bytes, false, false);
         volume.show_usage(&volume.commit.usage(&usage));
-        if self.compactor.is_off() {
-            self.compactor.looked.insert(id, state);
+        if for_room && volume.commit.wants_room() {
+            return self.sweep_volume(id, now_ms);
+        }
+        if !self.compactor.is_off() {
+            let policy = self.compactor.policy(chunk_bytes, is_idle, for_room);
+            if let Some(job) = volume.commit.choose_compaction(&policy) {
+                self.read_sources(job, now_ms);
+                return true;
+            }
+            if is_idle && volume.commit.wants_sweep() {
+                return self.sweep_volume(id, now_ms);
+            }
+        }
+        self.compactor.looked.insert(id, looked);
+        false
+    }
+
+    /// Begins a commit of nothing, which lets go of what is needed no more.
+    fn sweep_volume(&mut self, id: VolumeId, now_ms: u64) -> bool {
+        let volume = self.volumes.get_mut(&id).expect("it was listed");
+        if !volume.settle(now_ms) {
             return false;
         }
-        let policy = self.compactor.policy(chunk_bytes, is_idle);
-        if let Some(job) = volume.commit.choose_compaction(&policy) {
-            self.read_sources(job, now_ms);
-            return true;
-        }
-        if is_idle && volume.commit.wants_sweep() {
-            volume.commit.start_sweep();
-            volume.rewrites();
-            self.coordinator.occupy(id);
-            self.activate(id, Step::Committing, 0, now_ms);
-            return true;
-        }
-        self.compactor.looked.insert(id, state);
-        false
+        volume.commit.start_sweep();
+        volume.rewrites();
+        self.coordinator.occupy(id);
+        self.activate(id, Step::Committing, 0, now_ms);
+        true
     }
 
     /// Begins the next step of a flatten of the volume, if one is due.
@@ -234,7 +281,7 @@ impl Uploader {
             return false;
         }
         let chunk_bytes = u64::from(volume.head().settings.chunk_size_bytes);
-        let policy = self.compactor.policy(chunk_bytes, false);
+        let policy = self.compactor.policy(chunk_bytes, false, false);
         if let Some(job) = volume.commit.choose_foreign(policy.chunks_max) {
             self.read_sources(job, now_ms);
         } else if volume.commit.independent_since().is_none() {
@@ -320,10 +367,11 @@ impl Uploader {
         };
         let volume = self.volumes.get_mut(&id).expect("it was looked at");
         let waited = now_ms.saturating_sub(*since_ms) >= WAIT_MS_MAX;
+        let waited = waited || volume.commit.waits_for_room();
         let busy = self.coordinator.is_held(id)
             || (self.coordinator.is_outstanding(id) && !waited)
             || volume.changing;
-        if busy || !volume.is_settled() {
+        if busy || !volume.settle(now_ms) {
             return;
         }
         let Step::Ready(read, _) = std::mem::replace(&mut active.step, Step::Committing) else {
@@ -403,10 +451,14 @@ mod tests {
     fn the_pace_the_policy_and_the_waits_follow_the_settings() {
         let mut compactor = compactor(35, 50 << 20);
         assert_eq!(compactor.pace_ms(100 << 20), 2000);
-        assert_eq!(compactor.policy(4 << 20, false).threshold_percent, 35);
-        assert_eq!(compactor.policy(4 << 20, true).threshold_percent, 75);
-        assert_eq!(compactor.policy(4 << 20, true).chunks_max, 4);
-        assert_eq!(compactor.policy(64 << 20, true).chunks_max, 1);
+        let policy = |chunk_bytes, is_idle, for_room| {
+            let policy = compactor.policy(chunk_bytes, is_idle, for_room);
+            (policy.threshold_percent, policy.chunks_max)
+        };
+        assert_eq!(policy(4 << 20, false, false), (35, 4));
+        assert_eq!(policy(4 << 20, true, false), (75, 4));
+        assert_eq!(policy(64 << 20, true, false), (75, 1));
+        assert_eq!(policy(4 << 20, false, true), (75, 1));
         assert_eq!(compactor.idle_ms, 60_000);
         let waits: Vec<u64> = (0..8)
             .map(|_| {

@@ -199,6 +199,12 @@ pub(super) struct Waiting {
     until_ms: u64,
 }
 
+impl Waiting {
+    pub(super) fn is_for(&self, id: VolumeId) -> bool {
+        self.id == id
+    }
+}
+
 impl Uploader {
     pub(super) fn request(&mut self, request: Request) {
         match request {
@@ -308,7 +314,7 @@ impl Uploader {
     pub(super) fn run_waiting(&mut self, now_ms: u64) {
         for waiting in std::mem::take(&mut self.waiting) {
             let id = waiting.id;
-            let Some(upload) = self.volumes.get(&id) else {
+            let Some(upload) = self.volumes.get_mut(&id) else {
                 answer(waiting.request, deleted());
                 // It may be served again, as after a rollback.
                 self.unhold_if_free(id);
@@ -316,7 +322,7 @@ impl Uploader {
             };
             if upload.volume.state().0 == VolumeState::Fenced {
                 answer(waiting.request, fenced());
-            } else if upload.is_settled() && !upload.changing {
+            } else if !upload.changing && upload.settle(now_ms) {
                 self.begin(id, waiting.request);
             } else if now_ms < waiting.until_ms {
                 self.waiting.push(waiting);

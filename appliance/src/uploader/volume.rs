@@ -43,6 +43,8 @@ pub struct UploadVolume {
     packed_blocks: usize,
     /// Blocks of the cut with a newer version in it.
     superseded_blocks: usize,
+    /// Since when a cut has stepped aside, and both of these numbers of it.
+    aside: Option<(u64, usize, usize)>,
 }
 
 impl UploadVolume {
@@ -60,6 +62,7 @@ impl UploadVolume {
             cut_ms: 0,
             packed_blocks: 0,
             superseded_blocks: 0,
+            aside: None,
         };
         this.publish_figures(0);
         this
@@ -84,6 +87,33 @@ impl UploadVolume {
     /// Whether nothing of the commit is under way, so that the head may be changed otherwise.
     pub(super) fn is_settled(&self) -> bool {
         self.commit.is_idle() && self.in_flight == 0
+    }
+
+    /// Whether it is settled, or is once a cut that waits for room steps aside.
+    pub(super) fn may_settle(&self) -> bool {
+        self.in_flight == 0 && (self.commit.is_idle() || self.commit.may_step_aside())
+    }
+
+    /// As [`is_settled`](Self::is_settled), after a cut that waits for room has stepped aside.
+    pub(super) fn settle(&mut self, now_ms: u64) -> bool {
+        if self.in_flight == 0 && self.commit.step_aside() {
+            self.aside = Some((now_ms, self.packed_blocks, self.superseded_blocks));
+        }
+        self.is_settled()
+    }
+
+    /// Since when a cut has stepped aside, if one may go on now.
+    pub(super) fn aside_since_ms(&self) -> Option<u64> {
+        let aside = self.aside.filter(|_| self.is_published() && !self.changing);
+        aside.map(|(since_ms, ..)| since_ms)
+    }
+
+    /// Has the cut go on that stepped aside; no commit is under way.
+    pub(super) fn go_on(&mut self) {
+        if let Some((_, packed, superseded)) = self.aside.take() {
+            (self.packed_blocks, self.superseded_blocks) = (packed, superseded);
+            self.commit.go_on();
+        }
     }
 
     pub(super) fn head(&self) -> &Manifest {

@@ -13,9 +13,13 @@ use crate::harness::{MIB, pattern, wait_until};
 const WRITE: u64 = MIB;
 
 fn write_flushed(daemon: &Daemon, places: std::ops::Range<u64>) {
-    let mut client = daemon.client("vol0");
+    write_version(daemon, "vol0", places, 5);
+}
+
+fn write_version(daemon: &Daemon, volume: &str, places: std::ops::Range<u64>, version: u64) {
+    let mut client = daemon.client(volume);
     for place in places {
-        let data = pattern(place, 5, WRITE as usize);
+        let data = pattern(place, version, WRITE as usize);
         assert_eq!(
             client.write(place * WRITE, &data).unwrap(),
             None,
@@ -26,10 +30,15 @@ fn write_flushed(daemon: &Daemon, places: std::ops::Range<u64>) {
 }
 
 fn check(daemon: &Daemon, places: std::ops::Range<u64>) {
+    check_version(daemon, places, 5);
+}
+
+fn check_version(daemon: &Daemon, places: std::ops::Range<u64>, version: u64) {
     let mut client = daemon.client("vol0");
     for place in places {
         let found = client.read(place * WRITE, WRITE as u32).unwrap().unwrap();
-        assert!(found == pattern(place, 5, WRITE as usize), "place {place}");
+        let expected = pattern(place, version, WRITE as usize);
+        assert!(found == expected, "place {place}");
     }
 }
 
@@ -93,6 +102,40 @@ fn a_full_backend_is_waited_out() {
     rig.lose_memory();
     let daemon = rig.start();
     check(&daemon, 0..80);
+    daemon.stop();
+}
+
+/// What an operator does about a full backend works on a full backend: the cut that waits for room
+/// steps aside for it.
+#[test]
+fn a_full_backend_has_room_again_once_snapshots_and_volumes_are_deleted() {
+    let disk = SmallDisk::new(48);
+    let backend = format!("--backend=dir:{}", disk.path("objects").display());
+    let rig = Rig::new(&["vol0:1GiB", "vol1:1GiB"]).with_flags(&[
+        &backend,
+        "--set=commit.interval_seconds=1",
+        // Only what is deleted gives room.
+        "--set=compaction.threshold_percent=0",
+    ]);
+    let daemon = rig.start();
+    write_version(&daemon, "vol1", 0..8, 1);
+    write_version(&daemon, "vol0", 0..16, 1);
+    daemon.taipan().args("snapshot create vol0 held").succeed();
+    write_version(&daemon, "vol0", 0..16, 2);
+    daemon.taipan().arg("drain").succeed();
+    // Of 45 MiB beside the ballast 40 are taken; what the next cut replaces goes only after it.
+    write_version(&daemon, "vol0", 0..16, 3);
+    let limit = Duration::from_secs(60);
+    let is = |state: &str| backend_state(&daemon) == state;
+    wait_until("the backend to be full", limit, || is("full"));
+    daemon.taipan().args("volume resize vol0 2GiB").succeed();
+    daemon.taipan().args("volume delete vol1 --yes").succeed();
+    daemon.taipan().args("snapshot delete vol0@held").succeed();
+    wait_until("the backend to recover", limit, || is("healthy"));
+    daemon.taipan().arg("drain").succeed();
+    check_version(&daemon, 0..16, 3);
+    let verify = format!("verify dir:{} --deep", disk.path("objects").display());
+    daemon.taipan().args(&verify).succeed();
     daemon.stop();
 }
 

@@ -1,5 +1,6 @@
 //! One volume's commits: chunks, index checkpoint, manifest, local head record, publication.
 
+mod aside;
 mod checkpoint;
 mod compaction;
 mod flatten;
@@ -35,6 +36,7 @@ pub use compaction::Usage;
 pub use flatten::Foreign;
 pub use points::Reading;
 
+use aside::Aside;
 use checkpoint::Checkpoint;
 use garbage::{Condemnation, Garbage};
 use points::Ageing;
@@ -99,6 +101,8 @@ pub struct VolumeCommit {
     /// Images from this manifest on are in use.
     held: Option<ManifestNum>,
     phase: Phase,
+    /// A cut that waits for room, and lets others go before it.
+    aside: Option<Aside>,
     /// The commit under way changes nothing, it tidies up.
     is_sweeping: bool,
     /// Chunks that compaction could not read. They stay as they are.
@@ -146,6 +150,8 @@ struct Chunks {
     plan: Arc<PackPlan>,
     specs: Vec<ChunkSpec>,
     due: VecDeque<usize>,
+    /// So many, from the first, may be stored: they were tried.
+    tried: usize,
     in_flight: usize,
     stored: Vec<Option<ChunkRef>>,
     /// Snapshots of this cut.
@@ -188,6 +194,7 @@ impl VolumeCommit {
             ageing: Ageing::default(),
             held: None,
             phase: Phase::Idle,
+            aside: None,
             is_sweeping: false,
             set_aside: BTreeSet::new(),
             wants_full_checkpoint: false,
@@ -215,7 +222,8 @@ impl VolumeCommit {
         &self.base
     }
 
-    /// Whether a cut may be started.
+    /// Whether no commit is under way: a cut may be started, unless one [stepped
+    /// aside](Self::step_aside).
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Idle)
     }
@@ -267,24 +275,25 @@ impl VolumeCommit {
         if self.fenced_by().is_some() {
             return;
         }
-        assert!(self.is_idle(), "one cut at a time");
+        assert!(self.is_idle() && !self.is_aside(), "one cut at a time");
         assert!(
             plan.epoch() > self.head.epoch,
             "a cut is newer than the one before"
         );
         plan.drop_idle_zeros(&self.base);
         assert!(plan.chunks() <= LIST_MAX, "{} chunks", plan.chunks());
-        self.begin_chunks(plan, wishes);
+        self.begin_chunks(Arc::new(plan), wishes);
     }
 
     /// Begins to store the chunks of a cut or of a compaction.
-    fn begin_chunks(&mut self, plan: PackPlan, wishes: Vec<SnapshotWish>) {
+    fn begin_chunks(&mut self, plan: Arc<PackPlan>, wishes: Vec<SnapshotWish>) {
         let chunks = plan.chunks();
         let specs = (0..chunks).map(|_| self.chunk_spec(plan.epoch())).collect();
         self.phase = Phase::Chunks(Chunks {
-            plan: Arc::new(plan),
+            plan,
             specs,
             due: (0..chunks).collect(),
+            tried: 0,
             in_flight: 0,
             stored: vec![None; chunks],
             wishes,
@@ -303,6 +312,9 @@ impl VolumeCommit {
         }
         if self.is_idle() {
             self.retry.let_go();
+            if self.is_aside() {
+                self.garbage.hurry();
+            }
             return self.next_delete(now_ms);
         }
         self.delete_retry.let_go();
@@ -384,8 +396,12 @@ impl VolumeCommit {
 
     /// How it fares.
     pub fn status(&self) -> CommitStatus {
+        let aside = self.aside.as_ref();
         let (phase, epoch) = match &self.phase {
-            Phase::Idle => ("idle", None),
+            Phase::Idle => match aside {
+                Some(aside) => ("chunks", Some(aside.plan.epoch())),
+                None => ("idle", None),
+            },
             Phase::Chunks(chunks) => ("chunks", Some(chunks.plan.epoch())),
             Phase::Index(staged, ..) => ("index", Some(staged.manifest.epoch)),
             Phase::Manifest(sealed, ..) => ("manifest", Some(sealed.staged.manifest.epoch)),
@@ -398,13 +414,14 @@ impl VolumeCommit {
             Phase::Index(staged, ..) => (staged.manifest.added.len(), staged.manifest.added.len()),
             _ => (0, 0),
         };
+        let retry = aside.map_or(&self.retry, |aside| &aside.retry);
         CommitStatus {
             phase,
             epoch,
             chunks,
             chunks_stored,
-            failures: self.retry.failures,
-            last_failure: self.retry.last.clone(),
+            failures: retry.failures,
+            last_failure: retry.last.clone(),
             retry_at_ms: self.retry.wake_ms(),
             delete_failure: self.delete_retry.last.clone(),
             fenced_by: self.fenced_by(),
@@ -646,6 +663,7 @@ impl Chunks {
         }
         let index = self.due.pop_front()?;
         self.in_flight += 1;
+        self.tried = self.tried.max(index + 1);
         Some(ChunkJob {
             index,
             spec: self.specs[index],

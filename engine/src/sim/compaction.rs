@@ -65,12 +65,12 @@ impl World {
 
     fn read_sources(&mut self) {
         let id = self.compactions.dice.pick(&self.ids);
-        let is_away = self.within(self.faults.away_us);
+        let is_away = self.is_away();
         let fails = is_away || self.compactions.dice.chance(self.faults.get_fails);
         let uploader = &self.node_ref().uploader;
         let job = uploader.volumes.get(&id);
         let Some(job) = job.and_then(|volume| volume.commit.choose_compaction(&POLICY)) else {
-            return;
+            return self.may_let_go(id);
         };
         if fails {
             return;
@@ -103,10 +103,13 @@ impl World {
         if volume.unverified || volume.commit.fenced_by().is_some() {
             return;
         }
-        if !volume.commit.is_idle() || volume.publishing.is_some() {
+        if !self.settle(id) {
+            let uploader = &mut self.node.as_mut().expect("it runs").uploader;
             uploader.compacting.read = Some(read);
             return;
         }
+        let uploader = &mut self.node.as_mut().expect("it runs").uploader;
+        let volume = uploader.volumes.get_mut(&id).expect("looked at above");
         points.points.tell_time(&mut volume.commit, now);
         if volume.commit.start_compaction(read) {
             uploader.compacting.active = Some(id);

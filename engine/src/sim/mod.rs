@@ -27,6 +27,7 @@ mod points;
 mod race;
 mod racing;
 mod risk;
+mod room;
 mod serve;
 mod snapshots;
 mod sweep;

@@ -238,13 +238,11 @@ impl World {
 
     /// Deletes a snapshot while nothing of the volume is under way. Whether it did.
     fn delete(&mut self, id: VolumeId, snapshot: &Snapshot) -> bool {
-        let is_away = self.within(self.faults.away_us);
-        let volume = &self.node_ref().uploader.volumes[&id];
-        let commit = &volume.commit;
-        let is_settled = commit.is_idle() && volume.publishing.is_none();
-        if is_away || volume.unverified || !is_settled {
+        let is_away = self.is_away();
+        if is_away || self.node_ref().uploader.volumes[&id].unverified || !self.settle(id) {
             return false;
         }
+        let commit = &self.node_ref().uploader.volumes[&id].commit;
         let head = commit.head().clone();
         let mut book = self.snapshots.book.borrow_mut();
         book.deleted.insert(snapshot.id);

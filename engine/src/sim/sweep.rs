@@ -58,7 +58,7 @@ impl World {
     }
 
     fn list_some(&mut self, volume: VolumeId, mut sweep: Sweep) {
-        let is_away = self.within(self.faults.away_us);
+        let is_away = self.is_away();
         if is_away || self.sweeps.dice.chance(self.faults.get_fails) {
             return;
         }

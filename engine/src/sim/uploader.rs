@@ -57,10 +57,12 @@ pub(super) struct Landing {
 
 /// The event that the answer becomes.
 #[derive(Clone, Copy)]
-enum What {
+pub(super) enum What {
     Chunk {
         index: usize,
         reference: ChunkRef,
+        /// Of a compaction.
+        is_copied: bool,
     },
     Index,
     Manifest,
@@ -252,6 +254,7 @@ impl World {
         }
         self.may_compact();
         self.may_sweep();
+        self.resume_cuts();
         self.run_effects();
         self.note_health();
         let uploader = &self.node_ref().uploader;
@@ -475,7 +478,7 @@ impl World {
     /// Sends a request to the backend: it lands or not, answers or not, in any order.
     fn send(&mut self, volume: VolumeId, late: Late, what: What) {
         let life = self.life;
-        let away = self.within(self.faults.away_us);
+        let away = self.is_away();
         let delay = self.dice.range(100..=8 * MS);
         let answer = |lost| Landing {
             life,
@@ -483,7 +486,7 @@ impl World {
             what,
             lost,
         };
-        if away && self.faults.full && matches!(late, Late::Put(..)) {
+        if self.has_no_room_for(&late, what) {
             let error = Error::new(ErrorKind::Full, "the simulated backend is full");
             return self.answer(delay, volume, what, Err(error));
         }
@@ -554,7 +557,9 @@ impl World {
     /// Tells the uploader how a request went.
     fn answer(&mut self, delay_us: u64, volume: VolumeId, what: What, result: Result<Option<Put>>) {
         let event = match what {
-            What::Chunk { index, reference } => commit::Event::ChunkPut {
+            What::Chunk {
+                index, reference, ..
+            } => commit::Event::ChunkPut {
                 index,
                 result: result.map(|_| reference),
             },
@@ -584,6 +589,7 @@ impl World {
                     let what = What::Chunk {
                         index: job.index,
                         reference,
+                        is_copied: job.is_copied(),
                     };
                     self.send(id, Late::Put(reference.key.object(), body), what);
                 }

@@ -19,6 +19,7 @@ use super::oracle::Oracle;
 use super::plan::{Faults, MS, Moment, Plan};
 use super::racing::Racing;
 use super::risk::Risk;
+use super::room::Room;
 use super::serve::{Device, Node};
 use super::snapshots::Snapshots;
 use super::sweep::Sweeps;
@@ -175,6 +176,7 @@ pub(super) struct World {
     /// Shared by all appliances on the bucket.
     pub(super) snapshots: Rc<Snapshots>,
     pub(super) compactions: Compactions,
+    pub(super) room: Room,
     pub(super) sweeps: Sweeps,
     /// In a race: which appliance this is, and what it lost.
     pub(super) racing: Option<Racing>,
@@ -264,6 +266,7 @@ impl World {
             risk: Risk::new(&plan.volumes),
             snapshots: Rc::new(Snapshots::new(seed)),
             compactions: Compactions::new(seed),
+            room: Room::new(seed),
             sweeps: Sweeps::new(seed),
             plan,
             faults: Faults::default(),
@@ -341,6 +344,7 @@ impl World {
                 false => self.dice.range(10..=250) * MS,
             };
             self.faults = Faults::new(&mut self.dice, life_us);
+            self.room.begin_life(&mut self.faults, life_us);
             if is_long {
                 self.faults.away_us = (50 * MS, self.dice.range(1150..=1600) * MS);
             }

@@ -1,5 +1,7 @@
 //! Which chunks of a volume are worth rewriting, and the commit of what was read of them.
 
+use std::sync::Arc;
+
 use super::{Chunks, VolumeCommit};
 use crate::commit::compaction::{CompactionJob, CompactionPolicy, CompactionRead, Source};
 use crate::index::{ChunkEntry, ChunkOrdinal};
@@ -45,8 +47,9 @@ impl VolumeCommit {
     ///
     /// Not chosen are chunks of other volumes, those that a snapshot needs (rewriting them would
     /// free nothing), and those whose effect no checkpoint holds (they could not be condemned).
+    /// None while a commit is under way, unless it is a cut that waits for room.
     pub fn choose_compaction(&self, policy: &CompactionPolicy) -> Option<CompactionJob> {
-        if !self.is_idle() {
+        if !self.is_idle() && !self.is_without_room() {
             return None;
         }
         let full = u64::from(self.chunk_slots());
@@ -96,15 +99,18 @@ impl VolumeCommit {
     /// at least: in the end nobody else makes it.
     pub fn wants_sweep(&self) -> bool {
         let full = u64::from(self.chunk_slots());
-        let dead: u64 = self
-            .base
+        let waiting = self.garbage.waiting_slots(self.head.number);
+        self.is_idle() && self.dead_slots() + waiting + self.unsettled_slots() >= full
+    }
+
+    /// Slots of own chunks without live blocks that nothing needs.
+    pub(super) fn dead_slots(&self) -> u64 {
+        self.base
             .chunks()
             .filter(|(_, entry)| entry.live == 0 && self.is_own_and_unneeded(entry))
             .filter(|(_, e)| !self.is_kept_by_points(&SealedRef::Chunk(e.reference.key)))
             .map(|(_, entry)| u64::from(entry.reference.slots))
-            .sum();
-        let waiting = self.garbage.waiting_slots(self.head.number);
-        self.is_idle() && dead + waiting + self.unsettled_slots() >= full
+            .sum()
     }
 
     /// Dead blocks of chunks that no checkpoint holds, so that they can be neither condemned nor
@@ -168,15 +174,15 @@ impl VolumeCommit {
         let slots = self.chunk_slots();
         let (epoch, size) = (self.head.epoch, self.block_size());
         let plan = PackPlan::copied(epoch, size, slots, blocks, bytes);
-        self.begin_chunks(plan, Vec::new());
+        self.begin_chunks(Arc::new(plan), Vec::new());
     }
 
     /// Ends a compaction of which a chunk could not be stored. The names of those that are, or may
     /// be, stored were in no manifest and never will be: they are deleted.
     pub(super) fn give_up(&mut self, chunks: &Chunks) {
-        let tried = (0..chunks.specs.len()).filter(|index| !chunks.due.contains(index));
-        let tried = tried.map(|index| SealedRef::Chunk(chunks.specs[index].key));
-        self.garbage.stray(tried);
+        let tried = chunks.specs[..chunks.tried].iter();
+        self.garbage
+            .stray(tried.map(|spec| SealedRef::Chunk(spec.key)));
     }
 
     /// Own, with live blocks, readable, needed by no snapshot, and to be condemned once it is idle.

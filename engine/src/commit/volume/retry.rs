@@ -39,6 +39,11 @@ impl Retry {
             .is_some_and(|(kind, _)| *kind == ErrorKind::Full)
     }
 
+    /// The same row of failures, without a wait.
+    pub(super) fn at_once(self) -> Self {
+        Self { at_ms: 0, ..self }
+    }
+
     /// Ends a row of failures. A wait that another failure has begun stays, so that one piece of
     /// work that succeeds beside a failing one does not make that one spin.
     pub(super) fn succeeded(&mut self) {

@@ -10,6 +10,7 @@ mod points;
 mod races;
 mod rig;
 mod rollbacks;
+mod room;
 mod snapshots;
 mod space;
 mod verify;

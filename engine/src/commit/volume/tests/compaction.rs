@@ -10,7 +10,7 @@ use crate::backend::{Backend, Fault, FaultRule, Operation};
 use crate::commit::{CommitConfig, CompactionPolicy, CompactionRead, Effect};
 use crate::error::ErrorKind;
 
-const POLICY: CompactionPolicy = CompactionPolicy {
+pub(super) const POLICY: CompactionPolicy = CompactionPolicy {
     threshold_percent: 60,
     freed_percent: 12,
     chunks_max: 4,

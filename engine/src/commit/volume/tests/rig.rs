@@ -11,7 +11,7 @@ use crate::backend::{Backend, MemBackend};
 use crate::block::{BlockNum, BlockSize, LocalBlock, SHARD_COUNT, ShardId};
 use crate::chunk::verify_slot;
 use crate::commit::{CommitConfig, Effect, Event, HeadUpdate, Random, VolumeCommit};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{BatchNum, Epoch, Lsn, ManifestNum, VolumeId, WriterToken};
 use crate::index::rebuild::rebuild;
 use crate::index::{
@@ -19,7 +19,7 @@ use crate::index::{
 };
 use crate::manifest::Manifest;
 use crate::object::{ObjectKey, SealedRef};
-use crate::pack::{PackBlock, PackPlan};
+use crate::pack::{ChunkJob, PackBlock, PackPlan};
 use crate::registry::{read_history, read_snapshot};
 use crate::snapshot::Snapshot;
 use crate::volume::{VolumeName, VolumeSettings};
@@ -54,6 +54,8 @@ pub(super) struct World {
     layers: Vec<(ShardId, Overlay)>,
     next_lsn: u64,
     opens: u64,
+    /// Chunks of cuts find no room beyond so many bytes of objects.
+    pub(super) room_bytes: Option<u64>,
     /// Blocks may have been copied that a snapshot has elsewhere.
     pub(super) is_flattened: bool,
 }
@@ -118,6 +120,7 @@ impl World {
             // No two volumes write the same.
             next_lsn: 1 + volume.0 * 1_000_000,
             opens: 0,
+            room_bytes: None,
             is_flattened: false,
         }
     }
@@ -257,6 +260,20 @@ impl World {
         (first..first + count).flat_map(bytes).collect()
     }
 
+    /// Bytes of all objects.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let all = block_on(self.backend.list("", None, 1_000_000)).unwrap();
+        all.iter().map(|object| object.bytes).sum()
+    }
+
+    fn room_for(&self, job: &ChunkJob, bytes: usize) -> Result<()> {
+        let is_full = |room: u64| self.stored_bytes() + bytes as u64 > room;
+        match !job.is_copied() && self.room_bytes.is_some_and(is_full) {
+            true => Err(Error::new(ErrorKind::Full, "no room but the ballast")),
+            false => Ok(()),
+        }
+    }
+
     fn layer(&mut self, shard: ShardId) -> &mut Overlay {
         if self.layers.is_empty() {
             self.layers
@@ -321,6 +338,7 @@ impl Rig {
             Effect::PutChunk(job) => {
                 let built = job.build(|block, out| self.read(block, out));
                 let result = built.and_then(|(body, reference)| {
+                    world.room_for(&job, body.len())?;
                     put(&job.spec.key.object(), body)?;
                     Ok(reference)
                 });

@@ -18,7 +18,7 @@ pub(super) fn name(text: &str) -> SnapshotName {
     SnapshotName::parse(text).unwrap()
 }
 
-fn wish(text: &str) -> SnapshotWish {
+pub(super) fn wish(text: &str) -> SnapshotWish {
     SnapshotWish {
         id: SnapshotId(u64::from(crc32c::crc32c(text.as_bytes()))),
         name: name(text),
