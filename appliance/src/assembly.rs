@@ -219,7 +219,8 @@ impl Assembly {
             inboxes.push(inbox);
         }
         let mut threads = Vec::new();
-        for (built, inbox) in cores.into_iter().zip(inboxes) {
+        for (mut built, inbox) in cores.into_iter().zip(inboxes) {
+            built.core.set_caches(fetcher.caches());
             let heartbeat = Arc::new(AtomicU64::new(0));
             watchdog.watch(format!("data-{}", built.index), Arc::clone(&heartbeat));
             let core = self.core_parts(built, inbox, config, &addresses, fetcher, uploader);

@@ -9,6 +9,7 @@ pub(crate) mod half_open;
 mod handed;
 mod input;
 mod lookup;
+mod pieces;
 mod receiving;
 mod refusals;
 mod replies;

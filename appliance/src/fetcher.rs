@@ -4,6 +4,7 @@
 
 mod buffers;
 mod cache_file;
+mod cached;
 mod gets;
 mod landing;
 mod passing;
@@ -25,6 +26,7 @@ use taipan_engine::block::BlockSize;
 use taipan_engine::chunk::ChunkRef;
 use taipan_engine::core::{Failure, Fetch};
 use taipan_engine::error::{Error, ErrorKind, Result};
+use taipan_engine::extents::Caches;
 use taipan_engine::identity::VolumeId;
 use taipan_engine::object::ChunkKey;
 use taipan_engine::volume::VolumeSettings;
@@ -39,6 +41,7 @@ pub use cache_file::CacheFileSpec;
 pub use settings::ReadSettings;
 pub use tables::ChunkTables;
 
+use cached::Cached;
 use reads::Reads;
 use warm::{Progress, WarmJob};
 
@@ -130,6 +133,8 @@ pub struct Fetcher {
     messages: UnboundedSender<Message>,
     backend: Arc<dyn Backend>,
     tables: Arc<ChunkTables>,
+    /// What the caches hold.
+    cached: Arc<Cached>,
     /// How the last warm-up of each volume is getting on.
     warms: Arc<Mutex<HashMap<VolumeId, Progress>>>,
     /// Whether there is a cache to warm.
@@ -147,6 +152,7 @@ impl Fetcher {
         let files = FileThreads::start()?;
         let objects = Arc::clone(&backend);
         let reads = Reads::new(parts, files.handle());
+        let cached = Arc::new(reads.cached());
         let task = Box::pin(async move {
             reads.serve(inbox).await;
             drop(files);
@@ -160,9 +166,15 @@ impl Fetcher {
             messages,
             backend: objects,
             tables,
+            cached,
             warms: Arc::default(),
             caches,
         })
+    }
+
+    /// What the caches hold, for maps.
+    pub fn caches(&self) -> Arc<dyn Caches> {
+        Arc::clone(&self.cached) as Arc<dyn Caches>
     }
 
     /// The object that a read is of, now.

@@ -6,6 +6,7 @@
 
 mod disk;
 mod flight;
+mod holdings;
 mod ram;
 mod scan;
 mod stream;
@@ -14,6 +15,7 @@ use crate::object::ChunkKey;
 
 pub use disk::{DiskMap, OnDisk, Reserved};
 pub use flight::{Flight, FlightId, Flights};
+pub use holdings::{HeldNow, HeldSlots, Holdings};
 pub use ram::{Hit, RamCache, RamCounts};
 pub use scan::Body;
 pub use stream::{Ahead, ReadSeen, StreamId, Streams};

@@ -24,6 +24,7 @@ use hashbrown::HashMap;
 
 use crate::arena::ArenaSlice;
 use crate::block::{BlockNum, BlockSize, SHARD_COUNT, ShardId, Span};
+use crate::extents::Caches;
 use crate::identity::{Epoch, VolumeId};
 use crate::index::{ChunkOrdinal, Overlay, ShardBase};
 use crate::shard::{Shard, VolumeSlot};
@@ -309,6 +310,7 @@ pub struct Core {
     /// Notably more waits for a cut than was told.
     load_due: bool,
     scratch: Vec<u8>,
+    caches: Option<Arc<dyn Caches>>,
     now_ms: u64,
     counters: CoreCounters,
     /// Work for the driver.
@@ -356,6 +358,7 @@ impl Core {
             sealing: None,
             load_due: false,
             scratch: vec![0; BlockSize::MAX.bytes()],
+            caches: None,
             now_ms: 0,
             counters: CoreCounters::default(),
             effects: Effects::default(),

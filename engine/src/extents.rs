@@ -3,10 +3,12 @@
 //! Each shard answers [`Runs`] over its own blocks, [`interleave`] makes [`Extent`]s of those of
 //! all shards. See `docs/internals/extent-index.md`.
 
+mod caches;
 mod interleave;
 mod runs;
 mod seats;
 
+pub use caches::{Caches, Stretch};
 pub use interleave::{ShardRuns, interleave};
 pub use runs::{Run, Runs};
 pub use seats::{Seat, Seats};
@@ -39,6 +41,17 @@ pub enum Stored {
     Committed,
 }
 
+/// Where the newest version of a block is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Residence {
+    /// The backend: no cache has it.
+    Backend,
+    /// This machine: the log, or the file of the cache of chunks.
+    Local,
+    /// Memory: of the log, or a cache of chunks. Zeros are read from nowhere and count as this.
+    Memory,
+}
+
 /// What is told of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockState {
@@ -46,8 +59,8 @@ pub struct BlockState {
     pub content: Content,
     /// How far it has come.
     pub stored: Stored,
-    /// It is read without input and output.
-    pub in_memory: bool,
+    /// Where it is read from.
+    pub residence: Residence,
     /// Since which baselines it has changed, of those that were asked about.
     pub changed: Seats,
 }
@@ -57,7 +70,7 @@ impl BlockState {
     pub const HOLE: Self = Self {
         content: Content::Hole,
         stored: Stored::Committed,
-        in_memory: true,
+        residence: Residence::Memory,
         changed: Seats::NONE,
     };
 }
@@ -79,8 +92,8 @@ pub struct View {
     pub content: bool,
     /// [`BlockState::stored`].
     pub stored: bool,
-    /// [`BlockState::in_memory`].
-    pub in_memory: bool,
+    /// [`BlockState::residence`].
+    pub residence: bool,
     /// [`BlockState::changed`]: since these baselines.
     pub since: Seats,
 }
@@ -91,7 +104,7 @@ impl Default for View {
         Self {
             content: true,
             stored: false,
-            in_memory: false,
+            residence: false,
             since: Seats::NONE,
         }
     }
@@ -112,7 +125,11 @@ impl View {
             } else {
                 Stored::Committed
             },
-            in_memory: state.in_memory || !self.in_memory,
+            residence: if self.residence {
+                state.residence
+            } else {
+                Residence::Memory
+            },
             changed: state.changed,
         }
     }

@@ -1,13 +1,14 @@
 //! What a finished request puts on the wire, in every style of replies.
 
 use taipan_engine::core::Failure;
-use taipan_engine::extents::{BlockState, Content, Extent, MapQuery, Stored, View};
+use taipan_engine::extents::{BlockState, Content, Extent, MapQuery, Residence, Stored, View};
 use taipan_nbd::protocol::{context, state};
 use taipan_nbd::{
     ExportInfo, ReadReply, ReplyHead, ReplyTo, Session as Terms, StatusChunk, StatusQuery,
 };
 
 use super::errors::Cause;
+use super::pieces;
 use super::requests::InFlight;
 use crate::directory::{HeldBitmap, Volume, is_since};
 
@@ -76,7 +77,6 @@ pub(super) fn map_query(query: &StatusQuery, terms: &Terms, bitmaps: &[Since]) -
         let mut contexts = terms.contexts().iter();
         contexts.any(|context| context.name == name && query.contexts.contains(context.id))
     };
-    let in_memory = asks(context::TAIPAN_RESIDENCY);
     let asked = |since: &&Since| query.contexts.contains(since.id);
     let since = bitmaps.iter().filter(asked);
     MapQuery {
@@ -84,8 +84,8 @@ pub(super) fn map_query(query: &StatusQuery, terms: &Terms, bitmaps: &[Since]) -
         len: query.len,
         view: View {
             content: asks(context::BASE_ALLOCATION) || asks(context::QEMU_ALLOCATION_DEPTH),
-            stored: in_memory || asks(context::TAIPAN_DURABILITY),
-            in_memory,
+            stored: asks(context::TAIPAN_DURABILITY),
+            residence: asks(context::TAIPAN_RESIDENCY),
             since: since.map(|since| since.bitmap.seat()).collect(),
         },
         extents_max: if query.one { 1 } else { EXTENTS_MAX },
@@ -105,8 +105,11 @@ pub(super) fn reply(finished: &InFlight, found: Found<'_>, agreed: Agreed<'_>, o
             if let Some(hole) = hole_head(to, range, df, found.data) {
                 return out.extend_from_slice(hole.as_bytes());
             }
+            let start = out.len();
             out.extend_from_slice(data_head(to, range, df).as_bytes());
+            let content = out.len();
             out.extend_from_slice(found.data);
+            pieces::leave_out_holes(to, range, df, (start, content), out);
         }
         Answer::Status(query) => status(to, &query, found.extents, agreed, out),
     }
@@ -132,14 +135,7 @@ pub(super) fn hole_head(
         return None;
     }
     let hole = ReadReply::new(to, offset, len, df).hole(len).ok()?;
-    is_zero(data).then_some(hole)
-}
-
-fn is_zero(data: &[u8]) -> bool {
-    // Whole lines at once, which the compiler makes wide; the first that is not zeros ends it.
-    let (lines, rest) = data.as_chunks::<64>();
-    let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | byte);
-    lines.iter().all(|line| any(line) == 0) && any(rest) == 0
+    pieces::is_zero(data).then_some(hole)
 }
 
 /// Appends a chunk for every context that was asked for.
@@ -186,8 +182,11 @@ fn status_of(name: &str, block: BlockState) -> u32 {
             Stored::Local => state::LOCAL_ONLY,
             Stored::Committed => state::REMOTE_DURABLE,
         },
-        context::TAIPAN_RESIDENCY if block.in_memory => state::IN_MEMORY,
-        context::TAIPAN_RESIDENCY if block.stored != Stored::Committed => state::ON_NVME,
+        context::TAIPAN_RESIDENCY => match block.residence {
+            Residence::Memory => state::IN_MEMORY,
+            Residence::Local => state::ON_NVME,
+            Residence::Backend => state::IN_BACKEND,
+        },
         _ => 0,
     }
 }

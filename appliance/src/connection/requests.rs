@@ -11,6 +11,7 @@ use taipan_nbd::{
 
 use super::allowance::Need;
 use super::errors::{Cause, Failed};
+use super::pieces::leave_out_holes;
 use super::replies::{Answer, Found, STATUS_BYTES, data_head, hole_head, map_query};
 use super::throttled::Toll;
 use super::{BURST_BYTES, Connection, Outcome, Phase, Session, Surroundings};
@@ -669,6 +670,9 @@ impl Connection {
                 if let Some(hole) = hole_head(to, (offset, len), df, data) {
                     self.output.truncate(start);
                     self.output.extend_from_slice(hole.as_bytes());
+                } else {
+                    let (range, places) = ((offset, len), (start, content));
+                    leave_out_holes(to, range, df, places, &mut self.output);
                 }
                 let finished = self.requests.remove(index);
                 session.book(&finished, &self.peer, around);

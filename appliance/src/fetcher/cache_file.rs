@@ -188,7 +188,8 @@ impl CacheFile {
         self.spare.extend(written.buffer);
         self.spare.truncate(SPARE_BUFFERS_MAX);
         for reserved in written.blocks {
-            self.map.written(reserved, written.result.is_ok());
+            let can_be_found = written.result.is_ok() && !self.off;
+            self.map.written(reserved, can_be_found);
         }
         match written.result {
             Ok(()) => false,
@@ -200,6 +201,7 @@ impl CacheFile {
     pub(super) fn fail(&mut self, what: &str, error: &io::Error) -> bool {
         if !self.off {
             tracing::error!(%error, "the chunk cache could not be {what} and is off from now on");
+            self.map.holdings().clear();
         }
         !std::mem::replace(&mut self.off, true)
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use taipan_engine::backend::BoxFuture;
 use taipan_engine::block::BlockSize;
-use taipan_engine::cache::{Ahead, FlightId, RamCache, ReadSeen, SlotKey, Streams};
+use taipan_engine::cache::{Ahead, FlightId, Holdings, RamCache, ReadSeen, SlotKey, Streams};
 use taipan_engine::chunk::{ChunkRef, ChunkView};
 use taipan_engine::core::{Failure, Fetch};
 use taipan_engine::error::Result;
@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::buffers::Buffers;
 use super::cache_file::{CacheFile, Written};
+use super::cached::Cached;
 use super::gets::Gets;
 use super::passing::Passing;
 use super::queues::{AllFlights, Class, Queues, Source, Work};
@@ -117,6 +118,16 @@ impl Reads {
             ahead: Vec::new(),
             warms: Vec::new(),
             flying: FuturesUnordered::new(),
+        }
+    }
+
+    /// What the caches hold, now and later.
+    pub(super) fn cached(&self) -> Cached {
+        let file = self.file.as_ref();
+        Cached {
+            tables: Arc::clone(&self.tables),
+            memory: self.ram.holdings(),
+            file: file.map_or_else(Holdings::default, |file| file.map.holdings()),
         }
     }
 

@@ -68,6 +68,18 @@ impl ChunkTables {
         *tables.get(&volume)?.by_ordinal.get(ordinal.0 as usize)?
     }
 
+    /// The objects of these ordinals, one for each.
+    pub fn all(
+        &self,
+        volume: VolumeId,
+        ordinals: impl Iterator<Item = ChunkOrdinal>,
+    ) -> Vec<Option<ChunkRef>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let table = tables.get(&volume);
+        let get = |ordinal: ChunkOrdinal| *table?.by_ordinal.get(ordinal.0 as usize)?;
+        ordinals.map(get).collect()
+    }
+
     /// The object that was packed after `key`, of those that the volume still has.
     pub fn after(&self, volume: VolumeId, key: &ChunkKey) -> Option<ChunkRef> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
@@ -116,6 +128,9 @@ mod tests {
         assert_eq!(tables.get(volume, ChunkOrdinal(1)), None);
         tables.set(volume, ChunkOrdinal(1), Some(chunk(9)));
         assert_eq!(tables.get(volume, ChunkOrdinal(1)), Some(chunk(9)));
+        let asked = [1, 2, 0].map(ChunkOrdinal).into_iter();
+        let all = tables.all(volume, asked);
+        assert_eq!(all, [Some(chunk(9)), None, Some(chunk(7))]);
         assert_eq!(tables.newest_first(volume), [chunk(9), chunk(7)]);
         tables.forget(volume);
         assert_eq!(tables.get(volume, ChunkOrdinal(0)), None);

@@ -18,6 +18,8 @@ use taipan_engine::object::ChunkKey;
 use super::*;
 use crate::metrics::ColdReadTotals;
 
+mod places;
+
 const VOLUME: VolumeId = VolumeId(3);
 const STRIDE: usize = 4096 + 8;
 const ANSWER_WAIT: Duration = Duration::from_secs(20);

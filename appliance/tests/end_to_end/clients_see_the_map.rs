@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, Rig};
-use crate::harness::pattern;
 use crate::harness::program::Program;
+use crate::harness::{pattern, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const SIZE: u64 = 8 << 30;
@@ -74,6 +74,13 @@ fn check_maps(daemon: &Daemon, data: &[(u64, u64)], stored: u64) {
     }
 }
 
+/// What a read would not find in memory: start, length and where it is.
+fn outside_memory(daemon: &Daemon) -> Vec<(u64, u64, u64)> {
+    let mut residency = nbdinfo_map(daemon, "taipan:residency");
+    residency.retain(|extent| extent.2 != 2);
+    residency
+}
+
 #[test]
 fn clients_see_the_map() {
     let rig = Rig::new(&["vol0:8GiB"]).with_flags(&["--set=commit.interval_seconds=600"]);
@@ -105,12 +112,19 @@ fn clients_see_the_map() {
     daemon.taipan().arg("drain").succeed();
     check_maps(&daemon, &data, 2);
     daemon.stop();
-    let daemon = rig.start();
+    let daemon = rig.start_with(&["--set=chunk_cache=64MiB"], "");
     check_maps(&daemon, &data, 2);
-    let residency = nbdinfo_map(&daemon, "taipan:residency");
-    let in_backend = residency.iter().filter(|extent| extent.2 == 0);
-    let in_backend: Vec<_> = in_backend.map(|(at, len, _)| (*at, *len)).collect();
-    assert_eq!(in_backend, data, "nothing else is");
+    assert_eq!(outside_memory(&daemon), data.map(|(at, len)| (at, len, 0)));
+    daemon.taipan().args("volume warm vol0 --wait").succeed();
+    // A block can be found in the file once it is written there.
+    let warm = data.map(|(at, len)| (at, len, 1));
+    wait_until("the chunk cache has it", LIMIT, || {
+        outside_memory(&daemon) == warm
+    });
+    daemon.stop();
+    let daemon = rig.start_with(&["--set=chunk_cache=64MiB"], "");
+    let cold = data.map(|(at, len)| (at, len, 0));
+    assert_eq!(outside_memory(&daemon), cold, "the cache begins empty");
     let listed = Program::new("qemu-nbd", LIMIT)
         .args("-L -k")
         .arg(daemon.socket())

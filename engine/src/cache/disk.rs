@@ -8,7 +8,7 @@ use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
-use super::SlotKey;
+use super::{Holdings, SlotKey};
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::chunk::SlotStamp;
 use crate::object::ChunkKey;
@@ -109,6 +109,7 @@ pub struct DiskMap {
     index: HashTable<Place>,
     chunks: Chunks,
     hasher: DefaultHashBuilder,
+    holdings: Holdings,
 }
 
 impl DiskMap {
@@ -124,7 +125,13 @@ impl DiskMap {
             index: HashTable::new(),
             chunks: Chunks::default(),
             hasher: DefaultHashBuilder::default(),
+            holdings: Holdings::default(),
         }
+    }
+
+    /// What can be found, for other threads.
+    pub fn holdings(&self) -> Holdings {
+        self.holdings.clone()
     }
 
     /// Where the slot's block is.
@@ -204,6 +211,7 @@ impl DiskMap {
             let entry = &segments[place.segment as usize].entries[place.entry as usize];
             hasher.hash_one((entry.chunk, entry.slot))
         });
+        self.holdings.add(&key.chunk, [key.slot]);
     }
 
     /// Drops a block whose bytes are not what they should be. False if it was no longer at that
@@ -250,6 +258,9 @@ impl DiskMap {
         let entry = &mut self.segments[place.segment as usize].entries[place.entry as usize];
         if !std::mem::take(&mut entry.live) {
             return;
+        }
+        if let (Some(chunk), _) = self.chunks.slab[entry.chunk as usize] {
+            self.holdings.remove(&chunk, [u32::from(entry.slot)]);
         }
         let hash = self.hasher.hash_one((entry.chunk, entry.slot));
         let is_it = |other: &Place| other.segment == place.segment && other.entry == place.entry;

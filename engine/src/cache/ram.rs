@@ -11,8 +11,8 @@ use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 
-use super::SlotKey;
 use super::scan::{Body, Scan};
+use super::{Holdings, SlotKey};
 use crate::chunk::SlotStamp;
 
 /// Share of the small queue.
@@ -103,11 +103,13 @@ pub struct RamCache {
     ghost_set: HashSet<u64>,
     hasher: DefaultHashBuilder,
     counts: RamCounts,
+    holdings: Holdings,
 }
 
 impl RamCache {
     /// An empty cache of at most so many bytes; with 0 it keeps nothing.
     pub fn new(capacity_bytes: u64) -> Self {
+        let holdings = Holdings::default();
         Self {
             capacity_bytes,
             map: HashMap::new(),
@@ -116,12 +118,18 @@ impl RamCache {
             spare: Vec::new(),
             small: Queue::default(),
             main: Queue::default(),
-            scan: Scan::default(),
+            scan: Scan::new(holdings.clone()),
             ghosts: VecDeque::new(),
             ghost_set: HashSet::new(),
             hasher: DefaultHashBuilder::default(),
             counts: RamCounts::default(),
+            holdings,
         }
+    }
+
+    /// What is here, for other threads.
+    pub fn holdings(&self) -> Holdings {
+        self.holdings.clone()
     }
 
     /// Most bytes that are kept.
@@ -194,6 +202,7 @@ impl RamCache {
         let came_back = self.ghost_set.remove(&self.hasher.hash_one(key));
         let index = self.place(entry);
         self.map.insert(key, index);
+        self.holdings.add(&key.chunk, [key.slot]);
         let queue = match came_back {
             true => &mut self.main,
             false => &mut self.small,
@@ -249,6 +258,8 @@ impl RamCache {
         self.counts.ahead_wasted += left.unused;
         self.counts.evicted += left.gone;
         for (key, stamp, block) in left.kept {
+            // Another body may have it, too.
+            self.scan.forget(&key);
             let cost = cost(block.len());
             let entry = Entry {
                 key,
@@ -258,6 +269,7 @@ impl RamCache {
             };
             let index = self.place(entry);
             self.map.insert(key, index);
+            self.holdings.add(&key.chunk, [key.slot]);
             self.main.push(index, cost);
         }
     }
@@ -303,6 +315,7 @@ impl RamCache {
             .take()
             .expect("queues name entries that are there");
         self.map.remove(&entry.key);
+        self.holdings.remove(&entry.key.chunk, [entry.key.slot]);
         self.free.push(index);
         self.counts.evicted += 1;
         if self.spare.len() < SPARE_MAX {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::SlotKey;
+use super::{Holdings, SlotKey};
 use crate::block::BlockSize;
 use crate::chunk::{SlotStamp, slot_stride};
 use crate::object::ChunkKey;
@@ -84,6 +84,12 @@ impl Held {
     fn range(&self) -> Range<u32> {
         self.first..self.first + self.slots.len() as u32
     }
+
+    /// Slots that may be given out.
+    fn there_now(&self) -> impl Iterator<Item = u32> {
+        let slots = self.range().zip(&self.slots);
+        slots.filter_map(|(slot, of)| (of.state != Use::Gone).then_some(slot))
+    }
 }
 
 fn cost(bytes: usize, slots: usize) -> u64 {
@@ -113,9 +119,18 @@ pub(super) struct Scan {
     fresh_bytes: u64,
     blocks: u64,
     used: u64,
+    holdings: Holdings,
 }
 
 impl Scan {
+    /// Nothing yet; what comes and leaves is told to `holdings`.
+    pub(super) fn new(holdings: Holdings) -> Self {
+        Self {
+            holdings,
+            ..Self::default()
+        }
+    }
+
     /// Bytes that are held, overhead included.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
@@ -175,6 +190,7 @@ impl Scan {
             fresh,
             there: fresh + once,
         };
+        self.holdings.add(&held.chunk, held.there_now());
         let number = self.oldest + self.bodies.len() as u64;
         self.by_chunk.entry(body.chunk).or_default().push(number);
         self.used += once;
@@ -230,6 +246,7 @@ impl Scan {
             held.slots[index].state = Use::Gone;
             held.there -= 1;
             self.blocks -= 1;
+            self.holdings.remove(&key.chunk, [key.slot]);
         }
     }
 
@@ -247,6 +264,13 @@ impl Scan {
         self.bytes -= held.cost();
         self.fresh_bytes -= held.fresh_bytes();
         self.blocks -= held.there;
+        // Another body may have some of the slots as well.
+        let is_shared = self.by_chunk.contains_key(&held.chunk);
+        let chunk = held.chunk;
+        let gone = held
+            .there_now()
+            .filter(|slot| !(is_shared && self.contains(&SlotKey { chunk, slot: *slot })));
+        self.holdings.remove(&chunk, gone);
         let mut left = Left::default();
         for (index, slot) in held.slots.iter().enumerate() {
             let key = SlotKey {

@@ -47,6 +47,26 @@ fn four_kib() -> BlockSize {
     BlockSize::new(4096).unwrap()
 }
 
+/// Slots that are held, which other threads must see as the cache does.
+fn agrees(
+    holdings: &Holdings,
+    contains: impl Fn(&SlotKey) -> bool,
+    chunks: Range<u64>,
+    slots: Range<u32>,
+) -> u64 {
+    let now = holdings.look();
+    let mut count = 0;
+    for chunk in chunks {
+        let held = now.of(&key(chunk));
+        for slot in slots.clone() {
+            let is_held = held.is_some_and(|held| held.contains(slot));
+            assert_eq!(is_held, contains(&slot_key(chunk, slot)), "{chunk} {slot}");
+            count += u64::from(is_held);
+        }
+    }
+    count
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Get(u64, u32),
@@ -67,6 +87,7 @@ proptest! {
     fn memory_returns_what_was_put_last_and_stays_within_its_bound(steps in steps()) {
         const CAPACITY: u64 = 150_000;
         let mut cache = RamCache::new(CAPACITY);
+        let holdings = cache.holdings();
         // What is read ahead replaces nothing: any of it may be there until somebody asks.
         let mut model: HashMap<SlotKey, Vec<u8>> = HashMap::new();
         for step in steps {
@@ -82,8 +103,12 @@ proptest! {
                 Step::Insert(chunk, slot, fill, ahead) => {
                     let key = slot_key(chunk, slot);
                     if ahead {
-                        put_ahead(&mut cache, chunk, slot..slot + 1, fill, false);
-                        model.entry(key).or_default().push(fill);
+                        // Bodies may overlap.
+                        let slots = slot..slot + 1 + u32::from(fill % 4);
+                        put_ahead(&mut cache, chunk, slots.clone(), fill, false);
+                        for slot in slots {
+                            model.entry(slot_key(chunk, slot)).or_default().push(fill);
+                        }
                     } else {
                         cache.insert(key, stamp(u32::from(fill)), &[fill; 4096]);
                         model.insert(key, vec![fill]);
@@ -91,6 +116,8 @@ proptest! {
                     prop_assert!(cache.contains(&key), "what was just put is there");
                 }
             }
+            let held = agrees(&holdings, |key| cache.contains(key), 0..6, 0..16);
+            prop_assert!(held <= cache.counts().blocks);
             let counts = cache.counts();
             prop_assert!(counts.bytes <= CAPACITY && counts.ahead_bytes <= counts.bytes);
         }
@@ -102,6 +129,7 @@ proptest! {
     ) {
         let sizes = [4096, 16384, 65536].map(|bytes| BlockSize::new(bytes).unwrap());
         let mut map = DiskMap::new(3 << 20);
+        let holdings = map.holdings();
         let mut pages: HashMap<u64, SlotKey> = HashMap::new();
         let mut late = Vec::new();
         for (chunk, slot, at_once) in writes {
@@ -121,6 +149,8 @@ proptest! {
                 prop_assert_eq!(at.stamp, stamp);
             }
         }
+        let held = agrees(&holdings, |key| map.contains(key), 0..40, 0..300);
+        prop_assert_eq!(held, map.blocks());
         for chunk in 0..40 {
             for slot in 0..300 {
                 let key = slot_key(chunk, slot);
@@ -134,6 +164,7 @@ proptest! {
             }
         }
         prop_assert_eq!(map.blocks(), 0);
+        prop_assert!(holdings.look().is_empty());
     }
 }
 

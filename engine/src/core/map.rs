@@ -1,9 +1,11 @@
 //! Maps: which parts of a range hold data, and where, from the index alone.
 
+use std::sync::Arc;
+
 use super::request::{Failure, Origin, Progress, RequestKey};
 use super::{Core, PeerMessage, Request};
 use crate::block::{ShardId, Span};
-use crate::extents::{Extent, MapQuery, Seat, ShardRuns, interleave};
+use crate::extents::{Caches, Extent, MapQuery, Seat, ShardRuns, interleave};
 use crate::identity::VolumeId;
 use crate::index::Baseline;
 use crate::shard::{Shard, VolumeSlot};
@@ -26,6 +28,11 @@ impl PendingMap {
 }
 
 impl Core {
+    /// From now on maps tell what these caches have of committed blocks.
+    pub fn set_caches(&mut self, caches: Arc<dyn Caches>) {
+        self.caches = Some(caches);
+    }
+
     /// Tells what a range of the volume holds, from its first byte on: at least one block, at most
     /// [`MapQuery::extents_max`] extents; a shorter answer than was asked for is normal. Done: the
     /// extents were appended to `out`. Pending: they come with the [`super::Done`].
@@ -130,7 +137,8 @@ impl Core {
             .zip(&self.shards)
             .filter(|((_, range), _)| !range.is_empty())
             .map(|((id, range), shard)| {
-                let runs = shard.map(slot, range, query.view, runs_max);
+                let caches = self.caches.as_deref();
+                let runs = shard.map(slot, range, query.view, runs_max, caches);
                 // Never taken for unchanged: what a block was then is not known.
                 Ok((id, runs.ok_or(Failure::Gone)?))
             })

@@ -11,13 +11,13 @@ const STATES: [BlockState; 3] = [
     BlockState {
         content: Content::Zero,
         stored: Stored::Local,
-        in_memory: true,
+        residence: Residence::Memory,
         changed: Seats::NONE,
     },
     BlockState {
         content: Content::Data,
         stored: Stored::Committed,
-        in_memory: false,
+        residence: Residence::Backend,
         changed: Seats::NONE,
     },
 ];

@@ -5,8 +5,11 @@ mod changes;
 use std::ops::Range;
 
 use super::{Shard, ShardVolume, VolumeSlot};
-use crate::extents::{BlockState, Content, RUNS_MAX, Runs, Seat, Seats, Stored, View};
-use crate::index::{Baseline, LEAF_BLOCKS, LeafKey, Overlay, Point, Scan, ShardBase};
+use crate::extents::{
+    BlockState, Caches, Content, RUNS_MAX, Residence, Runs, Seat, Seats, Stored, Stretch, View,
+};
+use crate::identity::VolumeId;
+use crate::index::{Baseline, LEAF_BLOCKS, Leaf, LeafKey, Overlay, Point, Scan, ShardBase};
 
 /// Blocks of the first look; each further one is so many times wider.
 const FIRST_BLOCKS: u64 = 64;
@@ -17,6 +20,8 @@ const LOOKS_PER_RUN: usize = 16;
 /// The least and the most for one question.
 const LOOKS_MIN: usize = 256;
 const LOOKS_MAX: usize = 4096;
+/// So many blocks that caches are asked about count for one more.
+const BLOCKS_PER_LOOK: usize = 16;
 /// What a leaf itself counts for.
 const LOOKS_PER_LEAF: usize = 8;
 
@@ -24,7 +29,7 @@ const LOOKS_PER_LEAF: usize = 8;
 const COMMITTED: BlockState = BlockState {
     content: Content::Data,
     stored: Stored::Committed,
-    in_memory: false,
+    residence: Residence::Backend,
     changed: Seats::NONE,
 };
 
@@ -32,7 +37,8 @@ impl Shard {
     /// What the blocks `range` (shard-local) are: at most `runs_max` runs, and not more than
     /// [`RUNS_MAX`]. A shorter answer covers the beginning of the range, at least a block. The
     /// effort depends on the runs that are wanted, not on how long the range is, nor on how much is
-    /// known of what comes after the answer. `None` if a baseline that is asked about is not there.
+    /// known of what comes after the answer. `caches`, if there are any, say what they have of
+    /// committed blocks. `None` if a baseline that is asked about is not there.
     ///
     /// # Panics
     /// If the volume is not served.
@@ -42,6 +48,7 @@ impl Shard {
         range: Range<u64>,
         view: View,
         runs_max: usize,
+        caches: Option<&dyn Caches>,
     ) -> Option<Runs> {
         let volume = self.volume(slot);
         let baseline = |seat| {
@@ -53,7 +60,8 @@ impl Shard {
         let bytes = volume.block_size.bytes();
         let layers = Layers {
             base: &volume.base,
-            warm: view.in_memory.then_some(&volume.warm),
+            warm: view.residence.then_some(&volume.warm),
+            caches: caches.filter(|_| view.residence).map(|c| (c, volume.id)),
             overlays: frozen.chain([&volume.active]).collect(),
             baselines: baselines.collect::<Option<_>>()?,
             committed: view.of(COMMITTED),
@@ -75,7 +83,10 @@ impl Shard {
             } else {
                 Stored::Undurable
             },
-            in_memory: memory.is_some(),
+            residence: match memory {
+                Some(_) => Residence::Memory,
+                None => Residence::Local,
+            },
             changed: Seats::NONE,
         }
     }
@@ -90,7 +101,7 @@ impl Shard {
             } else {
                 Stored::Undurable
             },
-            in_memory: true,
+            residence: Residence::Memory,
             changed: Seats::NONE,
         }
     }
@@ -101,6 +112,8 @@ struct Layers<'a> {
     base: &'a ShardBase,
     /// Committed blocks that may be in batch memory, if that matters.
     warm: Option<&'a Overlay>,
+    /// Who knows of committed blocks in caches of chunks, and of which volume, if that matters.
+    caches: Option<(&'a dyn Caches, VolumeId)>,
     /// Oldest first.
     overlays: Vec<&'a Overlay>,
     /// Earlier images to compare with.
@@ -147,12 +160,15 @@ impl Layers<'_> {
         let overlays = self.overlays.iter();
         let layers: Vec<Scan> = overlays.map(|layer| scan(layer, &mut window)).collect();
         let warm = self.warm.map(|warm| scan(warm, &mut window));
-        let mut runs = committed(self.base, window, self.committed, looks);
+        let mut runs = match self.caches {
+            Some(caches) => self.cached(caches, window, looks),
+            None => committed(self.base, window, self.committed, looks),
+        };
         if let Some(warm) = warm {
             let resident = warm.points.into_iter();
             let resident = resident.filter(|(_, point)| (self.resident)(*point));
             let state = BlockState {
-                in_memory: true,
+                residence: Residence::Memory,
                 ..self.committed
             };
             runs = runs.painted(resident.map(|(at, _)| (at.0..at.0 + 1, state)));
@@ -173,11 +189,65 @@ impl Layers<'_> {
         }
         runs
     }
+
+    /// What the base says of `range`, as [`committed`] does, and where caches have it.
+    fn cached(
+        &self,
+        (caches, volume): (&dyn Caches, VolumeId),
+        range: Range<u64>,
+        looks: &mut usize,
+    ) -> Runs {
+        let mut stretches = Vec::new();
+        let visit = |key: LeafKey, leaf: &Leaf, part, mapped: &mut dyn FnMut(Range<u16>)| {
+            let mut used = 0;
+            leaf.stretches_in(part, |blocks, at, step| {
+                used += blocks.len() / BLOCKS_PER_LOOK;
+                stretches.push(Stretch {
+                    first: key.first().0 + u64::from(blocks.start),
+                    count: blocks.len() as u32,
+                    at,
+                    step,
+                });
+                mapped(blocks);
+            });
+            used
+        };
+        let runs = walked(self.base, range, self.committed, looks, visit);
+        let mut told: Vec<(Range<u64>, BlockState)> = Vec::new();
+        caches.tell(volume, &stretches, &mut |blocks, residence| {
+            let state = BlockState {
+                residence,
+                ..self.committed
+            };
+            match told.last_mut() {
+                Some((last, same)) if last.end == blocks.start && *same == state => {
+                    last.end = blocks.end;
+                }
+                _ => told.push((blocks, state)),
+            }
+        });
+        runs.painted(told)
+    }
 }
 
 /// What the base says of `range`: `data` where it is mapped. Ends early, but not before the first
 /// leaf was looked at, when `looks` are used up.
 fn committed(base: &ShardBase, range: Range<u64>, data: BlockState, looks: &mut usize) -> Runs {
+    walked(base, range, data, looks, |_, leaf, part, mapped| {
+        leaf.mapped_ranges(part, mapped);
+        0
+    })
+}
+
+/// The same, where `visit` looks at a part of a leaf: it tells what is mapped there and returns for
+/// how many looks that counts, apart from one for each call.
+fn walked(
+    base: &ShardBase,
+    range: Range<u64>,
+    data: BlockState,
+    looks: &mut usize,
+    mut visit: impl FnMut(LeafKey, &Leaf, Range<u16>, &mut dyn FnMut(Range<u16>)) -> usize,
+) -> Runs {
     let mut runs = Runs::new(range.start);
     if data == BlockState::HOLE {
         // Nobody wants to know what is mapped.
@@ -193,11 +263,12 @@ fn committed(base: &ShardBase, range: Range<u64>, data: BlockState, looks: &mut 
             return runs;
         }
         let mut used = LOOKS_PER_LEAF;
-        leaf.mapped_ranges(part_of(&range, key), |mapped| {
+        let more = visit(key, leaf, part_of(&range, key), &mut |mapped| {
             used += 1;
             runs.push(first + u64::from(mapped.start), BlockState::HOLE);
             runs.push(first + u64::from(mapped.end), data);
         });
+        used += more;
         *looks = looks.saturating_sub(used);
         runs.push(range.end.min(first + LEAF_BLOCKS), BlockState::HOLE);
     }

@@ -71,6 +71,12 @@ impl ReplyTo {
         }
     }
 
+    /// Whether the reply is a simple one, without chunks.
+    #[inline]
+    pub const fn is_simple(self) -> bool {
+        matches!(self.style, HeaderStyle::Simple)
+    }
+
     /// Success without data, which ends the reply. With structured replies READ and BLOCK_STATUS
     /// get a chunk and all else the shorter simple reply.
     #[inline]

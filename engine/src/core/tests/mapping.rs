@@ -1,17 +1,54 @@
 //! Maps against a model of every block, on one core and on several.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::rig::{BLOCK, Rig, SLOT, VOLUME};
 use crate::core::{Failure, Origin, Progress, Ticket};
-use crate::extents::{BlockState, Content, Extent, MapQuery, Seat, Seats, Stored, View};
-use crate::identity::Epoch;
+use crate::extents::{
+    BlockState, Caches, Content, Extent, MapQuery, Residence, Seat, Seats, Stored, Stretch, View,
+};
+use crate::identity::{Epoch, VolumeId};
+use crate::index::ChunkLoc;
 use crate::lcg::Lcg;
-use crate::shard::VolumeSlot;
+use crate::shard::{Found, VolumeSlot};
 use crate::wal::MarkKind;
 
 /// Blocks that are written, zeroed and trimmed.
 const BLOCKS: u64 = 96;
 /// One of each shard behind them that always holds data, so that no leaf is ever empty.
-const SENTINELS: std::ops::Range<u64> = BLOCKS..BLOCKS + 16;
+const SENTINELS: Range<u64> = BLOCKS..BLOCKS + 16;
+
+/// Where the caches have a committed block.
+fn cached(at: ChunkLoc) -> Residence {
+    match (at.chunk.0 + at.slot) % 3 {
+        0 => Residence::Memory,
+        1 => Residence::Local,
+        _ => Residence::Backend,
+    }
+}
+
+/// Caches that have two of three slots.
+struct TwoOfThree;
+
+impl Caches for TwoOfThree {
+    fn tell(
+        &self,
+        volume: VolumeId,
+        stretches: &[Stretch],
+        tell: &mut dyn FnMut(Range<u64>, Residence),
+    ) {
+        assert_eq!(volume, VOLUME);
+        for stretch in stretches {
+            for (block, slot) in stretch.slots() {
+                let residence = cached(ChunkLoc { slot, ..stretch.at });
+                if residence != Residence::Backend {
+                    tell(block..block + 1, residence);
+                }
+            }
+        }
+    }
+}
 
 #[derive(Clone, Copy)]
 struct Cell {
@@ -45,7 +82,7 @@ impl Model {
         }
     }
 
-    fn change(&mut self, blocks: std::ops::Range<u64>, content: Content) {
+    fn change(&mut self, blocks: Range<u64>, content: Content) {
         let new = Cell {
             content,
             stamp: self.cuts,
@@ -80,7 +117,11 @@ impl Model {
                 false if self.flushed => Stored::Local,
                 false => Stored::Undurable,
             },
-            in_memory: cell.content != Content::Data || rig.is_resident(block),
+            residence: match rig.found(block) {
+                Some(Found::Memory(_) | Found::Zero) => Residence::Memory,
+                Some(Found::Chunk(at)) => cached(at),
+                Some(Found::Wal(_)) | None => Residence::Local,
+            },
             changed: Seats::NONE,
         })
     }
@@ -130,7 +171,7 @@ impl Lcg {
             len: 1 + self.below(bytes - offset),
             view: View {
                 stored: model.flushed && self.below(2) == 0,
-                in_memory: self.below(2) == 0,
+                residence: self.below(2) == 0,
                 ..View::default()
             },
             extents_max: [1, 2, 7, 1000][self.below(4) as usize],
@@ -166,6 +207,10 @@ fn change(rig: &mut Rig, model: &mut Model, dice: &mut Lcg) {
 
 fn compare(cores: usize, block_bytes: u64, seed: u64) {
     let mut rig = Rig::with_blocks(cores, block_bytes as u32);
+    let caches = Arc::new(TwoOfThree);
+    rig.cores
+        .iter_mut()
+        .for_each(|core| core.set_caches(caches.clone()));
     let mut model = Model::new(block_bytes);
     let mut dice = Lcg(seed);
     for block in SENTINELS {
@@ -244,22 +289,31 @@ fn data_counts_as_undurable_until_it_is_flushed() {
         len: BLOCK,
         view: View {
             stored: true,
-            in_memory: true,
+            residence: true,
             ..View::default()
         },
         extents_max: 1,
     };
     let told = rig.map_on(0, query)[0].state;
-    assert_eq!((told.stored, told.in_memory), (Stored::Undurable, true));
+    assert_eq!(told.stored, Stored::Undurable);
+    assert_eq!(told.residence, Residence::Memory);
     rig.flush_on(0);
     rig.settle();
     assert_eq!(rig.map_on(0, query)[0].state.stored, Stored::Local);
     let cut = rig.cut();
     rig.commit(cut, 0, &[3]);
     let told = rig.map_on(0, query)[0].state;
-    assert_eq!((told.stored, told.in_memory), (Stored::Committed, true));
+    assert_eq!(told.stored, Stored::Committed);
+    assert_eq!(told.residence, Residence::Memory);
     rig.evict(3);
-    assert!(!rig.map_on(0, query)[0].state.in_memory);
+    let told = rig.map_on(0, query)[0].state;
+    assert_eq!(told.residence, Residence::Backend, "no cache is known");
+    let caches = Arc::new(TwoOfThree);
+    rig.cores
+        .iter_mut()
+        .for_each(|core| core.set_caches(caches.clone()));
+    let told = rig.map_on(0, query)[0].state;
+    assert_eq!(told.residence, Residence::Memory, "slot 0 of chunk 0");
 }
 
 #[test]

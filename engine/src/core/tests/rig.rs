@@ -16,7 +16,7 @@ use crate::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use crate::index::{
     Baseline, ChunkLoc, ChunkOrdinal, Leaf, LeafChanges, LeafKey, Overlay, ShardBase,
 };
-use crate::shard::{Shard, VolumeSlot};
+use crate::shard::{Found, Shard, VolumeSlot};
 use crate::volume::VolumeSettings;
 use crate::wal::{BootId, LogConfig, LogIdentity, MarkKind, Recovered, ShardLog, WalId};
 
@@ -372,13 +372,17 @@ impl Rig {
         }
     }
 
-    /// Whether the block is still in batch memory.
-    pub(super) fn is_resident(&self, block: u64) -> bool {
+    /// Where the block is.
+    pub(super) fn found(&self, block: u64) -> Option<Found<'_>> {
         let block = BlockNum(block);
         let count = self.cores.len();
         let core = &self.cores[block.shard().core(count)];
-        let found = core.shards()[block.shard().index() / count].find(SLOT, block.local());
-        matches!(found, Some(crate::shard::Found::Memory(_)))
+        core.shards()[block.shard().index() / count].find(SLOT, block.local())
+    }
+
+    /// Whether the block is still in batch memory.
+    pub(super) fn is_resident(&self, block: u64) -> bool {
+        matches!(self.found(block), Some(Found::Memory(_)))
     }
 
     /// Writes others of the same shard until `block` is only in the WAL file.

@@ -45,6 +45,22 @@ impl Leaf {
 
     /// Calls `visit` with the entries of `range` (indices in the leaf), ascending.
     pub fn entries_in(&self, range: Range<u16>, mut visit: impl FnMut(u16, ChunkLoc)) {
+        self.stretches_in(range, |blocks, at, step| {
+            for (index, k) in blocks.zip(0..) {
+                let slot = at.slot + k * step;
+                visit(index, ChunkLoc { slot, ..at });
+            }
+        });
+    }
+
+    /// Calls `visit` with the entries of `range` (indices in the leaf), ascending, those together
+    /// that the leaf holds as one: the blocks, the place of the first one, and how many slots the
+    /// next one is behind.
+    pub fn stretches_in(
+        &self,
+        range: Range<u16>,
+        mut visit: impl FnMut(Range<u16>, ChunkLoc, u32),
+    ) {
         match self.kind() {
             LeafKind::Runs => {
                 let run = |i| run_at(self.body(), i);
@@ -54,15 +70,16 @@ impl Leaf {
                 for run in runs.take_while(|run| run.first < range.end) {
                     let from = run.first.max(range.start);
                     let to = (run.first + run.count).min(range.end);
-                    (from..to).for_each(|index| visit(index, run.loc(index - run.first)));
+                    visit(from..to, run.loc(from - run.first), u32::from(run.step));
                 }
             }
             LeafKind::Sparse => {
                 let index_at = |i| read_u16(self.body(), i * 2);
                 let first = partition(self.items(), |i| index_at(i) < range.start);
                 (first..self.items())
-                    .take_while(|i| index_at(*i) < range.end)
-                    .for_each(|i| visit(index_at(i), self.value(i)));
+                    .map(|i| (index_at(i), i))
+                    .take_while(|(index, _)| *index < range.end)
+                    .for_each(|(index, i)| visit(index..index + 1, self.value(i), 0));
             }
             LeafKind::Dense => {
                 if range.is_empty() {
@@ -71,7 +88,7 @@ impl Leaf {
                 let mut at = self.rank(range.start);
                 self.mapped_ranges(range, |mapped| {
                     for index in mapped {
-                        visit(index, self.value(at));
+                        visit(index..index + 1, self.value(at), 0);
                         at += 1;
                     }
                 });

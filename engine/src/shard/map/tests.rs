@@ -1,6 +1,7 @@
 //! Maps of a shard against what lookups say of every block, and how much they look at.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::block::LocalBlock;
@@ -44,13 +45,50 @@ fn write(overlay: &mut Overlay, block: u64, lsn: u64) {
 const LOGGED: BlockState = BlockState {
     content: Content::Data,
     stored: Stored::Local,
-    in_memory: true,
+    residence: Residence::Memory,
     changed: Seats::NONE,
 };
 const ZEROED: BlockState = BlockState {
     content: Content::Zero,
     ..LOGGED
 };
+
+/// Where [`HalfOfAll`] has a committed block.
+fn cached(at: ChunkLoc) -> Residence {
+    match (at.chunk.0 / 2 + at.slot / 4) % 4 {
+        0 => Residence::Memory,
+        1 => Residence::Local,
+        _ => Residence::Backend,
+    }
+}
+
+/// Caches that have half of the slots; they count the stretches that they are asked about.
+#[derive(Default)]
+struct HalfOfAll {
+    asked: AtomicUsize,
+}
+
+impl Caches for HalfOfAll {
+    fn tell(
+        &self,
+        volume: VolumeId,
+        stretches: &[Stretch],
+        tell: &mut dyn FnMut(Range<u64>, Residence),
+    ) {
+        assert_eq!(volume, VolumeId(7));
+        self.asked.fetch_add(stretches.len(), Ordering::Relaxed);
+        assert!(stretches.is_sorted_by_key(|stretch| stretch.first));
+        for stretch in stretches {
+            for (block, slot) in stretch.slots() {
+                let at = ChunkLoc { slot, ..stretch.at };
+                if cached(at) != Residence::Backend {
+                    tell(block..block + 1, cached(at));
+                }
+            }
+        }
+    }
+}
+
 fn is_resident(point: Point) -> bool {
     point.lsn.0.is_multiple_of(2)
 }
@@ -97,6 +135,7 @@ fn layers<'a>(
     Layers {
         base,
         warm,
+        caches: None,
         overlays,
         baselines: Vec::new(),
         committed: COMMITTED,
@@ -139,11 +178,17 @@ fn content_of(layers: &Layers<'_>, block: u64) -> BlockState {
     }
     match layers.warm.and_then(|warm| warm.lookup(local)) {
         Some(Hit::Data(point)) if is_resident(point) => BlockState {
-            in_memory: true,
+            residence: Residence::Memory,
             ..layers.committed
         },
-        _ if layers.base.lookup(local).is_some() => layers.committed,
-        _ => BlockState::HOLE,
+        _ => match layers.base.lookup(local) {
+            Some(at) if layers.caches.is_some() => BlockState {
+                residence: cached(at),
+                ..layers.committed
+            },
+            Some(_) => layers.committed,
+            None => BlockState::HOLE,
+        },
     }
 }
 
@@ -166,7 +211,7 @@ fn check_beginning(told: &Runs, all: &Runs, runs_max: usize) {
 
 #[test]
 fn any_bounds_tell_the_beginning_of_what_lookups_tell() {
-    let mut dice = Lcg(5);
+    let (mut dice, caches) = (Lcg(5), HalfOfAll::default());
     for round in 0..40 {
         let blocks = [300, 3 * LEAF_BLOCKS][round % 2];
         let (mut warm, mut old, mut new) = (Overlay::new(), Overlay::new(), Overlay::new());
@@ -193,6 +238,9 @@ fn any_bounds_tell_the_beginning_of_what_lookups_tell() {
         if round % 4 == 0 {
             // Nobody wants to know what is mapped.
             layers.committed = BlockState::HOLE;
+        }
+        if round % 4 == 1 {
+            layers.caches = Some((&caches, VolumeId(7)));
         }
         for _ in 0..10 {
             let start = dice.below(blocks);
@@ -289,4 +337,37 @@ fn a_comparison_of_what_is_the_same_looks_at_no_entries() {
     assert_eq!(runs.len(), 1);
     assert!(runs[0].state.changed.is_empty());
     assert!(runs[0].end >= 100 * LEAF_BLOCKS, "{told:?}");
+}
+
+/// A base as sequential writes make it: each chunk has 64 blocks of the shard, 16 slots apart.
+fn sequential(blocks: u64) -> ShardBase {
+    let mut base = ShardBase::new();
+    for key in 0..blocks.div_ceil(LEAF_BLOCKS) {
+        let first = key * LEAF_BLOCKS;
+        let place = |block: u64| ChunkLoc {
+            chunk: ChunkOrdinal((block / 64) as u32),
+            slot: (block % 64 * 16) as u32,
+        };
+        let blocks = first..blocks.min(first + LEAF_BLOCKS);
+        let entries: Vec<_> = blocks.map(|b| ((b - first) as u16, place(b))).collect();
+        base.install([(LeafKey(key as u32), Leaf::build(&entries))]);
+    }
+    base
+}
+
+#[test]
+fn caches_are_asked_about_stretches_not_blocks_and_not_without_end() {
+    let caches = HalfOfAll::default();
+    let base = sequential(1000 * LEAF_BLOCKS);
+    let layers = Layers {
+        caches: Some((&caches, VolumeId(7))),
+        ..layers(&base, None, Vec::new())
+    };
+    let told = layers.map(0..1000 * LEAF_BLOCKS, RUNS_MAX);
+    let asked = caches.asked.load(Ordering::Relaxed) as u64;
+    assert!(asked * 64 >= told.range().end, "{asked} {:?}", told.range());
+    // Each counts for one look and one for 16 blocks; the last leaf is looked at as a whole.
+    assert!(asked <= LOOKS_MAX as u64 / 5 + 64, "{asked}");
+    assert!(told.range().end >= 64 * 64, "{:?}", told.range());
+    check_beginning(&told, &reference(&layers, told.range()), RUNS_MAX);
 }

@@ -39,7 +39,7 @@ impl World {
             len: bytes.end - bytes.start,
             view: View {
                 stored: ticket.is_multiple_of(2),
-                in_memory: ticket.is_multiple_of(3),
+                residence: ticket.is_multiple_of(3),
                 ..View::default()
             },
             extents_max: 1 + (ticket % 9) as usize,
