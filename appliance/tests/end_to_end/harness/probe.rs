@@ -46,19 +46,50 @@ pub(crate) fn negotiate(socket: &Path, options: &str) -> String {
     reaction::options(&mut stream)
 }
 
-/// Negotiates, sends requests, separated by `;`, all at once, and tells the reply to each; behind a
-/// `|` when those before are answered. In the end `closed` if one more is not answered.
-pub(crate) fn transmit(socket: &Path, options: &str, requests: &str) -> String {
-    let style = Style::of(options);
-    let mut stream = connect(socket);
-    send(&stream, script::options(options).0);
-    let agreed = reaction::options(&mut stream);
-    assert!(agreed.ends_with("GO:ACK"), "{options}: {agreed}");
-    let mut told = Vec::new();
-    for batch in requests.split('|') {
-        let (bytes, asked) = script::requests(style, batch);
-        send(&stream, bytes);
-        told.push(reaction::requests(&mut stream, style, &asked));
+/// A client in transmission.
+pub(crate) struct Talk {
+    stream: UnixStream,
+    style: Style,
+}
+
+impl Talk {
+    /// Negotiates.
+    pub(crate) fn begin(socket: &Path, options: &str) -> Self {
+        let style = Style::of(options);
+        let mut stream = connect(socket);
+        send(&stream, script::options(options).0);
+        let agreed = reaction::options(&mut stream);
+        assert!(agreed.ends_with("GO:ACK"), "{options}: {agreed}");
+        Self { stream, style }
     }
+
+    /// Sends requests, separated by `;`, all at once, and tells the reply to each. In the end
+    /// `closed` if one more is not answered.
+    pub(crate) fn ask(&mut self, requests: &str) -> String {
+        let (bytes, asked) = script::requests(self.style, requests);
+        send(&self.stream, bytes);
+        reaction::requests(&mut self.stream, self.style, &asked)
+    }
+
+    /// What comes without being asked for until the server closes.
+    pub(crate) fn end(mut self) -> String {
+        reaction::rest(&mut self.stream)
+    }
+}
+
+/// Negotiates and sends requests; behind a `|` when those before are answered.
+pub(crate) fn transmit(socket: &Path, options: &str, requests: &str) -> String {
+    let mut talk = Talk::begin(socket, options);
+    let told: Vec<_> = requests.split('|').map(|batch| talk.ask(batch)).collect();
     told.join(" | ")
+}
+
+/// The same by two clients, `a` and `b`, who take turns as the first word of each batch says.
+pub(crate) fn take_turns(socket: &Path, options: &str, turns: &str) -> String {
+    let mut talks = [Talk::begin(socket, options), Talk::begin(socket, options)];
+    let told = turns.split('|').map(|turn| {
+        let (who, requests) = turn.trim().split_once(' ').expect("who it is, and what");
+        talks[usize::from(who == "b")].ask(requests)
+    });
+    told.collect::<Vec<_>>().join(" | ")
 }
