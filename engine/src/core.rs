@@ -8,6 +8,7 @@ mod bucket;
 mod cut;
 mod durability;
 mod exposure;
+mod gathering;
 mod map;
 mod nearfull;
 mod park;

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::gathering::Gathering;
 use super::request::{Failure, Needs, Origin, Progress, RequestKey};
 use super::{Core, Io, PendingOp, Request};
 use crate::block::SHARD_COUNT;
@@ -88,6 +89,7 @@ pub(super) struct Durability {
     /// The shard whose batches are started first: the one after the last that started a write.
     first: u32,
     barrier_in_flight: bool,
+    gathering: Gathering,
     /// The write now being appended starts durable at arrival.
     hurry_next: bool,
     /// A barrier is wanted although nobody waits.
@@ -108,6 +110,7 @@ impl Durability {
             writes_in_flight: 0,
             first: 0,
             barrier_in_flight: false,
+            gathering: Gathering::default(),
             hurry_next: false,
             sync_now: false,
             waiters: VecDeque::new(),
@@ -412,7 +415,8 @@ impl Core {
         }
     }
 
-    /// Issues a barrier when a waiter's batches are written but not durable, or in the background.
+    /// Issues a barrier when batches that are waited for are written but not durable, or in the
+    /// background.
     fn start_barrier(&mut self) {
         let durability = &self.durability;
         let shards = &self.shards;
@@ -439,12 +443,16 @@ impl Core {
             });
             due || self.is_much_undurable()
         };
-        if !awaited && !background() {
-            return;
+        if !background() {
+            let durability = &mut self.durability;
+            let waiting = durability.waiters.iter().map(|waiter| &waiter.needs);
+            if !awaited || !durability.gathering.is_complete(waiting, &self.shards) {
+                return;
+            }
         }
         let mut files = 0;
         let mut marks = Vec::new();
-        for (position, shard) in shards.iter().enumerate() {
+        for (position, shard) in self.shards.iter().enumerate() {
             let log = shard.log();
             // A flush that succeeds after one that failed proves nothing: failed logs stay out.
             if log.written_through() > log.durable_through() && log.failed().is_none() {
@@ -453,6 +461,7 @@ impl Core {
             }
         }
         self.durability.barrier_in_flight = true;
+        self.durability.gathering.end();
         self.durability.sync_now = false;
         self.counters.barriers += 1;
         debug_assert!(files != 0, "a barrier covers something");

@@ -55,6 +55,32 @@ fn all_that_wait_share_one_barrier() {
 }
 
 #[test]
+fn who_is_about_to_be_written_shares_the_barrier_and_who_comes_later_does_not_hold_it_back() {
+    let mut rig = Rig::new(1);
+    // The barrier that the rig's start has asked for.
+    rig.write(0, 0);
+    rig.flush_on(0);
+    rig.settle();
+    rig.write(0, 1);
+    let first = rig.flush_on(0);
+    rig.write(1, 2);
+    let second = rig.flush_on(0);
+    let of_shard = |shard: usize| move |io: &Io| matches!(io, Io::WalWrite { shard: of, .. } if of.index() == shard);
+    assert_eq!(rig.end_some(of_shard(0), None), 1);
+    assert_eq!(rig.end_some(is_barrier, None), 0, "the second is awaited");
+    rig.write(2, 3);
+    let third = rig.flush_on(0);
+    assert_eq!(rig.end_some(of_shard(1), None), 1);
+    assert_eq!(rig.end_some(is_barrier, None), 1, "but not the third");
+    assert_eq!(rig.result(first), Some(Ok(())));
+    assert_eq!(rig.result(second), Some(Ok(())));
+    assert_eq!(rig.result(third), None);
+    assert_eq!(rig.end_some(of_shard(2), None), 1);
+    assert_eq!(rig.end_some(is_barrier, None), 1);
+    assert_eq!(rig.result(third), Some(Ok(())));
+}
+
+#[test]
 fn a_lone_fua_write_is_durable_by_itself_where_the_device_can() {
     let policy = WritePolicy {
         sync: SyncMode::Mixed,
