@@ -55,7 +55,7 @@ fn all_that_wait_share_one_barrier() {
 }
 
 #[test]
-fn who_is_about_to_be_written_shares_the_barrier_and_who_comes_later_does_not_hold_it_back() {
+fn who_is_about_to_be_written_shares_the_barrier_and_who_is_later_cannot_delay_it() {
     let mut rig = Rig::new(1);
     // The barrier that the rig's start has asked for.
     rig.write(0, 0);
