@@ -65,7 +65,9 @@ fn who_is_about_to_be_written_shares_the_barrier_and_who_is_later_cannot_delay_i
     let first = rig.flush_on(0);
     rig.write(1, 2);
     let second = rig.flush_on(0);
-    let of_shard = |shard: usize| move |io: &Io| matches!(io, Io::WalWrite { shard: of, .. } if of.index() == shard);
+    let of_shard = |wanted: usize| {
+        move |io: &Io| matches!(io, Io::WalWrite { shard, .. } if shard.index() == wanted)
+    };
     assert_eq!(rig.end_some(of_shard(0), None), 1);
     assert_eq!(rig.end_some(is_barrier, None), 0, "the second is awaited");
     rig.write(2, 3);
