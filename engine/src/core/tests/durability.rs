@@ -54,6 +54,11 @@ fn all_that_wait_share_one_barrier() {
     assert!(fua.iter().all(|ticket| rig.result(*ticket) == Some(Ok(()))));
 }
 
+/// Whether something is a write of one shard's log.
+fn of_shard(wanted: usize) -> impl Fn(&Io) -> bool {
+    move |io| matches!(io, Io::WalWrite { shard, .. } if shard.index() == wanted)
+}
+
 #[test]
 fn who_is_about_to_be_written_shares_the_barrier_and_who_is_later_cannot_delay_it() {
     let mut rig = Rig::new(1);
@@ -65,9 +70,6 @@ fn who_is_about_to_be_written_shares_the_barrier_and_who_is_later_cannot_delay_i
     let first = rig.flush_on(0);
     rig.write(1, 2);
     let second = rig.flush_on(0);
-    let of_shard = |wanted: usize| {
-        move |io: &Io| matches!(io, Io::WalWrite { shard, .. } if shard.index() == wanted)
-    };
     assert_eq!(rig.end_some(of_shard(0), None), 1);
     assert_eq!(rig.end_some(is_barrier, None), 0, "the second is awaited");
     rig.write(2, 3);
