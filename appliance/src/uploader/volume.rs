@@ -416,8 +416,6 @@ impl Uploader {
             volume = %volume.volume.name, cause,
             "another appliance has taken the volume over; it is no longer served here"
         );
-        let state = VolumeState::Fenced;
-        volume.volume.set_state(state, Some(cause.to_owned()));
         volume.volume.closing.store(true, Ordering::Release);
         self.forget_bitmaps_of(volume.volume.slot);
         for core in &self.cores {
@@ -425,6 +423,9 @@ impl Uploader {
                 slot: volume.volume.slot,
             });
         }
+        // Shown last: whoever sees it is not let in any more.
+        let state = VolumeState::Fenced;
+        volume.volume.set_state(state, Some(cause.to_owned()));
         self.drop_views_of(id);
         self.coordinator.forget_volume(id);
         self.fail_drains(id, cause);
