@@ -38,7 +38,7 @@ fn compare(dir: &tempfile::TempDir, options: &[&str]) -> Output {
             "--wal-size",
             "256MiB",
             "--seconds",
-            "0.2",
+            "0.5",
             "--rounds",
             "2",
         ])

@@ -27,7 +27,7 @@ fn start(socket: &Path) -> Option<Nbdkit> {
     let begin = Instant::now();
     while UnixStream::connect(socket).is_err() {
         assert!(
-            begin.elapsed() < Duration::from_secs(20),
+            begin.elapsed() < Duration::from_secs(60),
             "nbdkit does not start"
         );
         thread::sleep(Duration::from_millis(10));

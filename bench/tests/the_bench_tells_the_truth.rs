@@ -134,8 +134,7 @@ fn a_lost_a_damaged_and_a_misplaced_write_are_found() {
 #[test]
 fn an_older_version_of_a_block_is_found() {
     let server = MemoryServer::start(MIB, |_| {});
-    let run =
-        "--rw randwrite --bs 4k --runtime 0.3 --size 64k --seed 2 --end-fsync --verify crc32c";
+    let run = "--rw randwrite --bs 4k --runtime 1 --size 64k --seed 2 --end-fsync --verify crc32c";
     assert!(bench(&server.uri(), run).status.success());
     let mut first = Vec::new();
     server.edit(|disk| first = disk[..4096].to_vec());
@@ -201,11 +200,11 @@ fn refusals_end_the_run_with_a_clear_text() {
 fn a_server_that_falls_silent_or_talks_nonsense_ends_the_run() {
     let server = MemoryServer::start(MIB, |_| {});
     server.inject(Fault::Silence(3));
-    let output = bench(&server.uri(), "--rw read --bs 4k --timeout 0.3");
+    let output = bench(&server.uri(), "--rw read --bs 4k --timeout 1.5");
     assert_fails(
         &output,
         1,
-        "READ of 4096 bytes at byte 12288: no answer for 0.3 s",
+        "READ of 4096 bytes at byte 12288: no answer for 1.5 s",
     );
     server.inject(Fault::WrongCookie(3));
     let output = bench(&server.uri(), "--rw write --bs 4k");
@@ -394,12 +393,12 @@ fn the_same_jobs_run_on_glommio() {
         assert_eq!(report["jobs"][0]["engine"], "glommio");
         assert!(report["verify"]["blocks_checked"].as_u64().unwrap() > 1000);
         server.inject(Fault::Silence(3));
-        let silent = "--rw read --bs 4k --timeout 0.3 --ioengine glommio";
+        let silent = "--rw read --bs 4k --timeout 1.5 --ioengine glommio";
         let output = bench(&server.uri(), silent);
         assert_fails(
             &output,
             1,
-            "READ of 4096 bytes at byte 12288: no answer for 0.3 s",
+            "READ of 4096 bytes at byte 12288: no answer for 1.5 s",
         );
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

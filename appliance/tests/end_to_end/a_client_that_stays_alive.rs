@@ -64,7 +64,7 @@ fn libnbd_writer(socket: &Path) -> Interactive {
     let mut command = Command::new("timeout");
     // Debian's own interpreter: the one that has Debian's python3-libnbd.
     command
-        .args(["180", "/usr/bin/python3"])
+        .args(["400", "/usr/bin/python3"])
         .arg(beside("clients/reopening_writer.py"));
     Interactive::start(command.arg(socket).arg("vol0"))
 }
@@ -105,11 +105,12 @@ fn qemu_reconnects_and_flushes_what_was_answered() {
     let mut daemon = rig.start();
     let mut command = Command::new("timeout");
     let image = format!(
-        "driver=nbd,server.type=unix,server.path={},export=vol0,reconnect-delay=60,open-timeout=30",
+        "driver=nbd,server.type=unix,server.path={},export=vol0,reconnect-delay=180,\
+         open-timeout=60",
         daemon.socket().display()
     );
     // Its answers and prompts are wanted as they come, although it writes to a pipe.
-    command.args(["180", "stdbuf", "-o0", "qemu-io", "--image-opts", &image]);
+    command.args(["400", "stdbuf", "-o0", "qemu-io", "--image-opts", &image]);
     let mut qemu_io = Interactive::start(&mut command);
     qemu_io.await_text(PROMPT);
     let mut ask = |line: String, answer: &str| {

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::pattern;
 use crate::harness::s3::FakeS3;
-use crate::harness::{pattern, wait_until};
 
 const BLOCKS: u64 = 128;
 const BLOCK_BYTES: u64 = 4096;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn fill(daemon: &Daemon, volume: &str, blocks: std::ops::Range<u64>, version: u64) {
     let mut client = daemon.client(volume);
@@ -34,12 +34,6 @@ fn check(daemon: &Daemon, volume: &str, version: impl Fn(u64) -> u64) {
             "block {block} of {volume}"
         );
     }
-}
-
-/// Runs a command that is refused while a client that just left is still known.
-fn succeed_soon(daemon: &Daemon, line: &str) {
-    let run = || daemon.taipan().args(line).run().status.success();
-    wait_until(line, LIMIT, run);
 }
 
 /// Clones `vol0@golden` as `t/one` while its volume is written, and writes some of it.
@@ -80,9 +74,7 @@ fn under_writes_through_crashes_and_without_the_machine() {
         ("snapshot delete vol0@golden", "t/one"),
         ("volume delete vol0 --yes", "t/one"),
     ] {
-        wait_until(line, LIMIT, || {
-            daemon.taipan().args(line).fail().contains(why)
-        });
+        daemon.refused_for(line, why);
     }
     let of_one = |block| if block < 10 { 3 } else { 1 };
     check(&daemon, "vol0", |_| 2);
@@ -119,7 +111,7 @@ fn under_writes_through_crashes_and_without_the_machine() {
         "snapshot delete vol0@golden",
         "volume delete vol0 --yes",
     ] {
-        succeed_soon(&daemon, line);
+        daemon.succeed_soon(line);
     }
     daemon.stop();
 }

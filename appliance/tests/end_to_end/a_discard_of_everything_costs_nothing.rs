@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::program::Program;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 /// More than this may not be added by all requests together.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
 

@@ -11,7 +11,7 @@ use crate::harness::daemon::Rig;
 use crate::harness::program::Program;
 use crate::harness::{http, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const SIZE: u64 = 10 << 30;
 
 /// A daemon that nothing was said to about its memory, which is therefore in its default place.

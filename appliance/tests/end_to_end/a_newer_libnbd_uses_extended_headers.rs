@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::daemon::Rig;
 use crate::harness::program::Program;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const TIB: u64 = 1 << 40;
 
 fn newer(program: &str) -> Program {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::harness::client::NbdClient;
 use crate::harness::daemon::{Daemon, Rig};
+use crate::harness::s3::FakeS3;
 use crate::harness::{MIB, pattern};
 
 /// Each write is this long: one block of every shard.
@@ -75,17 +76,18 @@ fn a_write_parked_by_a_slow_disk_does_not_land_late() {
 
 #[test]
 fn a_write_parked_by_a_full_wal_does_not_land_late() {
-    let rig = Rig::new(&["vol0:2GiB"]).with_flags(&[
-        "--cache-size=128MiB",
-        "--set",
-        "commit.interval_seconds=1",
-    ]);
-    // The backend does not answer for a while, so that no WAL space is released.
-    let daemon = rig.start_with(&[], "chunk.put=1*delay(12000)");
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:2GiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&["--cache-size=128MiB", "--set=commit.interval_seconds=1"]);
+    let daemon = rig.start();
+    // The backend does not answer, so that no WAL space is released.
+    server.go_down();
     // More than the WAL holds.
     let sent = write_and_vanish(&daemon, 512 * MIB / WRITE);
     assert!(sent < 512 * MIB / WRITE, "nothing was parked");
     let mut new = daemon.client("vol0");
+    server.heal();
     let places = rewrite(&mut new, sent);
     check_now_and_after_a_kill(&rig, daemon, new, &places);
 }

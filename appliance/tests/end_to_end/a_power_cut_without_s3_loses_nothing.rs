@@ -9,7 +9,7 @@ use crate::harness::program::Program;
 use crate::harness::s3::SeaweedFs;
 use crate::harness::{MIB, pattern, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn write(daemon: &Daemon, places: std::ops::Range<u64>, version: u64) {
     let mut client = daemon.client("vol0");

@@ -16,7 +16,7 @@ use crate::harness::{pattern, wait_until};
 
 const BLOCKS: u64 = 256;
 const BLOCK_BYTES: u64 = 4096;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn fill(daemon: &Daemon, version: u64) {
     let mut client = daemon.client("vol0");
@@ -90,7 +90,7 @@ fn snapshots_outlive_overwrites_kills_and_the_machine() {
     assert_eq!(shown["id"], taken["id"]);
     check_content(&rig, &daemon, "one", 1);
     check_content(&rig, &daemon, "two", 2);
-    json(&daemon, "snapshot delete vol0@one");
+    daemon.succeed_soon("snapshot delete vol0@one");
     assert_eq!(states(&daemon), committed(&["two"]));
     fill(&daemon, 9);
     daemon.taipan().args("volume commit vol0").succeed();
@@ -166,15 +166,13 @@ fn clients_read_a_snapshot_by_name_while_the_volume_moves_on() {
     let refused = view.write(0, &[1; 4096]).expect("an answer");
     assert_eq!(refused, Some(Errno::Perm));
     assert_eq!(view.flush().expect("an answer"), None);
-    let shown = daemon.taipan().args("connection list").succeed();
+    let shown = daemon.succeed_soon("connection list");
     assert!(shown.contains(" vol0@one "), "{shown}");
     daemon.taipan().args("volume commit vol0").succeed();
     check_foreign(&rig, &daemon, 1);
-    let said = daemon.taipan().args("snapshot delete vol0@one").fail();
-    assert!(
-        said.contains("vol0@one is read by 1 clients: [\""),
-        "{said}"
-    );
+    // Those that have copied it leave.
+    let why = "vol0@one is read by 1 clients: [\"";
+    daemon.refused_for("snapshot delete vol0@one", why);
     for name in ["vol0@two", "vol0@", "vol0@a@b", "other@one"] {
         assert!(daemon.try_client(name).is_err(), "{name}");
     }
@@ -183,10 +181,7 @@ fn clients_read_a_snapshot_by_name_while_the_volume_moves_on() {
     let daemon = rig.start();
     check_read(&mut daemon.client("vol0@one"), 1);
     check_read(&mut daemon.client("vol0"), 2);
-    wait_until("the deletion of the snapshot", LIMIT, || {
-        let line = "snapshot delete vol0@one";
-        daemon.taipan().args(line).run().status.success()
-    });
+    daemon.succeed_soon("snapshot delete vol0@one");
     assert!(daemon.try_client("vol0@one").is_err());
     check_read(&mut daemon.client("vol0"), 2);
     daemon.stop();

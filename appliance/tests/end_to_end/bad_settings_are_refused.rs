@@ -8,7 +8,7 @@ use crate::harness::daemon::Rig;
 use crate::harness::program::Program;
 
 fn check_config(flags: &[&str]) -> Program {
-    let mut program = Program::new(built("taipand"), Duration::from_secs(20)).arg("check-config");
+    let mut program = Program::new(built("taipand"), Duration::from_secs(60)).arg("check-config");
     for flag in flags {
         program = program.arg(flag);
     }
@@ -119,7 +119,7 @@ fn the_command_refuses_clashes_bad_names_and_what_is_in_use() {
     // What the command did is durable.
     let daemon = rig.start();
     assert_eq!(daemon.client("tenant/disk").export.size, 128 << 20);
-    daemon.taipan().args("volume delete tenant/disk").succeed();
+    daemon.succeed_soon("volume delete tenant/disk");
     daemon.kill();
     let daemon = rig.start();
     assert!(

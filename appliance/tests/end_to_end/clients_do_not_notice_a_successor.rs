@@ -12,13 +12,13 @@ use crate::harness::guest::Image;
 use crate::harness::stamps::Ledger;
 use crate::harness::{Dice, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(240);
 /// Hand-offs in `tools/check`; `TAIPAN_HANDOFFS` says otherwise.
 const HANDOFFS: u32 = 5;
 /// Hand-offs of a guest, which is slow.
 const GUEST_HANDOFFS: u32 = 3;
 /// Most of it is the boot of the guest.
-const GUEST_LIMIT: Duration = Duration::from_secs(240);
+const GUEST_LIMIT: Duration = Duration::from_secs(400);
 const BLOCKS: u64 = 1024;
 
 fn rig() -> Rig {
@@ -45,7 +45,7 @@ impl Foreign {
         let mut command = Command::new("timeout");
         // Debian's own interpreter: the one that has Debian's python3-libnbd.
         command
-            .args(["300", "/usr/bin/python3"])
+            .args(["600", "/usr/bin/python3"])
             .arg(beside("clients/steady_client.py"))
             .arg(uri)
             .stdin(Stdio::piped())

@@ -9,12 +9,20 @@ use std::time::Duration;
 use taipan_nbd::Errno;
 
 use crate::harness::daemon::{Daemon, Rig};
-use crate::harness::{KIB, pattern};
+use crate::harness::{KIB, pattern, wait_until};
 
 const PAGE: usize = 4096;
 const BLOCK: u64 = 4 * KIB;
 /// Blocks of shard 0 lie so far apart.
 const SHARDS: u64 = 16;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Nothing is committed before the end, and so nothing of the log released: the tests say what is
+/// where.
+fn rig() -> Rig {
+    Rig::new(&["vol0:1GiB"]).with_flags(&["--set=commit.interval_seconds=3600"])
+}
 
 /// One page of a file, overwritten until it is put right.
 struct Damage {
@@ -143,7 +151,7 @@ fn assert_refused_naming(rig: &Rig, name: &str) {
 
 #[test]
 fn a_torn_tail_is_void_and_what_was_flushed_stays() {
-    let rig = Rig::new(&["vol0:1GiB"]);
+    let rig = rig();
     let daemon = rig.start();
     write_one(&daemon, 0, 1);
     write_one(&daemon, 1, 1);
@@ -157,9 +165,7 @@ fn a_torn_tail_is_void_and_what_was_flushed_stays() {
         None
     );
     let newer = || batches(&file).pop().filter(|last| last.number > flushed);
-    crate::harness::wait_until("the timer's batch", Duration::from_secs(10), || {
-        newer().is_some()
-    });
+    wait_until("the timer's batch", LIMIT, || newer().is_some());
     let torn = newer().unwrap();
     daemon.kill();
     rig.lose_memory();
@@ -183,7 +189,7 @@ fn a_torn_tail_is_void_and_what_was_flushed_stays() {
 
 #[test]
 fn damage_before_valid_batches_is_refused_and_repairable() {
-    let rig = Rig::new(&["vol0:1GiB"]);
+    let rig = rig();
     let daemon = rig.start();
     for index in 0..8 {
         write_one(&daemon, index, 1);
@@ -206,7 +212,7 @@ fn damage_before_valid_batches_is_refused_and_repairable() {
 
 #[test]
 fn a_damaged_log_head_is_refused_and_repairable() {
-    let rig = Rig::new(&["vol0:1GiB"]);
+    let rig = rig();
     let daemon = rig.start();
     write_one(&daemon, 0, 1);
     daemon.kill();
@@ -224,7 +230,7 @@ fn a_damaged_log_head_is_refused_and_repairable() {
 
 #[test]
 fn a_damaged_chunk_gives_an_error_and_never_wrong_bytes() {
-    let rig = Rig::new(&["vol0:1GiB"]);
+    let rig = rig();
     let daemon = rig.start();
     for index in 0..64 {
         write_one(&daemon, index, 1);
@@ -251,7 +257,7 @@ fn a_damaged_chunk_gives_an_error_and_never_wrong_bytes() {
     assert_eq!(failed, 1, "exactly one block is damaged");
     assert!(daemon.metric("taipan_read_nearby_blocks_total") > 30.0);
     let name = chunk.file_name().unwrap().to_str().unwrap();
-    daemon.await_log(name, Duration::from_secs(5));
+    daemon.await_log(name, LIMIT);
     daemon.stop();
 
     damaged.put_right();
@@ -264,7 +270,7 @@ fn a_damaged_chunk_gives_an_error_and_never_wrong_bytes() {
 
 #[test]
 fn a_damaged_manifest_is_refused_and_repairable() {
-    let rig = Rig::new(&["vol0:1GiB"]);
+    let rig = rig();
     let daemon = rig.start();
     write_one(&daemon, 0, 1);
     daemon.stop();

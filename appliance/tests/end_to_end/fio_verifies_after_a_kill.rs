@@ -7,7 +7,7 @@ use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::program::{Ended, Program};
 use crate::harness::wait_until;
 
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(400);
 
 fn fio(rig: &Rig, daemon: &Daemon, job: &str) -> Program {
     Program::new("fio", LIMIT)
@@ -77,9 +77,13 @@ fn the_saved_state_verifies_after_a_kill() {
     let rig = Rig::new(&["vol0:2GiB"]);
     let daemon = rig.start();
     let job = "--name=state --rw=randwrite --bs=4k --size=1g";
+    // So slowly that it is under way for a minute, whenever the kill comes.
     let write = fio(&rig, &daemon, job).args("--do_verify=0 --verify_state_save=1 --fsync=32");
+    let write = write.arg("--rate=16m");
     let writer = std::thread::spawn(move || write.run());
-    std::thread::sleep(Duration::from_secs(3));
+    wait_until("thousands of requests", LIMIT, || {
+        daemon.metric("taipan_requests_total") > 8000.0
+    });
     daemon.kill();
     let ended: Ended = writer.join().unwrap();
     assert!(
@@ -87,9 +91,7 @@ fn the_saved_state_verifies_after_a_kill() {
         "the job ended before the kill: {ended}"
     );
     let state = rig.path("local-state-0-verify.state");
-    wait_until("fio's saved state", Duration::from_secs(5), || {
-        state.exists()
-    });
+    assert!(state.exists(), "fio saved no state: {ended}");
 
     let daemon = rig.start();
     // One read at a time: fio compares the reads that have *ended* with the number of writes to

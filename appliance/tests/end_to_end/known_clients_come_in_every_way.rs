@@ -12,7 +12,7 @@ use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::pattern;
 use crate::harness::program::Program;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const MIB: u64 = 1 << 20;
 /// Of `data:` and of the image that is copied there.
 const SIZE: u64 = 32 * MIB;

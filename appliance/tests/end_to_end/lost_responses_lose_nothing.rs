@@ -29,7 +29,7 @@ fn survives(rules: &Value) {
     server.faults(rules);
     let writers = ledger.start_writers(&daemon.socket(), &mut dice);
     std::thread::sleep(Duration::from_secs(3));
-    wait_until("each fault", Duration::from_secs(60), || {
+    wait_until("each fault", Duration::from_secs(240), || {
         server.fired().iter().all(|&count| count > 0)
     });
     let mut client = daemon.client("vol0");

@@ -18,7 +18,7 @@ const PIECES_PER_CUT: usize = 64;
 const VOLUME_BYTES: u64 = PIECES * PIECE_BYTES;
 const CHUNK_BYTES: u64 = 1 << 20;
 const OVERWRITES: u64 = 10;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Bytes of all chunks below the folder of a `dir:` backend.
 fn chunk_bytes(folder: &Path) -> u64 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::harness::daemon::Rig;
 use crate::harness::program::Program;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const RULES: &str = r#"
 [[access]]
 volumes = ["*"]

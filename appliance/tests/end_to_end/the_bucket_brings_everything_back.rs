@@ -7,7 +7,7 @@ use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::program::Program;
 use crate::harness::s3::SeaweedFs;
 
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs `copy` with `$SOURCE` and `$VOLUME` as the URIs of the plugin and of the volume.
 fn with_source(daemon: &Daemon, copy: &str) {

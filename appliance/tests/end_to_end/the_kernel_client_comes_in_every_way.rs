@@ -12,7 +12,7 @@ use crate::harness::daemon::Rig;
 use crate::harness::guest::Image;
 use crate::harness::program::Program;
 
-const STEP: Duration = Duration::from_secs(240);
+const STEP: Duration = Duration::from_secs(400);
 /// What a discarded terabyte, or empty file systems there, may cost in memory.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
 

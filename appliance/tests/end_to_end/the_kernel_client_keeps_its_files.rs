@@ -10,7 +10,7 @@ use crate::harness::guest::Image;
 use crate::harness::program::Program;
 use crate::harness::s3::SeaweedFs;
 
-const STEP: Duration = Duration::from_secs(240);
+const STEP: Duration = Duration::from_secs(400);
 
 /// Writes to the other volume, so that the server has work when it is killed.
 fn load(daemon: &Daemon) -> std::thread::JoinHandle<()> {

@@ -23,7 +23,7 @@ fn what_is_passed_by_name_is_used_and_survives_a_hand_off() {
     ];
     let answers = || {
         for uri in &uris {
-            let info = Program::new("nbdinfo", Duration::from_secs(20));
+            let info = Program::new("nbdinfo", Duration::from_secs(60));
             info.args("--size").arg(uri).succeed();
         }
     };

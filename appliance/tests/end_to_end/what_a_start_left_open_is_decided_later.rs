@@ -12,7 +12,7 @@ use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::s3::FakeS3;
 use crate::harness::{MIB, pattern, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn write(daemon: &Daemon, place: u64) -> Option<Errno> {
     let data = pattern(place, 1, MIB as usize);

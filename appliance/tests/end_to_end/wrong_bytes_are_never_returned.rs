@@ -142,7 +142,7 @@ fn wrong_bytes_of_the_cache_file_are_fetched_again() {
     check(&daemon);
     wait_until(
         "the cache file to hold them",
-        Duration::from_secs(30),
+        Duration::from_secs(120),
         || daemon.metric("taipan_cache_file_blocks") >= (PLACES * MIB / 4096) as f64,
     );
     let files = cache_files(&rig.data().join("cache"));

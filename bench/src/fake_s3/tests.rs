@@ -409,6 +409,7 @@ fn a_write_that_hangs_takes_effect_when_its_client_is_gone() {
     server
         .faults()
         .add(Rule::on(&[Verb::Put], Action::Hang { ms: 300 }));
+    let begun = Instant::now();
     let mut stream = TcpStream::connect(server.address()).expect("a connection");
     let head = b"PUT /taipan/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
     stream.write_all(head).expect("a request");
@@ -416,12 +417,13 @@ fn a_write_that_hangs_takes_effect_when_its_client_is_gone() {
         std::thread::sleep(Duration::from_millis(1));
     }
     drop(stream);
-    assert!(server.object("k").is_none());
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = begun + Duration::from_secs(60);
     while server.object("k").is_none() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(server.object("k").is_some());
+    let hung = begun.elapsed();
+    assert!(hung >= Duration::from_millis(300), "only {hung:?}");
 }
 
 #[test]
@@ -449,7 +451,7 @@ fn a_server_that_refuses_comes_back_on_its_port() {
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
         Ok(_) => false,
     };
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + Duration::from_secs(60);
     while !refused() {
         assert!(Instant::now() < patience, "it never refused");
     }

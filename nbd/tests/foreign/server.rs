@@ -41,13 +41,13 @@ impl Server {
             return None;
         };
         let server = Self { child, directory };
-        for _ in 0..1000 {
+        for _ in 0..6000 {
             if UnixStream::connect(server.socket()).is_ok() {
                 return Some(server);
             }
             thread::sleep(Duration::from_millis(10));
         }
-        panic!("{tool} does not serve after ten seconds");
+        panic!("{tool} does not serve after a minute");
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

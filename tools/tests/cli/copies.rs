@@ -376,7 +376,7 @@ fn a_server_that_speaks_no_nbd_is_told_apart() {
 #[test]
 fn a_server_that_dies_within_the_copy_fails_it() {
     let scratch = Scratch::new();
-    let server = scratch.nbdkit(&["--filter=delay", "memory", "size=64M", "rdelay=50ms"]);
+    let server = scratch.nbdkit(&["--filter=delay", "memory", "size=64M", "rdelay=1000ms"]);
     let child = scratch
         .command(&["export", "v", &scratch.text("out"), "--requests", "1"])
         .stdout(Stdio::piped())

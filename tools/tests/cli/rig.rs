@@ -87,7 +87,7 @@ pub(crate) fn ran(output: &Output) -> Ran {
 
 /// Waits until somebody listens on the socket.
 fn wait_for(socket: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while UnixStream::connect(socket).is_err() {
         assert!(Instant::now() < deadline, "nobody listens on {socket:?}");
         std::thread::sleep(Duration::from_millis(10));
@@ -121,7 +121,7 @@ impl FakeControl {
     /// The next request that was received.
     pub(crate) fn asked(&self) -> Asked {
         self.requests
-            .recv_timeout(Duration::from_secs(20))
+            .recv_timeout(Duration::from_secs(60))
             .expect("a request was received")
     }
 }

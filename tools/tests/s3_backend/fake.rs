@@ -169,7 +169,8 @@ fn a_server_that_is_away_is_transient_at_once_and_after_the_start() {
     let error = create(&backend, BODY).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
     assert_eq!(counts(&backend, "put").retries, 3);
-    assert!(began.elapsed() < Duration::from_secs(20));
+    // Eight attempts: two that are answered by nobody would take longer.
+    assert!(began.elapsed() < Duration::from_secs(29));
     fake.server.faults().down(None);
     assert_eq!(create(&backend, BODY).unwrap(), Put::Created);
 }
@@ -246,7 +247,7 @@ fn a_large_object_goes_in_parts_and_a_failed_upload_is_given_up() {
     let began = Instant::now();
     while !fake.server.open_uploads().is_empty() {
         assert!(
-            began.elapsed() < Duration::from_secs(20),
+            began.elapsed() < Duration::from_secs(60),
             "an upload is left open"
         );
         std::thread::sleep(Duration::from_millis(5));

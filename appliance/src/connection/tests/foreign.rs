@@ -22,7 +22,7 @@ pub(super) const COPIED: u64 = 256 << 20;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     requests_max: 100,
     bytes_max: 64 << 20,
-    handshake_ms: 1000,
+    handshake_ms: 60_000,
 };
 
 /// Serves whoever connects a volume of so many bytes, until `stop`.

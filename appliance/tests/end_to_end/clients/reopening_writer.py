@@ -19,7 +19,7 @@ import nbd
 BLOCK = 4096
 BLOCKS = 65536
 IN_FLIGHT = 64
-RECONNECT_SECONDS = 60
+RECONNECT_SECONDS = 180
 
 
 def content(block, version):

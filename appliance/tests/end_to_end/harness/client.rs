@@ -14,7 +14,7 @@ use taipan_nbd::{
 };
 
 /// Longest silence of the server before a read fails.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// A connection in transmission.
 pub(crate) struct NbdClient {

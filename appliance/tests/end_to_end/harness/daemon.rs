@@ -18,9 +18,13 @@ use super::s3::Bucket;
 use super::{beside, built, http, wait_until};
 
 /// From the start to serving, a replay of the small WAL of these tests included.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_secs(180);
 /// From SIGTERM to the end.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
+/// The least time after which a hand-off is given up because somebody does not answer.
+const HANDOFF_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a command may be refused because of a client that has left.
+const REFUSED_LIMIT: Duration = Duration::from_secs(120);
 
 /// Directories and settings of a daemon that comes and goes.
 pub(crate) struct Rig {
@@ -46,10 +50,11 @@ pub(crate) struct Daemon {
 }
 
 /// A port of the loopback that was free a moment ago. Counted up from below the range from which
-/// the kernel takes ports for connections, so that it stays free until the daemon has it.
+/// the kernel takes ports for connections, and above those of [`super::s3`], so that it stays free
+/// until the daemon has it.
 pub(crate) fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = 20_000 + (std::process::id() % 1000) as u16 * 10;
+    let base = 22_000 + (std::process::id() % 700) as u16 * 10;
     loop {
         let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -217,16 +222,36 @@ impl Rig {
     /// Another process takes over from the daemon, which must end without an error, unless a
     /// failpoint ends it.
     pub(crate) fn succeed(&self, mut daemon: Daemon, failpoints: &str) -> Daemon {
-        let mut successor = self.spawn_successor(&daemon, &[], failpoints);
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let ended = match self.try_to_succeed(&mut daemon, failpoints) {
+                Ok(successor) => return successor,
+                Err(ended) => ended,
+            };
+            // Where all stand still for seconds clients are not kept waiting: they are served on.
+            let stood_still = begun.elapsed() > HANDOFF_PATIENCE && daemon.alive();
+            assert!(stood_still, "the successor ended: {ended}");
+            eprintln!("no hand-off this time: {ended}");
+        }
+        panic!("no hand-off");
+    }
+
+    /// Gives what the successor said if it ended.
+    fn try_to_succeed(&self, daemon: &mut Daemon, failpoints: &str) -> Result<Daemon, String> {
+        let mut successor = self.spawn_successor(daemon, &[], failpoints);
         let pid = u64::from(successor.pid());
-        let ready = |successor: &Daemon| successor.controls() && successor.status()["pid"] == pid;
+        // While one takes over from the other a request may find nobody.
+        let ready = |successor: &Daemon| {
+            let status = successor.try_status();
+            status.is_some_and(|status| status["pid"] == pid)
+        };
         if let Some(status) = successor.await_ready(ready) {
-            panic!("the successor ended ({status}): {}", successor.said());
+            return Err(format!("{status}: {}", successor.said()));
         }
         let status = daemon.ended(STOP_LIMIT);
         let killed = status.signal() == Some(Signal::KILL.as_raw());
         assert!(status.success() || killed, "the predecessor: {status}");
-        successor
+        Ok(successor)
     }
 
     /// A successor that a failpoint ends.
@@ -336,12 +361,39 @@ impl Daemon {
             .arg(&self.data)
     }
 
+    /// Runs the command until it succeeds, as one that is refused while a client that just left is
+    /// still known. Gives what it said.
+    pub(crate) fn succeed_soon(&self, line: &str) -> String {
+        let mut said = String::new();
+        wait_until(line, REFUSED_LIMIT, || {
+            let ended = self.taipan().args(line).run();
+            said = ended.stdout;
+            ended.status.success()
+        });
+        said
+    }
+
+    /// Runs a command that must be refused, for this reason in the end: as long as a client that
+    /// just left is still known it may be refused for that one. Gives what it said.
+    pub(crate) fn refused_for(&self, line: &str, why: &str) -> String {
+        let mut said = String::new();
+        wait_until(&format!("{line}: {why:?}"), REFUSED_LIMIT, || {
+            said = self.taipan().args(line).fail();
+            said.contains(why)
+        });
+        said
+    }
+
     /// `GET /v1/status`.
     pub(crate) fn status(&self) -> serde_json::Value {
+        self.try_status().expect("the control API answers")
+    }
+
+    /// The same where nobody may answer.
+    fn try_status(&self) -> Option<serde_json::Value> {
         let socket = self.data.join("control.sock");
-        let (code, body) = http::get_unix(&socket, "/v1/status").expect("the control API answers");
-        assert_eq!(code, 200, "{body}");
-        serde_json::from_str(&body).expect("status is JSON")
+        let (code, body) = http::get_unix(&socket, "/v1/status").ok()?;
+        (code == 200).then(|| serde_json::from_str(&body).expect("status is JSON"))
     }
 
     /// What the status says of one volume.
@@ -468,8 +520,7 @@ impl Daemon {
     }
 
     fn controls(&self) -> bool {
-        let socket = self.data.join("control.sock");
-        matches!(http::get_unix(&socket, "/v1/status"), Ok((200, _)))
+        self.try_status().is_some()
     }
 }
 

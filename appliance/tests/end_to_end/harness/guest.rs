@@ -10,6 +10,8 @@ use std::time::Duration;
 use super::beside;
 use super::program::Program;
 
+const BUILD_LIMIT: Duration = Duration::from_secs(300);
+
 /// A running guest. Killed when dropped.
 pub(crate) struct Guest {
     qemu: Child,
@@ -28,7 +30,7 @@ impl Image {
     /// Builds the initramfs and the archive of a real tree of at least 200 MB.
     pub(crate) fn build() -> Self {
         let image = Self::without_tree();
-        Program::new(beside("guest/build-tree"), Duration::from_secs(120))
+        Program::new(beside("guest/build-tree"), BUILD_LIMIT)
             .arg(image.path("tree.tar"))
             .succeed();
         image
@@ -37,7 +39,7 @@ impl Image {
     /// Builds the initramfs and a disk with fio.
     pub(crate) fn with_fio() -> Self {
         let image = Self::without_tree();
-        Program::new(beside("guest/build-fio"), Duration::from_secs(120))
+        Program::new(beside("guest/build-fio"), BUILD_LIMIT)
             .arg(image.path("fio.ext4"))
             .succeed();
         image
@@ -46,7 +48,7 @@ impl Image {
     /// Builds the initramfs alone.
     pub(crate) fn without_tree() -> Self {
         let folder = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        let limit = Duration::from_secs(120);
+        let limit = BUILD_LIMIT;
         let kernel = Program::new(beside("guest/build-initramfs"), limit)
             .arg(folder.path().join("initramfs"))
             .arg(beside("guest/init"))

@@ -13,7 +13,7 @@ use std::time::Duration;
 use script::Style;
 
 /// A server that says nothing for so long hangs.
-const SILENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(60);
 
 fn connect(socket: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(socket).expect("the server listens");

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::program::Program;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A file system of a few MiB.
 pub(crate) struct SmallDisk {
@@ -44,9 +44,11 @@ impl SmallDisk {
         self.mount.path().join(name)
     }
 
-    /// Takes all the room there is.
+    /// Takes all the room there is, more of it if it did already.
     pub(crate) fn fill(&self) {
-        let mut ballast = File::create(self.path("ballast")).unwrap();
+        let mut ballast = File::options();
+        let ballast = ballast.create(true).append(true);
+        let mut ballast = ballast.open(self.path("ballast")).unwrap();
         let block = [0x55; 1 << 16];
         while ballast.write_all(&block).is_ok() {}
     }

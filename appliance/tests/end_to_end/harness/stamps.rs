@@ -110,8 +110,8 @@ impl Ledger {
         }
     }
 
-    /// Waits for the writers and takes in what they did.
-    pub(crate) fn join(&mut self, writers: Writers) {
+    /// Waits for the writers and takes in what they did. Gives how many answers they had.
+    pub(crate) fn join(&mut self, writers: Writers) -> u64 {
         for thread in writers.threads {
             let part = thread.join().expect("a writer");
             for (block, version) in part.writes {
@@ -119,6 +119,7 @@ impl Ledger {
             }
             self.flushed = self.flushed.max(part.flushed);
         }
+        writers.answers.load(Ordering::SeqCst)
     }
 
     /// The time now: what is sent later is above it.
@@ -126,10 +127,10 @@ impl Ledger {
         self.clock.load(Ordering::SeqCst)
     }
 
-    /// True if anything was answered after `moment`.
-    pub(crate) fn answered_after(&self, moment: u64) -> bool {
+    /// True if anything that was sent after `moment` was answered.
+    pub(crate) fn answered_later(&self, moment: u64) -> bool {
         let mut versions = self.history.iter().flatten();
-        versions.any(|version| version.answered != u64::MAX && version.answered > moment)
+        versions.any(|version| version.answered != u64::MAX && version.sent > moment)
     }
 
     /// Reads the whole image; fails if a block is torn or holds another one's stamp.
