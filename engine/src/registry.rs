@@ -37,7 +37,7 @@ pub use clones::{
     CloneLayout, CloneName, NewClone, clones_of, create_clone, create_clone_from, release_dead_pins,
 };
 pub use deletion::{Freed, Freeing, deleted_volumes, finish_deletion, mark_again};
-pub use flatten::{release_clone, snapshots_in_need};
+pub use flatten::{is_clone, release_clone, snapshots_in_need};
 pub use groups::{GroupEntry, GroupVerdict, settle_group};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,

@@ -39,7 +39,13 @@ pub(crate) fn resolve(
     wanted: &Wanted,
 ) -> Outcome<(ImageName, String)> {
     let point = match wanted {
-        Wanted::Image(ImageName::Snapshot(name)) => return Ok(snapshot(name)),
+        Wanted::Image(ImageName::Snapshot(name)) => {
+            let all = control.snapshots(volume)?.snapshots;
+            return match all.iter().any(|known| known.name == *name) {
+                true => Ok(snapshot(name)),
+                false => Err(neither(volume, name)),
+            };
+        }
         Wanted::Image(ImageName::Point(point)) => *point,
         Wanted::TimeOr(time, name) => {
             let all = control.snapshots(volume)?.snapshots;
@@ -58,6 +64,15 @@ pub(crate) fn resolve(
     let name = PointName::Manifest(found.manifest);
     let told = format!("{name} ({})", committed(&found));
     Ok((ImageName::Point(name), told))
+}
+
+/// It may have been meant as a time.
+fn neither(volume: &VolumeName, name: &SnapshotName) -> Failure {
+    let text = format!(
+        "volume \"{volume}\" has no snapshot \"{name}\"; a time is written as \
+         2026-11-21T20:00:00Z, a point in time as @12"
+    );
+    Failure::new(Exit::NotFound, text)
 }
 
 fn snapshot(name: &SnapshotName) -> (ImageName, String) {

@@ -23,7 +23,7 @@ impl Promotion {
     /// Looks at the volume. Refused, with nothing changed, while clients are connected or snapshots
     /// have no clone that takes them over.
     pub(crate) fn plan(control: &Control, name: &VolumeName) -> Outcome<Self> {
-        let refuse = |text: String| Err(Failure::new(Exit::Failed, text));
+        let refuse = |text: String| Err(Failure::new(Exit::Conflict, text));
         let connections = control.volume(name)?.connections;
         if connections > 0 {
             let text = format!("volume \"{name}\" has {connections} connected clients");

@@ -6,6 +6,7 @@ use taipan_engine::api::{
     VolumeInfo,
 };
 use taipan_engine::snapshot::{QualifiedImage, QualifiedName, SnapshotName};
+use taipan_engine::timestamp::UnixMs;
 use taipan_engine::volume::VolumeName;
 
 use crate::cli::{Target, snapshot_name, volume_name};
@@ -153,6 +154,7 @@ fn list(list: &SnapshotList) -> String {
     let mut table = Table::new(&[
         ("SNAPSHOT", Align::Left),
         ("STATE", Align::Left),
+        ("ASKED FOR AT", Align::Left),
         ("MANIFEST", Align::Right),
         ("EPOCH", Align::Right),
         ("ID", Align::Left),
@@ -161,6 +163,7 @@ fn list(list: &SnapshotList) -> String {
         table.row([
             info.name.to_string(),
             word(info.state),
+            UnixMs(info.asked_at_ms).to_string(),
             or_dash(info.manifest),
             or_dash(info.epoch),
             info.id.to_string(),
@@ -175,10 +178,7 @@ fn show(info: &SnapshotInfo) -> String {
         .add("snapshot", format!("{}@{}", info.volume, info.name))
         .add("id", info.id.to_string())
         .add("state", word(info.state))
-        .add(
-            "asked for at",
-            format!("{} ms since 1970", info.asked_at_ms),
-        )
+        .add("asked for at", UnixMs(info.asked_at_ms).to_string())
         .add("manifest", or_dash(info.manifest))
         .add("generation", or_dash(info.generation))
         .add("epoch", or_dash(info.epoch));
@@ -209,9 +209,12 @@ mod tests {
         let all = list(&SnapshotList {
             snapshots: vec![info],
         });
-        assert!(
-            all.contains("daily     taken         -      -  0000000000000007"),
-            "{all}"
+        let row = all.lines().last().expect("a row");
+        let words: Vec<&str> = row.split_whitespace().collect();
+        let time = "1970-01-01T00:00:00.005Z";
+        assert_eq!(
+            words,
+            ["daily", "taken", time, "-", "-", "0000000000000007"]
         );
         assert!(list(&SnapshotList::default()).contains("no snapshots"));
     }

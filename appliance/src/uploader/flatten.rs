@@ -24,6 +24,8 @@ use super::{UploadVolume, Uploader};
 const LOOK_EVERY_MS: u64 = 200;
 /// First and longest wait after a failure.
 const BACKOFF_MS: (u64, u64) = (1000, 60_000);
+/// Reading the first manifest.
+const ASKING: Duration = Duration::from_secs(20);
 /// Reading the indexes of older snapshots, and letting go.
 const LETTING_GO: Duration = Duration::from_secs(300);
 
@@ -95,12 +97,20 @@ impl Flattens {
     }
 }
 
-/// Notes durably that the volume is to be flattened.
+/// Notes durably that the volume is to be flattened, if it is a clone.
 async fn note(means: Rc<Means>, mut local: LocalHead, answer: Answer) -> Change {
-    local.flattening = true;
-    let saved = means.save(local.clone()).await;
     let id = local.id;
-    let result = saved.map(|()| Box::new(local));
+    let work = async {
+        let asked = registry::is_clone(&*means.backend, id);
+        if !within(ASKING, "ask whether a volume is a clone", asked).await? {
+            let text = "the volume is no clone: it needs nothing of other volumes";
+            return Err(Error::invalid(text));
+        }
+        local.flattening = true;
+        means.save(local.clone()).await?;
+        Ok(Box::new(local))
+    };
+    let result = work.await;
     Change::FlattenNoted { id, result, answer }
 }
 

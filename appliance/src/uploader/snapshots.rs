@@ -88,12 +88,13 @@ impl Uploader {
     pub(super) fn ask_for(&self, name: &VolumeName, wish: &SnapshotWish) -> Result<VolumeId> {
         let (_, id) = self.find(name)?;
         let pending = || self.coordinator.pending_snapshots(id);
+        // One that is committed may be pending, too, until its commit is over.
+        let commit = &self.volumes[&id].commit;
+        commit.may_take(&wish.name, pending().count())?;
         if pending().any(|(other, _)| other.name == wish.name) {
             let text = format!("a snapshot named {:?} is being taken", wish.name.as_str());
             return Err(Error::new(ErrorKind::AlreadyExists, text));
         }
-        let commit = &self.volumes[&id].commit;
-        commit.may_take(&wish.name, pending().count())?;
         Ok(id)
     }
 

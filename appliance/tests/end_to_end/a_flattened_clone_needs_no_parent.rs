@@ -50,6 +50,8 @@ fn in_use_through_crashes_and_when_the_parent_goes() {
     let taipan = |line: &str| daemon.taipan().args(line).succeed();
     fill(&daemon, "vol0", 0..BLOCKS, 1);
     taipan("snapshot create vol0 golden");
+    let said = daemon.taipan().args("volume flatten vol0").fail();
+    assert!(said.contains("no clone"), "{said}");
     for clone in ["one", "two"] {
         taipan(&format!("clone vol0@golden {clone}"));
     }

@@ -29,6 +29,12 @@ pub async fn snapshots_in_need(
     Ok(in_need)
 }
 
+/// Whether the volume began as a clone.
+pub async fn is_clone(backend: &dyn Backend, volume: VolumeId) -> Result<bool> {
+    let first = read_manifest(backend, volume, ManifestNum(1)).await?;
+    Ok(first.origin.is_some())
+}
+
 /// Releases the pin of a volume at the snapshot that it was cloned from, if it is a clone. Only of
 /// one of which no image that is kept, or will ever be, needs anything of other volumes: its writer
 /// knows it of the present one, of all that follow from the chain, and of its snapshots and points.
