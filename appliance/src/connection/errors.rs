@@ -2,7 +2,7 @@
 //! for people is in `docs/operations/errors.md`.
 
 use taipan_engine::core::Failure;
-use taipan_nbd::protocol::command;
+use taipan_nbd::protocol::{command, command_flag};
 use taipan_nbd::{Errno, ReplyTo, Request};
 
 use super::Session;
@@ -15,9 +15,26 @@ pub(super) enum Cause {
     Engine(Failure),
     /// It breaks a rule of the protocol or of the export, which gives the errno.
     Refused(Errno),
+    /// It is beyond the end, which is EINVAL where nothing is written.
+    Beyond,
 }
 
 impl Cause {
+    /// Why `errno` refuses a request to an export of so many bytes.
+    pub(super) fn of_refusal(request: &Request, errno: Errno, size: u64) -> Self {
+        let Request { offset, length, .. } = *request;
+        let is_beyond = offset > size || length > size - offset;
+        let has_range = request.flags & command_flag::PAYLOAD_LEN == 0
+            && matches!(
+                request.command,
+                command::READ | command::TRIM | command::CACHE | command::BLOCK_STATUS
+            );
+        match errno {
+            Errno::Inval if has_range && is_beyond => Self::Beyond,
+            errno => Self::Refused(errno),
+        }
+    }
+
     /// What the client is sent.
     pub(super) fn errno(self) -> Errno {
         match self {
@@ -26,6 +43,7 @@ impl Cause {
             Self::Engine(Failure::ReadOnly) => Errno::Perm,
             Self::Engine(Failure::Gone) => Errno::Shutdown,
             Self::Refused(errno) => errno,
+            Self::Beyond => Errno::Inval,
         }
     }
 
@@ -37,7 +55,7 @@ impl Cause {
             Self::Engine(Failure::ReadOnly) => "the volume may only be read",
             Self::Engine(Failure::Gone) => "the volume is not served here any more",
             Self::Refused(Errno::Perm) => "the export is read-only",
-            Self::Refused(Errno::NoSpc) => "beyond the end of the export",
+            Self::Refused(Errno::NoSpc) | Self::Beyond => "beyond the end of the export",
             Self::Refused(Errno::NotSup) => "only whole blocks are zeroed fast",
             Self::Refused(Errno::Overflow) => "too long for one piece",
             Self::Refused(_) => "the request breaks a rule of the protocol or of the export",
@@ -61,12 +79,12 @@ pub(super) struct Failed {
 
 impl Failed {
     /// A request that breaks a rule.
-    pub(super) fn refused(request: &Request, errno: Errno) -> Self {
+    pub(super) fn refused(request: &Request, errno: Errno, size: u64) -> Self {
         Self {
             kind: kind_of(request.command),
             offset: request.offset,
             len: request.length,
-            cause: Cause::Refused(errno),
+            cause: Cause::of_refusal(request, errno, size),
         }
     }
 }
@@ -82,7 +100,7 @@ impl Session {
         if let Some(kind) = failed.kind {
             self.counters.failed(kind);
         }
-        let Some(unsaid) = self.failures.note(now_ns) else {
+        let Some(unsaid) = self.failures.note(failed.cause, now_ns) else {
             return;
         };
         tracing::warn!(
@@ -129,6 +147,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beyond_the_end_is_said_to_be() {
+        let cause = |command, flags, offset, length| {
+            let request = Request {
+                flags,
+                command,
+                cookie: 1,
+                offset,
+                length,
+            };
+            Cause::of_refusal(&request, Errno::Inval, 1000)
+        };
+        let rule = Cause::Refused(Errno::Inval);
+        let rows = [
+            (cause(command::READ, 0, 999, 2), Cause::Beyond),
+            (cause(command::TRIM, 0, u64::MAX, 1), Cause::Beyond),
+            (cause(command::CACHE, 0, 0, u64::MAX), Cause::Beyond),
+            (cause(command::BLOCK_STATUS, 0, 1001, 0), Cause::Beyond),
+            (cause(command::READ, 64, 998, 2), rule),
+            (cause(command::FLUSH, 64, 2000, 2), rule),
+            (cause(99, 0, 2000, 2), rule),
+        ];
+        for (number, (told, expected)) in rows.into_iter().enumerate() {
+            assert_eq!(told, expected, "{number}");
+        }
+    }
+
+    #[test]
     fn the_table_for_people_has_each_cause_with_its_errno_and_no_other() {
         let failures = [
             Failure::Io,
@@ -145,7 +190,9 @@ mod tests {
             Errno::NotSup,
         ];
         let causes = failures.map(Cause::Engine).into_iter();
-        let causes = causes.chain(refusals.map(Cause::Refused));
+        let causes = causes
+            .chain(refusals.map(Cause::Refused))
+            .chain([Cause::Beyond]);
         let mut sent: Vec<_> = causes.map(|c| (c.errno().name(), c.text())).collect();
         let mut told = rows();
         sent.sort_unstable();

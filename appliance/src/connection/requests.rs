@@ -433,7 +433,7 @@ impl Connection {
             self.gone(around);
             return false;
         }
-        let failed = Failed::refused(request, refusal.errno);
+        let failed = Failed::refused(request, refusal.errno, session.info.size);
         session.failed(&failed, &self.peer, around.now_ns);
         session.refused = Some(Refused {
             asked,
@@ -459,7 +459,9 @@ impl Connection {
         if refused.payload > 0 {
             return false;
         }
-        Cause::Refused(refused.errno).answer(refused.asked.to(), &mut self.output);
+        let Refused { asked, errno, .. } = refused;
+        let cause = Cause::of_refusal(&asked.request, *errno, session.info.size);
+        cause.answer(asked.to(), &mut self.output);
         session.refused = None;
         true
     }
@@ -517,7 +519,7 @@ impl Connection {
         match query {
             Ok(query) => self.start_status(asked, query, around),
             Err(errno) => {
-                let failed = Failed::refused(&asked.request, errno);
+                let failed = Failed::refused(&asked.request, errno, session.info.size);
                 session.failed(&failed, &self.peer, around.now_ns);
                 failed.cause.answer(asked.to(), &mut self.output);
             }
