@@ -127,15 +127,32 @@ impl Shared {
                 .all(|shard| shard.failure.is_none() && shard.durable_batch >= shard.last_batch)
     }
 
+    /// Whether something never will be durable.
+    fn has_failed_shard(&self) -> bool {
+        let reports = self.reports();
+        let mut shards = reports.iter().flat_map(|report| &report.shards);
+        shards.any(|shard| shard.failure.is_some())
+    }
+
+    fn is_stopping(&self) -> bool {
+        let run_state = self.run_state.lock();
+        *run_state.unwrap_or_else(std::sync::PoisonError::into_inner) == RunState::Stopping
+    }
+
     /// The same, a moment later if need be: a core that was quiet first may have got parts of
     /// requests of the others since.
     pub(super) fn durable_soon(&self) -> bool {
-        let deadline = Instant::now() + DURABLE_WAIT;
+        // Nobody waits for a stop, which has the time of a disk that stands still for seconds.
+        let limit = match self.is_stopping() {
+            true => QUIESCE_WAIT,
+            false => DURABLE_WAIT,
+        };
+        let deadline = Instant::now() + limit;
         loop {
             if self.everything_durable() {
                 return true;
             }
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || self.has_failed_shard() {
                 return false;
             }
             std::thread::sleep(DURABLE_PAUSE);

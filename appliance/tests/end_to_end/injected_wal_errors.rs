@@ -9,6 +9,8 @@ use crate::harness::{KIB, MIB, pattern, wait_until};
 /// One block in each of the 16 shards.
 const STRIPE: u64 = 64 * KIB;
 
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// How the cause is shown to people.
 const CAUSE: &str = "Input/output error";
 
@@ -42,9 +44,7 @@ fn one_error_is_survived(failpoints: &str) {
     write_stripes(&daemon, 32..96, 2);
     check_stripes(&daemon, 0..32, 1);
     for counted in ["taipan_wal_errors_total", "taipan_wal_rewrites_total"] {
-        wait_until(counted, Duration::from_secs(10), || {
-            daemon.metric(counted) > 0.0
-        });
+        wait_until(counted, LIMIT, || daemon.metric(counted) > 0.0);
     }
     daemon.kill();
     rig.lose_memory();
@@ -95,17 +95,14 @@ fn a_persisting_error_fails_closed(failpoints: &str) {
     // Reads go on, and what was committed or flushed before is there.
     check_stripes(&daemon, 0..8, 1);
 
-    daemon.await_log(CAUSE, Duration::from_secs(5));
-    let status = daemon.status();
+    daemon.await_log(CAUSE, LIMIT);
     let failed = |shard: &serde_json::Value| !shard["failure"].is_null();
-    assert!(
-        status["shards"].as_array().unwrap().iter().any(failed),
-        "{status:#}"
-    );
-    assert!(
-        !status["problems"].as_array().unwrap().is_empty(),
-        "{status:#}"
-    );
+    wait_until("the failed shard to be shown", LIMIT, || {
+        let status = daemon.status();
+        let shards = status["shards"].as_array().unwrap();
+        let problems = status["problems"].as_array().unwrap();
+        shards.iter().any(failed) && !problems.is_empty()
+    });
     let failing = |line: &str| {
         line.starts_with("taipan_shard_failed") && line.split(' ').next_back() == Some("1")
     };

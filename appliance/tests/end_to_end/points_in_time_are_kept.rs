@@ -1,16 +1,13 @@
 //! A mistake is undone without a snapshot: within its window every committed cut of a volume can be
 //! listed, read and gone back to, also after a restart, and they are given up with the window.
 
-use std::time::Duration;
-
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, Rig};
-use crate::harness::{pattern, wait_until};
+use crate::harness::pattern;
 
 const BLOCKS: u64 = 32;
 const BLOCK_BYTES: usize = 4096;
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Writes everything and commits it.
 fn fill(daemon: &Daemon, version: u64) {
@@ -43,17 +40,6 @@ fn check(daemon: &Daemon, export: &str, version: u64) {
         let same = found.unwrap().unwrap() == pattern(block, version, BLOCK_BYTES);
         assert!(same, "block {block} of {export} is not of {version}");
     }
-}
-
-/// Rolls back once the clients that just left are not known any more.
-fn roll_back(daemon: &Daemon, to: &str) -> String {
-    let mut said = String::new();
-    wait_until("a rollback", LIMIT, || {
-        let done = daemon.taipan().args("rollback vol0").arg(to).run();
-        said = done.stdout;
-        done.status.success()
-    });
-    said
 }
 
 #[test]
@@ -95,7 +81,7 @@ fn for_the_window_of_their_volume() {
     let daemon = rig.start();
     check(&daemon, "vol0", 3);
     let time = taipan_engine::timestamp::UnixMs(second["committed_at_ms"].as_u64().unwrap());
-    let said = roll_back(&daemon, &time.to_string());
+    let said = daemon.succeed_soon(&format!("rollback vol0 {time}"));
     assert!(
         said.contains(&format!("\"@{} (", number(&second))),
         "{said}"
@@ -106,15 +92,9 @@ fn for_the_window_of_their_volume() {
     let kept = points(&daemon);
     assert!(kept.len() >= 5, "{kept:?}");
     check(&daemon, &format!("vol0@@{}", number(&first)), 1);
-    roll_back(&daemon, &format!("@{}", number(&first)));
+    daemon.succeed_soon(&format!("rollback vol0 @{}", number(&first)));
     check(&daemon, "vol0", 1);
-    wait_until("the window is closed", LIMIT, || {
-        let off = daemon
-            .taipan()
-            .args("volume set vol0 --pitr-window-seconds 0")
-            .run();
-        off.status.success()
-    });
+    daemon.succeed_soon("volume set vol0 --pitr-window-seconds 0");
     assert_eq!(points(&daemon).len(), 0);
     // The volume goes on as any other.
     fill(&daemon, 5);

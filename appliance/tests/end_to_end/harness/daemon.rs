@@ -159,6 +159,23 @@ impl Rig {
         daemon
     }
 
+    /// Starts a daemon that a failpoint ends soon; none if it already has.
+    pub(crate) fn start_unless_crashed(&self, failpoints: &str) -> Option<Daemon> {
+        let mut daemon = self.spawn(&[], failpoints);
+        match daemon.await_ready(|daemon| daemon.healthy() && daemon.listens()) {
+            None => Some(daemon),
+            Some(status) => {
+                let signal = status.signal();
+                assert_eq!(
+                    signal,
+                    Some(Signal::KILL.as_raw()),
+                    "{failpoints}: {status}"
+                );
+                None
+            }
+        }
+    }
+
     /// Starts a daemon that a failpoint ends before it serves.
     pub(crate) fn start_to_crash(&self, failpoints: &str) -> Daemon {
         self.spawn(&[], failpoints)

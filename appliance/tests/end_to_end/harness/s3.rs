@@ -275,6 +275,14 @@ impl FakeS3 {
         self.admin("DELETE", "stats", "");
     }
 
+    /// The latest requests since the start or the last reset whose keys contain `part`.
+    pub(crate) fn requests_for(&self, part: &str) -> Vec<Value> {
+        let log = self.admin("GET", "log", "");
+        let is_asked_for = |seen: &&Value| seen["key"].as_str().is_some_and(|k| k.contains(part));
+        let seen = log.as_array().expect("a list of requests").iter();
+        seen.filter(is_asked_for).cloned().collect()
+    }
+
     /// Requests since the start or the last reset, and all of them as a list for messages.
     pub(crate) fn requests(&self) -> (u64, String) {
         let stats = self.admin("GET", "stats", "");
