@@ -63,6 +63,9 @@ pub const SEND_BYTES_MAX: usize = 4 << 20;
 /// A client whose socket is not known to be full gets so many reply bytes in a turn, and perhaps
 /// one reply more: whether it takes them shows when they are sent.
 const BURST_BYTES: usize = 256 << 10;
+/// Requests that are taken before their replies are sent: the client works on these while the next
+/// ones are made. With all of them in one piece each side would wait for the other.
+const REQUESTS_PER_TURN: usize = 16;
 
 /// Name of a connection within its core; the generation makes it unique over reuse of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -350,6 +353,9 @@ impl Connection {
             match self.work(around) {
                 Outcome::Waiting | Outcome::Ready => {}
                 outcome => return outcome,
+            }
+            if self.late {
+                return self.settle(Outcome::Ready);
             }
         }
         if !self.readable || self.finishing || self.broken || self.is_resting() {

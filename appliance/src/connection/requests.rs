@@ -14,7 +14,7 @@ use super::errors::{Cause, Failed};
 use super::pieces::leave_out_holes;
 use super::replies::{Answer, Found, STATUS_BYTES, data_head, hole_head, map_query};
 use super::throttled::Toll;
-use super::{BURST_BYTES, Connection, Outcome, Phase, Session, Surroundings};
+use super::{BURST_BYTES, Connection, Outcome, Phase, REQUESTS_PER_TURN, Session, Surroundings};
 use crate::metrics::RequestKind;
 
 /// Payload of a large write is handed on in pieces of at least this many bytes.
@@ -306,8 +306,12 @@ impl Connection {
     }
 
     fn take_what_fits(&mut self, around: &mut Surroundings<'_>) {
+        let mut looks = 0;
         while !self.finishing && !self.broken && !self.is_resting() && !self.is_paused(around) {
-            if !self.unread && self.output.len() >= BURST_BYTES {
+            looks += 1;
+            let is_burst = !self.unread && self.output.len() >= BURST_BYTES;
+            let is_much = looks > REQUESTS_PER_TURN && !self.input.bytes().is_empty();
+            if is_burst || is_much {
                 self.late = true;
                 break;
             }

@@ -61,6 +61,25 @@ fn replies_are_counted_from_the_turn_that_makes_them() {
 }
 
 #[test]
+fn replies_are_sent_before_many_more_are_made() {
+    let mut rig = Rig::connect(Wishes::default());
+    let read = rig.header(command::READ, 0, (0, 4096));
+    let asked = REQUESTS_PER_TURN * 2 + 3;
+    rig.client.write_all(&read.repeat(asked)).unwrap();
+    for replies in [REQUESTS_PER_TURN, REQUESTS_PER_TURN, 3] {
+        let outcome = rig.turn();
+        assert_eq!(rig.connection.output.len(), replies * (4096 + 16));
+        assert!(rig.flush());
+        assert_eq!(outcome == Outcome::Ready, replies == REQUESTS_PER_TURN);
+    }
+    // Exactly as many as are taken at once need no further look.
+    rig.client
+        .write_all(&read.repeat(REQUESTS_PER_TURN))
+        .unwrap();
+    assert_eq!(rig.turn(), Outcome::Waiting);
+}
+
+#[test]
 fn a_client_gets_one_burst_before_it_has_shown_that_it_takes_replies() {
     let mut rig = Rig::connect(Wishes::default());
     rig.ask_for(40);
