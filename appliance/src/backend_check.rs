@@ -223,6 +223,10 @@ impl Backend for CheckedBackend {
     fn counts(&self) -> Vec<VerbCounts> {
         self.inner.counts()
     }
+
+    fn answers(&self) -> u64 {
+        self.inner.answers()
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use crate::lock::free_bytes;
 use crate::metrics::Metrics;
 use crate::opening::Opened;
 use crate::ownership::Ownership;
+use crate::patience::QUESTION_SILENCE_MAX;
 use crate::quarantine::Quarantine;
 use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
 use crate::search::{BACKEND_WAIT, Search, is_deleted};
@@ -257,8 +258,8 @@ fn find_volumes(
     let search = Search {
         backend,
         copies: offline.as_ref().map(|offline| offline as &dyn Backend),
-        answers: &|| copies.map_or(0, LocalMetadata::answers),
         patience: BACKEND_WAIT,
+        silence: QUESTION_SILENCE_MAX,
         away: Cell::default(),
         heads,
         heads_dir: &heads_dir,

@@ -24,11 +24,11 @@ use taipan_engine::registry::{
 };
 
 use crate::config::VolumeConfig;
-use crate::deadline::block_on_until;
 use crate::directory::{Directory, Volume};
 use crate::fetcher::ChunkTables;
 use crate::inbox::{CoreAddress, CoreMessage};
 use crate::ownership::Ownership;
+use crate::patience::{QUESTION_SILENCE_MAX, block_while_answering};
 use crate::quarantine::{Quarantine, oldest_ms, unix_ms};
 use crate::tail::{LiveLogs, ScannedLog};
 use crate::uploader::{Request, UploaderAddress};
@@ -40,8 +40,6 @@ pub(crate) use lacking::Lacking;
 const TURN: Duration = Duration::from_secs(1);
 /// After a failure it waits so long.
 const PAUSE: Duration = Duration::from_secs(5);
-/// How long the backend may take for one question.
-const BACKEND_WAIT: Duration = Duration::from_secs(10);
 /// How long the cores may take to report.
 const REPORT_WAIT: Duration = Duration::from_secs(2);
 
@@ -263,10 +261,7 @@ impl Caretaker {
     }
 
     fn ask<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
-        block_on_until(question, Instant::now() + BACKEND_WAIT).unwrap_or_else(|| {
-            let text = "the backend does not answer";
-            Err(Error::new(ErrorKind::Transient, text))
-        })
+        block_while_answering(&*self.backend, QUESTION_SILENCE_MAX, question)
     }
 
     /// Looks what the backend holds, after a start that could not.
@@ -289,6 +284,7 @@ impl Caretaker {
                 self.request(|reply| Request::Create {
                     name,
                     settings,
+                    insists: true,
                     reply,
                 });
             }

@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod notify;
 pub mod opening;
 pub mod ownership;
+mod patience;
 pub mod quarantine;
 pub mod recovery;
 mod search;

@@ -18,16 +18,16 @@ use taipan_engine::shard::VolumeSlot;
 use taipan_engine::volume::VolumeSettings;
 
 use crate::boot::BootVolume;
-use crate::deadline::block_on_while;
 use crate::directory::{LOST_CACHE, Volume};
 use crate::opening::{Found, Opened, open_at_start, open_unverified};
+use crate::patience::block_while_answering;
 use crate::quarantine::{Quarantine, oldest_ms, unix_ms, written_ms};
 use crate::recovery::Replayed;
 
 /// What is told of a volume that is served from local copies.
 const UNVERIFIED: &str = "the backend could not be reached at the start: served as this appliance \
                           last knew it; the first commit tells whether another one took it over";
-/// How long a start waits for the backend before it serves what it knows without it.
+/// How long a start waits for a backend that fails before it serves what it knows without it.
 pub(crate) const BACKEND_WAIT: Duration = Duration::from_secs(10);
 /// How long it waits for each further volume once the backend went away meanwhile.
 const AWAY_WAIT: Duration = Duration::from_secs(1);
@@ -38,10 +38,10 @@ pub(crate) struct Search<'a> {
     pub(crate) backend: &'a dyn Backend,
     /// What is known without it; `None`: a backend on this machine, without which nothing starts.
     pub(crate) copies: Option<&'a dyn Backend>,
-    /// How often the backend answered.
-    pub(crate) answers: &'a dyn Fn() -> u64,
-    /// A backend that does not answer for so long is taken for unreachable.
+    /// A backend that fails for so long is taken for unreachable,
     pub(crate) patience: Duration,
+    /// … and one that says nothing for so long.
+    pub(crate) silence: Duration,
     /// It did not answer the last question.
     pub(crate) away: Cell<bool>,
     pub(crate) heads: &'a LocalHeads,
@@ -96,27 +96,13 @@ impl Search<'_> {
         if self.copies.is_none() {
             return block_on(question());
         }
-        let patience = match self.away.get() {
-            true => self.patience.min(AWAY_WAIT),
-            false => self.patience,
+        let (patience, silence) = match self.away.get() {
+            true => (AWAY_WAIT, AWAY_WAIT),
+            false => (self.patience, self.silence),
         };
         let begun = Instant::now();
-        let (mut seen, mut deadline) = ((self.answers)(), begun + patience);
-        let mut deadline = move || {
-            let answers = (self.answers)();
-            if std::mem::replace(&mut seen, answers) != answers {
-                deadline = Instant::now() + patience;
-            }
-            deadline
-        };
         loop {
-            let answer = block_on_while(question(), &mut deadline);
-            let answer = answer.unwrap_or_else(|| {
-                let seconds = patience.as_secs();
-                let text = format!("the backend did not answer within {seconds} s");
-                Err(Error::new(ErrorKind::Transient, text))
-            });
-            match answer {
+            match block_while_answering(self.backend, silence, question()) {
                 Err(error) if is_unreachable(&error) && begun.elapsed() < patience => {
                     std::thread::sleep(BACKEND_PAUSE);
                 }

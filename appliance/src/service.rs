@@ -1,6 +1,7 @@
 //! The running data plane as the control plane and the daemon see it.
 
 mod clones;
+mod configured;
 mod ending;
 mod parking;
 mod snapshots;
@@ -39,6 +40,7 @@ use crate::handoff::Offer;
 use crate::inbox::{CoreAddress, CoreMessage, CoreReport, RosterRequest};
 use crate::listeners::{Acceptor, Listeners};
 use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::patience::WAIT_MAX;
 use crate::quarantine::Quarantine;
 use crate::sync_mode::SyncChoice;
 use crate::uploader::{Request, UploaderAddress, UploaderState};
@@ -47,8 +49,9 @@ mod space;
 
 /// How long a core may take to report.
 const REPORT_WAIT: Duration = Duration::from_secs(2);
-/// How long the uploader may take for a request other than a drain.
-const REQUEST_WAIT: Duration = Duration::from_secs(110);
+/// How long the uploader may take for a request other than a drain: it waits for the commit under
+/// way, then for the operation, and tells before how it stands.
+const REQUEST_WAIT: Duration = Duration::from_secs(2 * WAIT_MAX.as_secs() + 30);
 /// The uploader turns once a second at least unless it waits for the backend.
 const UPLOADER_STILL: Duration = Duration::from_secs(30);
 
@@ -113,6 +116,8 @@ struct Shared {
     parts: ServiceParts,
     recovery: Mutex<RecoveryStatus>,
     run_state: Mutex<RunState>,
+    /// Configured volumes for which the start did not wait.
+    awaited: Mutex<Vec<VolumeName>>,
 }
 
 impl Service {
@@ -122,6 +127,7 @@ impl Service {
             parts,
             recovery: Mutex::default(),
             run_state: Mutex::new(RunState::Serving),
+            awaited: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -150,39 +156,6 @@ impl Service {
             .recovery
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = recovery;
-    }
-
-    /// Creates the configured volumes that do not exist yet; existing ones keep their settings.
-    pub fn create_configured(&self) -> Result<()> {
-        for wanted in &self.shared.parts.config.volumes {
-            match self.shared.parts.directory.get(&wanted.name) {
-                Some(volume) if volume.state().0 == VolumeState::Elsewhere => {
-                    // Not a reason to leave the others unserved.
-                    tracing::error!(
-                        volume = %wanted.name,
-                        "the configured volume exists and another appliance owns it; take it over \
-                         with `taipan volume takeover`, or choose another name"
-                    );
-                }
-                Some(volume) => {
-                    for difference in wanted.differences(&volume.settings()) {
-                        tracing::warn!(
-                            volume = %wanted.name,
-                            "the volume exists and keeps its settings: {difference}"
-                        );
-                    }
-                }
-                None => {
-                    let (name, settings) = (wanted.name.clone(), wanted.settings.clone());
-                    self.shared.ask(|reply| Request::Create {
-                        name,
-                        settings,
-                        reply,
-                    })?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -390,7 +363,7 @@ impl Shared {
     }
 
     fn problems(&self, status: &Status) -> Vec<String> {
-        let mut problems = Vec::new();
+        let mut problems = self.absent_volumes();
         for shard in &status.shards {
             if let Some(failure) = &shard.failure {
                 problems.push(format!("shard {}: {failure}", shard.shard));
@@ -520,6 +493,7 @@ impl Appliance for Shared {
         self.ask(|reply| Request::Create {
             name,
             settings,
+            insists: false,
             reply,
         })?;
         self.show(&created)

@@ -1,10 +1,20 @@
 //! SIGTERM and SIGINT: the first asks for an orderly stop, the second ends the process at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use taipan_engine::error::{Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit code after a second signal: the stop was not orderly, nothing acknowledged is lost.
 pub const IMPATIENT_EXIT: i32 = 130;
+
+/// Whether a first one has come.
+static COME: AtomicBool = AtomicBool::new(false);
+
+/// Whether the process was told to end: what is not yet under way need not begin.
+pub fn has_come() -> bool {
+    COME.load(Ordering::Acquire)
+}
 
 /// Calls `stop` with the signal's name at the first SIGTERM or SIGINT and ends the process at the
 /// second. Watches from a thread of its own, before this returns.
@@ -27,6 +37,7 @@ pub fn watch(stop: impl FnOnce(&'static str) + Send + 'static) -> Result<()> {
             runtime.block_on(async {
                 let first = next(&mut terminate, &mut interrupt).await;
                 tracing::info!(signal = first, "stopping; a second signal ends at once");
+                COME.store(true, Ordering::Release);
                 stop(first);
                 let second = next(&mut terminate, &mut interrupt).await;
                 tracing::warn!(
@@ -61,5 +72,6 @@ mod tests {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
             .unwrap();
         assert_eq!(hears.recv_timeout(Duration::from_secs(60)), Ok("SIGTERM"));
+        assert!(has_come());
     }
 }

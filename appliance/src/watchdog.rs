@@ -7,12 +7,23 @@ use std::time::{Duration, Instant};
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A core turns once a second at least; a disk that blocks it for longer than this is dead.
-const STUCK_MS: u64 = 60_000;
+const STUCK: Duration = Duration::from_secs(60);
 
 /// The heartbeats that are looked at.
 pub struct Watchdog {
     started: Instant,
-    watched: Vec<(String, Arc<AtomicU64>)>,
+    watched: Vec<Watched>,
+    /// How long this process ran, as far as the watchdog noticed. A process that is stopped, or its
+    /// machine, and goes on later, is not stuck.
+    awake: Duration,
+}
+
+struct Watched {
+    name: String,
+    heartbeat: Arc<AtomicU64>,
+    /// Its last value, and since when it has it.
+    seen: u64,
+    since: Duration,
 }
 
 impl Watchdog {
@@ -21,6 +32,7 @@ impl Watchdog {
         Self {
             started,
             watched: Vec::new(),
+            awake: Duration::ZERO,
         }
     }
 
@@ -28,16 +40,21 @@ impl Watchdog {
     pub fn watch(&mut self, name: String, heartbeat: Arc<AtomicU64>) {
         let now_ms = self.started.elapsed().as_millis() as u64;
         heartbeat.store(now_ms, Ordering::Relaxed);
-        self.watched.push((name, heartbeat));
+        self.watched.push(Watched {
+            name,
+            heartbeat,
+            seen: now_ms,
+            since: self.awake,
+        });
     }
 
     /// Looks until the process ends.
-    pub fn start(self) -> std::io::Result<()> {
+    pub fn start(mut self) -> std::io::Result<()> {
         let look = move || {
             loop {
+                let slept = Instant::now();
                 std::thread::sleep(LOOK_EVERY);
-                let now_ms = self.started.elapsed().as_millis() as u64;
-                if let Some(name) = self.stuck(now_ms) {
+                if let Some(name) = self.stuck(slept.elapsed()) {
                     tracing::error!(core = name, "stuck for a minute: the process ends itself");
                     std::process::abort();
                 }
@@ -49,12 +66,19 @@ impl Watchdog {
             .map(drop)
     }
 
-    fn stuck(&self, now_ms: u64) -> Option<&str> {
-        let late = |heartbeat: &AtomicU64| {
-            now_ms.saturating_sub(heartbeat.load(Ordering::Relaxed)) > STUCK_MS
-        };
-        let found = self.watched.iter().find(|(_, heartbeat)| late(heartbeat));
-        found.map(|(name, _)| name.as_str())
+    /// A thread that does not turn, `passed` after the last look.
+    fn stuck(&mut self, passed: Duration) -> Option<&str> {
+        self.awake += passed.min(2 * LOOK_EVERY);
+        let awake = self.awake;
+        for watched in &mut self.watched {
+            let beat = watched.heartbeat.load(Ordering::Relaxed);
+            if std::mem::replace(&mut watched.seen, beat) != beat {
+                watched.since = awake;
+            }
+        }
+        let is_stuck = |watched: &&Watched| awake - watched.since > STUCK;
+        let found = self.watched.iter().find(is_stuck);
+        found.map(|watched| watched.name.as_str())
     }
 }
 
@@ -68,8 +92,20 @@ mod tests {
         let (alive, dead) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         watchdog.watch("alive".into(), Arc::clone(&alive));
         watchdog.watch("dead".into(), Arc::clone(&dead));
-        assert_eq!(watchdog.stuck(STUCK_MS), None);
-        alive.store(STUCK_MS, Ordering::Relaxed);
-        assert_eq!(watchdog.stuck(STUCK_MS + 1000), Some("dead"));
+        for look in 1..=30 {
+            alive.store(1_000_000 + look, Ordering::Relaxed);
+            assert_eq!(watchdog.stuck(LOOK_EVERY), None, "{look}");
+        }
+        alive.store(2_000_000, Ordering::Relaxed);
+        assert_eq!(watchdog.stuck(LOOK_EVERY), Some("dead"));
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_for_an_hour_goes_on() {
+        let mut watchdog = Watchdog::new(Instant::now());
+        watchdog.watch("core".into(), Arc::new(AtomicU64::new(0)));
+        // The watchdog may be the first to run again.
+        assert_eq!(watchdog.stuck(Duration::from_secs(3600)), None);
+        assert_eq!(watchdog.stuck(LOOK_EVERY), None);
     }
 }

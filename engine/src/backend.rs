@@ -179,6 +179,12 @@ pub trait Backend: Send + Sync {
     fn counts(&self) -> Vec<VerbCounts> {
         Vec::new()
     }
+
+    /// How often it answered so far, be it with no: tells a slow one from one that is away. Always
+    /// 0 where that is not counted.
+    fn answers(&self) -> u64 {
+        0
+    }
 }
 
 /// What a URL does not say.

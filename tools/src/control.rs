@@ -1,8 +1,9 @@
 //! Client of the control API: HTTP/1.1 with JSON bodies over the daemon's unix socket.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
@@ -25,11 +26,15 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::failure::{Exit, Failure, Outcome, exit_of};
+use crate::waiting::{NOTICE_EVERY, notice};
 
 /// Most bytes of an answer that are read: the status of some ten thousand volumes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// How long an ordinary answer may take. A creation waits for the backend, so this is generous.
-const ANSWER_SECONDS: u64 = 120;
+/// How long an ordinary answer may take. A creation waits for the backend, and the daemon says
+/// within nine minutes at most how it stands.
+const ANSWER_SECONDS: u64 = 600;
+/// How long the status may take, of which no more is made than a line.
+const STATUS_SECONDS: u64 = 5;
 
 /// A client of one daemon. Every call opens its own connection.
 pub(crate) struct Control {
@@ -86,7 +91,9 @@ impl Control {
     pub(crate) fn commit(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
         let what = format!("commit volume \"{name}\"");
         let path = commit_path(name);
-        let answer = self.exchange(&what, Method::POST, &path, Bytes::new(), None)?;
+        // The command shows its progress itself.
+        let exchange = self.exchange_unlimited(&what, Method::POST, &path, Bytes::new());
+        let answer = self.runtime.block_on(exchange)?;
         self.read(&what, &answer)
     }
 
@@ -283,20 +290,34 @@ impl Control {
         body: Bytes,
         limit: Option<Duration>,
     ) -> Outcome<Bytes> {
-        let exchange = self.exchange_unlimited(what, method, path, body);
+        let began = Instant::now();
         self.runtime.block_on(async {
-            let Some(limit) = limit else {
-                return exchange.await;
-            };
-            let late = |_| {
-                let why = format!(
-                    "no answer within {} s; it may still take effect, see `taipan status`",
-                    limit.as_secs()
-                );
-                self.failed(what, Exit::Failed, &why)
-            };
-            tokio::time::timeout(limit, exchange).await.map_err(late)?
+            let mut exchange = pin!(self.exchange_unlimited(what, method, path, body));
+            loop {
+                let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
+                let next = left.map_or(NOTICE_EVERY, |left| left.min(NOTICE_EVERY));
+                if let Ok(answer) = tokio::time::timeout(next, exchange.as_mut()).await {
+                    return answer;
+                }
+                if let Some(limit) = limit.filter(|limit| began.elapsed() >= *limit) {
+                    let why = format!(
+                        "no answer within {} s; it may still take effect, see `taipan status`",
+                        limit.as_secs()
+                    );
+                    return Err(self.failed(what, Exit::Failed, &why));
+                }
+                self.tell_waiting(what, began.elapsed()).await;
+            }
         })
+    }
+
+    /// Says how it stands, on standard error. A courtesy: nothing comes of it if that fails.
+    async fn tell_waiting(&self, what: &str, waited: Duration) {
+        let asked = self.exchange_unlimited(what, Method::GET, STATUS_PATH, Bytes::new());
+        let asked = tokio::time::timeout(Duration::from_secs(STATUS_SECONDS), asked).await;
+        let status = asked.ok().and_then(Result::ok);
+        let status = status.and_then(|body| serde_json::from_slice::<Status>(&body).ok());
+        let _ = writeln!(io::stderr(), "{}", notice(what, waited, status.as_ref()));
     }
 
     async fn exchange_unlimited(

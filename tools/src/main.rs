@@ -18,6 +18,7 @@ mod table;
 mod transfer;
 mod verify;
 mod volume;
+mod waiting;
 mod warm;
 
 use std::process::ExitCode;

@@ -22,8 +22,8 @@ use crate::sockets::{listen_tcp, listen_unix};
 
 /// Open connections of each server.
 const CONNECTIONS_MAX: usize = 64;
-/// Threads for calls that block.
-const BLOCKING_THREADS_MAX: usize = 8;
+/// Threads for calls that block: a call that waits for a slow backend keeps no other one waiting.
+const BLOCKING_THREADS_MAX: usize = 2 * CONNECTIONS_MAX;
 /// How long answers in flight may take once the daemon stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 

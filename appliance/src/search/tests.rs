@@ -75,8 +75,8 @@ impl Machine {
         let search = Search {
             backend: &self.copies,
             copies: Some(&offline),
-            answers: &|| self.copies.answers(),
             patience: PATIENCE,
+            silence: PATIENCE,
             away: Cell::default(),
             heads: &self.heads,
             heads_dir: &self.path("volumes"),

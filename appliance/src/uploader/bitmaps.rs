@@ -20,8 +20,8 @@ use taipan_engine::snapshot::{Snapshot, SnapshotId, SnapshotName};
 use super::Uploader;
 use super::changes::Change;
 use super::effects::Means;
-use super::patience::within;
-use super::views::{Asker, IDLE_MS, OPENING, refusal, used_by};
+use super::patience::while_answering;
+use super::views::{Asker, IDLE_MS, refusal, used_by};
 use crate::directory::{Bitmap, Bookmark, Volume};
 use crate::inbox::{AddBaseline, CoreMessage};
 
@@ -119,7 +119,8 @@ async fn load(means: Rc<Means>, pair: Pair, snapshot: Snapshot, to: Rc<VolumeBas
         }
         Ok(parts)
     };
-    let result = within(OPENING, "load the index of a snapshot", attempt).await;
+    let what = "load the index of a snapshot";
+    let result = while_answering(&*means.backend, what, attempt).await;
     Change::BitmapLoaded(Box::new(BitmapChange {
         export: pair.export,
         since: snapshot.id,

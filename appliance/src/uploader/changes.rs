@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use taipan_engine::api::VolumeState;
@@ -23,7 +22,7 @@ use taipan_engine::volume::{OnLostCache, VolumeName, VolumeSettings};
 use super::bitmaps::BitmapChange;
 use super::clones::PointChange;
 use super::effects::Means;
-use super::patience::{Answer, is_final, until_known, within};
+use super::patience::{Answer, Zeal, until_known, while_answering, with_zeal};
 use super::points::wall_clock;
 use super::takeover::Regained;
 use super::views::ViewChange;
@@ -33,18 +32,13 @@ use crate::inbox::{AddVolume, CoreMessage};
 use crate::opening::{Opened, open_created, open_volume};
 use crate::tail::Tail;
 
-/// A creation is given up for now after so long; a repeat goes on where it stopped.
-const CREATION_WAIT: Duration = Duration::from_secs(60);
-/// One attempt: a few small requests.
-const ATTEMPT: Duration = Duration::from_secs(30);
-const CREATION_PAUSE: Duration = Duration::from_millis(500);
-
 /// A volume to be created.
 pub(crate) struct Creation {
     pub(super) seed: VolumeSeed,
     pub(super) name: VolumeName,
     pub(super) image: Image,
     pub(super) stamped_through: Epoch,
+    pub(super) zeal: Zeal,
 }
 
 /// What a volume to be created begins as.
@@ -150,6 +144,7 @@ async fn try_create(means: &Means, creation: &mut Creation) -> Result<Opened> {
         name,
         image,
         stamped_through,
+        ..
     } = creation;
     match image {
         Image::Zeros(settings) => {
@@ -169,18 +164,14 @@ async fn try_create(means: &Means, creation: &mut Creation) -> Result<Opened> {
     open_volume(backend, heads, seed.id, *stamped_through).await
 }
 
-/// Creates the volume and opens it, again and again for a while.
-pub(super) async fn create(means: Rc<Means>, mut creation: Creation, answer: Answer) -> Change {
-    let started = Instant::now();
-    let result = loop {
-        let attempt = try_create(&means, &mut creation);
-        match within(ATTEMPT, "create a volume", attempt).await {
-            Err(error) if !is_final(error.kind()) && started.elapsed() < CREATION_WAIT => {
-                glommio::timer::sleep(CREATION_PAUSE).await;
-            }
-            known => break known.map(Box::new),
-        }
-    };
+/// Creates the volume and opens it. One that is given up goes on when it is repeated.
+pub(super) async fn create(means: Rc<Means>, mut creation: Creation, mut answer: Answer) -> Change {
+    let what = format!("create volume {:?}", creation.name.as_str());
+    let (backend, zeal) = (&*means.backend, creation.zeal);
+    let created = with_zeal(backend, &what, zeal, &mut answer, async || {
+        try_create(&means, &mut creation).await.map(Box::new)
+    });
+    let result = created.await;
     Change::Created {
         creation,
         result,
@@ -202,12 +193,12 @@ pub(super) async fn configure(
     let id = old.volume;
     let (backend, now) = (&*means.backend, wall_clock());
     let asked = registry::read_manifest(backend, id, old.number);
-    if let Err(error) = within(ATTEMPT, "ask the backend", asked).await {
+    if let Err(error) = while_answering(backend, "ask the backend", asked).await {
         let text = "nothing was changed: the backend does not answer; try again when it does";
         let result = Err(Error::new(error.kind(), text).with_source(error));
         return Change::Configured { id, result, answer };
     }
-    let stored = until_known("change settings", &mut answer, || async {
+    let stored = until_known(backend, "change settings", &mut answer, async || {
         failpoint::hit("configure.put").map_err(|e| Error::io("failpoint", e))?;
         registry::configure(backend, &old, &settings, now).await
     });
@@ -239,7 +230,7 @@ pub(super) async fn configure(
 pub(super) async fn delete(means: Rc<Means>, head: Manifest, mut answer: Answer) -> Change {
     let id = head.volume;
     let backend = &*means.backend;
-    let deleted = until_known("delete a volume", &mut answer, || async {
+    let deleted = until_known(backend, "delete a volume", &mut answer, async || {
         failpoint::hit("delete.put").map_err(|e| Error::io("failpoint", e))?;
         registry::delete_volume(backend, &head).await
     });

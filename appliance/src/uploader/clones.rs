@@ -2,7 +2,7 @@
 //! however old it gets; then it is cloned as any other.
 
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crossbeam_channel::Sender;
 use taipan_engine::error::{Error, ErrorKind, Result};
@@ -19,12 +19,9 @@ use taipan_engine::volume::VolumeName;
 use super::changes::{Change, CloneOf, Configured, Image};
 use super::control::answer;
 use super::effects::Means;
-use super::patience::{Answer, until_known, within};
+use super::patience::{Answer, Zeal, until_known, while_answering};
 use super::{Request, Uploader};
 use crate::quarantine::unix_ms;
-
-/// Reading the index of a point.
-const PREPARING: Duration = Duration::from_secs(60);
 
 /// A point was kept as a snapshot, or not.
 pub(crate) struct PointChange {
@@ -54,9 +51,10 @@ impl Keeping {
         let (backend, mut local) = (&*means.backend, self.local);
         let what = (&self.point, self.wish);
         let prepared = registry::prepare_kept_point(backend, &self.head, &self.table, what);
-        let (next, image) = within(PREPARING, "read a point in time", prepared).await?;
-        let head = until_known("keep a point in time", answer, || {
-            registry::put_kept_point(backend, &next)
+        let prepared = while_answering(backend, "read a point in time", prepared);
+        let (next, image) = prepared.await?;
+        let head = until_known(backend, "keep a point in time", answer, async || {
+            registry::put_kept_point(backend, &next).await
         });
         let head = head.await?;
         local.advance(&head);
@@ -111,7 +109,7 @@ impl Uploader {
             snapshot,
             image,
         };
-        self.create(name, Image::Snapshot(Box::new(of)), reply);
+        self.create(name, Image::Snapshot(Box::new(of)), Zeal::UntilLate, reply);
     }
 
     /// Keeps the image that a clone was made of for more of them.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use futures::channel::oneshot;
@@ -19,9 +20,10 @@ use taipan_engine::volume::{VolumeName, VolumeSettings};
 
 use super::changes::{self, Change, Creation, Creations, Image};
 use super::groups::GroupWish;
-use super::patience::Answer;
+use super::patience::{Answer, Zeal};
 use super::{Drain, Message, Uploader};
 use crate::directory::Volume;
+use crate::patience::{Limits, Watch};
 use crate::tail::{Tail, TailSource};
 
 /// Makes the new settings of a volume from the old, or refuses.
@@ -35,6 +37,8 @@ pub enum Request {
         name: VolumeName,
         /// Its settings, validated.
         settings: VolumeSettings,
+        /// Go on however long the backend is away, unlike for somebody who may ask again.
+        insists: bool,
         /// Tells how it ended.
         reply: Sender<Result<()>>,
     },
@@ -188,15 +192,12 @@ pub enum Request {
     },
 }
 
-/// How long a request waits for the commit under way. Its volume is in no cut meanwhile, so a
-/// commit that cannot end must not hold it for ever.
-const WAIT_MS_MAX: u64 = 60_000;
-
-/// A request that waits until its volume has no commit under way.
+/// A request that waits until its volume has no commit under way. The volume is in no cut
+/// meanwhile, so a commit that cannot end must not hold it for ever.
 pub(super) struct Waiting {
     request: Request,
     id: VolumeId,
-    until_ms: u64,
+    watch: Watch,
 }
 
 impl Waiting {
@@ -211,8 +212,9 @@ impl Uploader {
             Request::Create {
                 name,
                 settings,
+                insists,
                 reply,
-            } => self.create(name, Image::Zeros(settings), reply),
+            } => self.create(name, Image::Zeros(settings), Zeal::of(insists), reply),
             Request::Clone {
                 ref of, ref image, ..
             } => match self.snapshot_to_clone(of, image) {
@@ -302,17 +304,17 @@ impl Uploader {
 
     fn begin_when_settled(&mut self, id: VolumeId, request: Request) {
         self.coordinator.hold(id);
-        let until_ms = self.now_ms() + WAIT_MS_MAX;
+        let answers = self.means.backend.answers();
         self.waiting.push(Waiting {
             request,
             id,
-            until_ms,
+            watch: Watch::begin(Limits::default(), answers, Instant::now()),
         });
     }
 
     /// Begins the requests whose volume has no commit under way.
     pub(super) fn run_waiting(&mut self, now_ms: u64) {
-        for waiting in std::mem::take(&mut self.waiting) {
+        for mut waiting in std::mem::take(&mut self.waiting) {
             let id = waiting.id;
             let Some(upload) = self.volumes.get_mut(&id) else {
                 answer(waiting.request, deleted());
@@ -324,7 +326,7 @@ impl Uploader {
                 answer(waiting.request, fenced());
             } else if !upload.changing && upload.settle(now_ms) {
                 self.begin(id, waiting.request);
-            } else if now_ms < waiting.until_ms {
+            } else if self.may_settle(&mut waiting.watch) {
                 self.waiting.push(waiting);
                 continue;
             } else {
@@ -332,6 +334,13 @@ impl Uploader {
             }
             self.unhold_if_free(id);
         }
+    }
+
+    /// Whether a commit under way may still end soon.
+    fn may_settle(&self, watch: &mut Watch) -> bool {
+        let now = Instant::now();
+        watch.look(self.means.backend.answers(), now);
+        !watch.is_late(now)
     }
 
     /// Lets commits of the volume go on once nobody changes its head otherwise.
@@ -427,7 +436,13 @@ impl Uploader {
         Err(Error::new(ErrorKind::Busy, text))
     }
 
-    pub(super) fn create(&mut self, name: VolumeName, image: Image, reply: Sender<Result<()>>) {
+    pub(super) fn create(
+        &mut self,
+        name: VolumeName,
+        image: Image,
+        zeal: Zeal,
+        reply: Sender<Result<()>>,
+    ) {
         let text = format!("a volume {:?} exists already", name.as_str());
         if self.directory.get(&name).is_some() {
             let _ = reply.send(Err(Error::new(ErrorKind::AlreadyExists, text)));
@@ -446,6 +461,7 @@ impl Uploader {
             name,
             image,
             stamped_through: self.clock.now(),
+            zeal,
         };
         let answer = Answer::new(reply, "the creation is pending");
         let means = std::rc::Rc::clone(&self.means);

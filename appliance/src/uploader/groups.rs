@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use taipan_engine::api::SnapshotWait;
@@ -19,13 +18,12 @@ use super::Uploader;
 use super::changes::Change;
 use super::control::Request;
 use super::effects::Means;
-use super::patience::within;
+use super::patience::while_answering;
 
 /// Groups are looked at so often.
 const LOOK_EVERY_MS: u64 = 500;
 /// What was refused is tried again after so long: a verdict, a deletion of what it leaves.
 const AGAIN_MS: u64 = 10_000;
-const SETTLING: Duration = Duration::from_secs(30);
 
 /// A group that somebody wants.
 pub struct GroupWish {
@@ -77,7 +75,8 @@ async fn settle(
     verdict: GroupVerdict,
 ) -> Change {
     let stored = registry::settle_group(&*means.backend, &name, &group, verdict);
-    let result = within(SETTLING, "settle a group of snapshots", stored).await;
+    let what = "settle a group of snapshots";
+    let result = while_answering(&*means.backend, what, stored).await;
     let lead = group.lead();
     Change::GroupSettled { lead, result }
 }

@@ -1,5 +1,5 @@
-//! How long the backend may take for one operation, and how operations of operators are repeated
-//! until their outcome is known.
+//! How long the backend may take for one request, and how operations that ask it much are waited
+//! for ([`crate::patience`]) and repeated until their outcome is known.
 
 use std::future::Future;
 use std::pin::pin;
@@ -7,24 +7,28 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use futures::future::{Either, select};
+use taipan_engine::backend::Backend;
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::registry::random_u64;
 
-/// An operation that moves little is given up after so long.
+use crate::patience::{Limits, Watch, silent_for};
+
+/// A request that moves little is given up after so long.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Slowest transfer that is waited for.
 const BYTES_PER_SECOND_MIN: u64 = 128 << 10;
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// When an operator is told that the outcome is not known yet.
-const ANSWER_AFTER: Duration = Duration::from_secs(60);
+/// The log tells so often that an operation waits.
+const LOG_EVERY: Duration = Duration::from_secs(15);
 
 /// How long the transfer of so many bytes may take.
 pub(super) fn deadline(bytes: u64) -> Duration {
     DEADLINE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN)
 }
 
-/// Awaits `work` for at most `limit`. After that its outcome is unknown: it may still happen.
+/// Awaits `work`, one request or a known number of them, for at most `limit`. After that its
+/// outcome is unknown: it may still happen.
 pub(super) async fn within<T>(
     limit: Duration,
     what: &str,
@@ -45,7 +49,6 @@ pub(crate) struct Answer {
     reply: Option<Sender<Result<()>>>,
     /// What is told when it takes too long.
     pending: &'static str,
-    started: Instant,
 }
 
 impl Answer {
@@ -53,7 +56,6 @@ impl Answer {
         Self {
             reply: Some(reply),
             pending,
-            started: Instant::now(),
         }
     }
 
@@ -70,12 +72,10 @@ impl Answer {
         self.reply
     }
 
-    /// Tells after a while that the outcome is not known yet, and why.
-    fn give_when_late(&mut self, error: &Error) {
-        if self.started.elapsed() >= ANSWER_AFTER {
-            let text = format!("{}: {error}", self.pending);
-            self.give(Err(Error::new(ErrorKind::Transient, text)));
-        }
+    /// Tells that the outcome is not known yet, and how it stands.
+    fn give_pending(&mut self, how: &str) {
+        let text = format!("{}: {how}", self.pending);
+        self.give(Err(Error::new(ErrorKind::Transient, text)));
     }
 }
 
@@ -92,26 +92,153 @@ pub(super) fn is_final(kind: ErrorKind) -> bool {
     )
 }
 
+/// What becomes of an operation that a backend keeps from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeal {
+    /// It is repeated until its outcome is known, also after its operator has heard that it takes
+    /// longer: given up half way, it could have its effect later, against another.
+    UntilKnown,
+    /// It is given up when it is late, and can be begun anew: that goes on where this one stopped.
+    UntilLate,
+}
+
+impl Zeal {
+    /// Of somebody who does not ask again.
+    pub(super) fn of(insists: bool) -> Self {
+        if insists {
+            Self::UntilKnown
+        } else {
+            Self::UntilLate
+        }
+    }
+}
+
+/// One operation that asks the backend, while it is waited for.
+struct Attention<'a, A> {
+    /// How often the backend has answered.
+    answers: A,
+    what: &'a str,
+    watch: Watch,
+    logged: Duration,
+}
+
+impl<'a, A: Fn() -> u64> Attention<'a, A> {
+    fn new(answers: A, what: &'a str, limits: Limits) -> Self {
+        Self {
+            watch: Watch::begin(limits, answers(), Instant::now()),
+            answers,
+            what,
+            logged: Duration::ZERO,
+        }
+    }
+
+    /// Awaits `work` as long as the backend answers; `late` hears after a while how it stands.
+    async fn pay<T>(
+        &mut self,
+        work: impl Future<Output = Result<T>>,
+        mut late: impl FnMut(&str),
+    ) -> Result<T> {
+        self.watch.try_again(Instant::now());
+        let mut work = pin!(work);
+        loop {
+            let timer = pin!(glommio::timer::sleep(self.watch.look_every()));
+            if let Either::Left((result, _)) = select(work.as_mut(), timer).await {
+                return result;
+            }
+            let now = Instant::now();
+            self.watch.look((self.answers)(), now);
+            self.log(now);
+            if now >= self.watch.gives_up_at() {
+                let what = self.what;
+                let silent = silent_for(self.watch.silent(now));
+                return Err(Error::new(silent.kind(), format!("{what}: {silent}")));
+            }
+            if self.watch.is_long(now) {
+                late(&self.told(now));
+            }
+        }
+    }
+
+    fn log(&mut self, now: Instant) {
+        let waited = self.watch.waited(now);
+        if waited >= self.logged + LOG_EVERY {
+            self.logged = waited;
+            tracing::info!("{}", self.told(now));
+        }
+    }
+
+    fn told(&self, now: Instant) -> String {
+        format!(
+            "{}: waiting for the backend, {} s so far, {} s since its last answer",
+            self.what,
+            self.watch.waited(now).as_secs(),
+            self.watch.silent(now).as_secs()
+        )
+    }
+}
+
+/// Awaits `work`, which asks the backend, as long as that answers. After an error its outcome may
+/// be unknown.
+pub(super) async fn while_answering<T>(
+    backend: &dyn Backend,
+    what: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut attention = Attention::new(|| backend.answers(), what, Limits::default());
+    attention.pay(work, |_| {}).await
+}
+
 /// Repeats `attempt` until its outcome is known. An operation that is repeated with the same
-/// arguments has one effect; one that is given up half way could have it later, against another.
-pub(super) async fn until_known<T, F: Future<Output = Result<T>>>(
+/// arguments has one effect. Who waits hears after a while that it is still to come.
+pub(super) async fn until_known<T>(
+    backend: &dyn Backend,
     what: &str,
     answer: &mut Answer,
-    mut attempt: impl FnMut() -> F,
+    attempt: impl AsyncFnMut() -> Result<T>,
+) -> Result<T> {
+    with_zeal(backend, what, Zeal::UntilKnown, answer, attempt).await
+}
+
+/// The same, with the choice to give it up.
+pub(super) async fn with_zeal<T>(
+    backend: &dyn Backend,
+    what: &str,
+    zeal: Zeal,
+    answer: &mut Answer,
+    attempt: impl AsyncFnMut() -> Result<T>,
+) -> Result<T> {
+    let attention = Attention::new(|| backend.answers(), what, Limits::default());
+    repeat(attention, zeal, answer, attempt).await
+}
+
+async fn repeat<T>(
+    mut attention: Attention<'_, impl Fn() -> u64>,
+    zeal: Zeal,
+    answer: &mut Answer,
+    mut attempt: impl AsyncFnMut() -> Result<T>,
 ) -> Result<T> {
     let mut backoff = BACKOFF_FIRST;
     let mut failures = 0u32;
     loop {
-        let error = match within(DEADLINE, what, attempt()).await {
+        let attended = attention.pay(attempt(), |how| answer.give_pending(how));
+        let error = match attended.await {
             Err(error) if !is_final(error.kind()) => error,
             known => return known,
         };
         // The first failure and then fewer and fewer are worth a line.
         failures += 1;
         if failures.is_power_of_two() {
-            tracing::warn!(operation = what, failures, %error, "tried again until it is known");
+            let operation = attention.what;
+            tracing::warn!(operation, failures, %error, "tried again");
         }
-        answer.give_when_late(&error);
+        let now = Instant::now();
+        attention.watch.look((attention.answers)(), now);
+        if attention.watch.is_late(now) {
+            if zeal == Zeal::UntilLate {
+                return Err(error);
+            }
+            answer.give_pending(&error.to_string());
+        }
         glommio::timer::sleep(jittered(backoff)).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
@@ -124,43 +251,4 @@ fn jittered(wait: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn larger_objects_may_take_longer() {
-        assert_eq!(deadline(0), DEADLINE);
-        assert_eq!(deadline(4 << 20), DEADLINE + Duration::from_secs(32));
-    }
-
-    #[test]
-    fn what_may_have_happened_is_repeated_until_it_is_known() {
-        let (reply, answered) = crossbeam_channel::bounded(1);
-        let mut answer = Answer::new(reply, "pending");
-        let outcomes = std::cell::RefCell::new(vec![
-            Ok(7),
-            Err(Error::new(ErrorKind::Full, "full")),
-            Err(Error::new(ErrorKind::Transient, "lost")),
-        ]);
-        let executor = glommio::LocalExecutorBuilder::default().make().unwrap();
-        let known = executor.run(until_known("test", &mut answer, || {
-            let next = outcomes.borrow_mut().pop().expect("not asked for more");
-            async move { next }
-        }));
-        assert_eq!(known.unwrap(), 7);
-        assert!(answered.try_recv().is_err(), "nothing was late");
-        let refused: Result<()> = executor.run(until_known("test", &mut answer, || async {
-            Err(Error::new(ErrorKind::Fenced, "another writer"))
-        }));
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
-    }
-
-    #[test]
-    fn a_hung_operation_is_given_up() {
-        let executor = glommio::LocalExecutorBuilder::default().make().unwrap();
-        let limit = Duration::from_millis(1);
-        let hung = within(limit, "put", std::future::pending::<Result<()>>());
-        let error = executor.run(hung).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Transient);
-    }
-}
+mod tests;

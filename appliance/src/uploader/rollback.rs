@@ -3,7 +3,6 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use taipan_engine::error::{Error, ErrorKind, Result};
@@ -15,14 +14,12 @@ use taipan_engine::snapshot::{ImageName, KeptImage};
 use super::Uploader;
 use super::changes::Change;
 use super::effects::Means;
-use super::patience::{Answer, until_known, within};
+use super::patience::{Answer, until_known, while_answering};
 use super::points::wall_clock;
 use super::takeover::Regained;
 use crate::opening::open_volume;
 use crate::tail::Tail;
 
-/// Reading the image and storing its index; a large one takes its time.
-const PREPARING: Duration = Duration::from_secs(60);
 /// More cuts than are made while a rollback is under way. Until the cores have let go of what they
 /// had, a request that its client gave up may still be stamped: below the rollback's epoch.
 const EPOCHS_MAX: u64 = 1 << 20;
@@ -52,17 +49,17 @@ impl Rollback {
             seed: random_u64()?,
         };
         let prepared = registry::prepare_rollback(backend, &head, &wish);
-        let next = within(PREPARING, "prepare a rollback", prepared).await?;
-        let stored = until_known("roll a volume back", answer, || {
-            registry::put_rollback(backend, &next)
+        let next = while_answering(backend, "prepare a rollback", prepared).await?;
+        let stored = until_known(backend, "roll a volume back", answer, async || {
+            registry::put_rollback(backend, &next).await
         });
         local.advance(&stored.await?);
         if let Err(error) = means.save(local).await {
             // The opening finds the manifest in the backend.
             tracing::warn!(volume = %head.name, %error, "a rollback was not noted locally");
         }
-        let opened = until_known("open a volume rolled back", answer, || {
-            open_volume(backend, heads, head.volume, stamped_through)
+        let opened = until_known(backend, "open a volume rolled back", answer, async || {
+            open_volume(backend, heads, head.volume, stamped_through).await
         });
         let mut opened = opened.await?;
         // What is served is the image.

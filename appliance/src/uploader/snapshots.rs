@@ -42,7 +42,7 @@ async fn delete(
 ) -> Change {
     let id = old.volume;
     let backend = &*means.backend;
-    let stored = until_known("delete a snapshot", &mut answer, || async {
+    let stored = until_known(backend, "delete a snapshot", &mut answer, async || {
         failpoint::hit("snapshot.delete").map_err(|e| Error::io("failpoint", e))?;
         registry::delete_snapshot(backend, &old, &snapshot).await
     });

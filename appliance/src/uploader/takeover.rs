@@ -7,7 +7,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use taipan_engine::api::VolumeState;
@@ -18,14 +17,11 @@ use taipan_engine::volume::VolumeName;
 
 use super::changes::Change;
 use super::effects::Means;
-use super::patience::{Answer, until_known, within};
+use super::patience::{Answer, until_known, while_answering};
 use super::{UploadVolume, Uploader};
 use crate::directory::Volume;
 use crate::opening::{Found, Opened, open_at_start, open_volume};
 use crate::tail::{Tail, TailSource};
-
-/// One attempt at opening a volume that a start refused; a large index takes its time.
-const REOPENING: Duration = Duration::from_secs(60);
 
 /// A volume that was opened, and what of it the WAL holds and the image may not.
 pub(crate) struct Regained {
@@ -57,7 +53,7 @@ pub(super) async fn take_over(
     mut answer: Answer,
 ) -> Change {
     let backend = &*means.backend;
-    let opened = until_known("take a volume over", &mut answer, || async {
+    let opened = until_known(backend, "take a volume over", &mut answer, async || {
         let id = match known {
             Some(id) => id,
             None => registry::resolve_name(backend, &name)
@@ -102,7 +98,7 @@ async fn reopen(
             }
         }
     };
-    let result = match within(REOPENING, "open a volume", attempt).await {
+    let result = match while_answering(backend, "open a volume", attempt).await {
         Ok(opened) => with_tail(opened, tail).await,
         Err(error) => Err(error),
     };

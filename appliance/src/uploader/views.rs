@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint;
@@ -19,7 +18,7 @@ use taipan_nbd::LookupError;
 use super::Uploader;
 use super::changes::{AddedToCores, Change};
 use super::effects::Means;
-use super::patience::within;
+use super::patience::while_answering;
 use crate::directory::{View, Volume};
 use crate::inbox::{CoreAddress, CoreMessage};
 
@@ -27,8 +26,6 @@ use crate::inbox::{CoreAddress, CoreMessage};
 const VIEWS_MAX: usize = 64;
 /// A snapshot that nobody reads stays open for so long: whoever comes back finds it.
 pub(super) const IDLE_MS: u64 = 30_000;
-/// How long it may take to open one; a large index takes its time.
-pub(super) const OPENING: Duration = Duration::from_secs(60);
 /// Readers that a refusal spells out.
 const READERS_TOLD: usize = 5;
 
@@ -128,7 +125,7 @@ async fn open(means: Rc<Means>, name: QualifiedImage, of: VolumeId, image: KeptI
             base: rebuilt.base,
         })
     };
-    let result = within(OPENING, "open a snapshot", attempt).await;
+    let result = while_answering(&*means.backend, "open a snapshot", attempt).await;
     Change::ViewOpened(Box::new(ViewChange {
         name,
         of,

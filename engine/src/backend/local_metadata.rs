@@ -86,11 +86,6 @@ impl LocalMetadata {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often the backend answered, be it with no: tells a slow one from one that is away.
-    pub fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Relaxed)
-    }
-
     fn note<T>(&self, answer: Result<T>) -> Result<T> {
         let silent = |e: &Error| matches!(e.kind(), ErrorKind::Transient | ErrorKind::Io);
         if !answer.as_ref().is_err_and(silent) {
@@ -303,6 +298,10 @@ impl Backend for LocalMetadata {
 
     fn counts(&self) -> Vec<VerbCounts> {
         self.inner.counts()
+    }
+
+    fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed) + self.inner.answers()
     }
 }
 

@@ -323,6 +323,10 @@ impl Backend for S3Backend {
     fn counts(&self) -> Vec<VerbCounts> {
         self.tally.counts()
     }
+
+    fn answers(&self) -> u64 {
+        self.tally.answers()
+    }
 }
 
 async fn delete_one(requests: &Requests, retries: &Retries, key: &str) -> Result<()> {

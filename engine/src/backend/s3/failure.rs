@@ -45,6 +45,11 @@ impl Failure {
         Self::new(Remedy::Final, ErrorKind::Io, message)
     }
 
+    /// Whether the server said no, as opposed to nothing, or that it cannot now.
+    pub(super) fn is_answer(&self) -> bool {
+        !matches!(self.error.kind(), ErrorKind::Transient | ErrorKind::Io)
+    }
+
     /// Whether it is an absent object.
     pub(super) fn is_not_found(&self) -> bool {
         self.error.kind() == ErrorKind::NotFound

@@ -78,7 +78,8 @@ impl Trial {
     }
 
     async fn once<T>(&self, attempt: impl Future<Output = Attempt<T>>) -> Attempt<T> {
-        self.retries.limited(0, attempt).await
+        let tally = &self.requests.tally;
+        self.retries.limited(tally, 0, attempt).await
     }
 
     async fn put(

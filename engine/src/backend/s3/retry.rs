@@ -74,7 +74,7 @@ impl Retries {
         let mut made = 0;
         loop {
             made += 1;
-            let failure = match self.limited(body_bytes, attempt()).await {
+            let failure = match self.limited(tally, body_bytes, attempt()).await {
                 Ok(result) => return Ok(result),
                 Err(failure) => failure,
             };
@@ -95,13 +95,19 @@ impl Retries {
     /// One attempt under its time limit.
     pub(super) async fn limited<T>(
         &self,
+        tally: &Tally,
         body_bytes: usize,
         attempt: impl Future<Output = std::result::Result<T, Failure>>,
     ) -> std::result::Result<T, Failure> {
         let mib = (body_bytes >> 20) as u32;
         let limit = self.attempt + self.attempt_per_mib * mib;
         match tokio::time::timeout(limit, attempt).await {
-            Ok(result) => result,
+            Ok(result) => {
+                if result.as_ref().err().is_none_or(Failure::is_answer) {
+                    tally.answered();
+                }
+                result
+            }
             Err(_) => Err(Failure::unknown(format!(
                 "no answer of the bucket within {} s",
                 limit.as_secs()
@@ -207,9 +213,35 @@ mod tests {
         };
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_time().build().unwrap();
+        let tally = Tally::default();
         let never = std::future::pending::<std::result::Result<(), Failure>>();
-        let failure = runtime.block_on(retries.limited(0, never)).unwrap_err();
+        let limited = retries.limited(&tally, 0, never);
+        let failure = runtime.block_on(limited).unwrap_err();
         assert_eq!(failure.remedy, Remedy::Again);
         assert_eq!(failure.error.kind(), ErrorKind::Transient);
+        assert_eq!(tally.answers(), 0);
+    }
+
+    #[test]
+    fn no_is_an_answer_and_a_refusal_to_work_is_none() {
+        use Remedy::{Again, Exists, Final, Unsent};
+        let tally = Tally::default();
+        let mut answers = Vec::new();
+        let mut note = |outcome: std::result::Result<(), Failure>| {
+            let ready = std::future::ready(outcome);
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_time().build().unwrap();
+            // What it was is counted, and of no interest here.
+            let _ = runtime.block_on(quick().limited(&tally, 0, ready));
+            answers.push(tally.answers());
+        };
+        let failed = |remedy, kind| Err(Failure::new(remedy, kind, "scripted"));
+        note(Ok(()));
+        note(failed(Final, ErrorKind::NotFound));
+        note(failed(Exists, ErrorKind::AlreadyExists));
+        note(failed(Again, ErrorKind::Transient));
+        note(failed(Unsent, ErrorKind::Transient));
+        note(failed(Final, ErrorKind::Io));
+        assert_eq!(answers, [1, 2, 3, 3, 3, 3]);
     }
 }

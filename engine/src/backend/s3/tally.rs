@@ -38,11 +38,14 @@ struct Cell {
 
 /// Counters of all kinds, shared by all threads.
 #[derive(Default)]
-pub(super) struct Tally([Cell; VERBS.len()]);
+pub(super) struct Tally {
+    verbs: [Cell; VERBS.len()],
+    answers: AtomicU64,
+}
 
 impl Tally {
     fn cell(&self, verb: Verb) -> &Cell {
-        &self.0[verb as usize]
+        &self.verbs[verb as usize]
     }
 
     /// A request goes out with a body of so many bytes.
@@ -67,6 +70,16 @@ impl Tally {
     /// The next request repeats one that failed.
     pub(super) fn retry(&self, verb: Verb) {
         self.cell(verb).retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The server answered a request, be it with no.
+    pub(super) fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it did.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// The counts of now.
