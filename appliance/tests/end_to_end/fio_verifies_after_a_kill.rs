@@ -77,9 +77,7 @@ fn the_saved_state_verifies_after_a_kill() {
     let rig = Rig::new(&["vol0:2GiB"]);
     let daemon = rig.start();
     let job = "--name=state --rw=randwrite --bs=4k --size=1g";
-    // So slowly that it is under way for a minute, whenever the kill comes.
     let write = fio(&rig, &daemon, job).args("--do_verify=0 --verify_state_save=1 --fsync=32");
-    let write = write.arg("--rate=16m");
     let writer = std::thread::spawn(move || write.run());
     wait_until("thousands of requests", LIMIT, || {
         daemon.metric("taipan_requests_total") > 8000.0

@@ -2,9 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
+
+/// So much is kept of each output: fio may repeat an error until its time is up, and that is not to
+/// take all the memory of the machine.
+const KEPT_BYTES: u64 = 64 << 20;
 
 /// A program and its arguments, not yet run.
 pub(crate) struct Program {
@@ -31,7 +36,9 @@ impl Program {
             .arg("--kill-after=5")
             .arg(format!("{}", limit.as_secs()))
             .arg(program.as_ref())
-            .stdin(std::process::Stdio::null());
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let shown = program.as_ref().to_string_lossy().into_owned();
         Self { command, shown }
     }
@@ -78,11 +85,15 @@ impl Program {
 
     /// Runs it to its end, whatever that is.
     pub(crate) fn run(mut self) -> Ended {
-        let output = self.command.output().expect("coreutils' timeout runs");
+        let mut child = self.command.spawn().expect("coreutils' timeout runs");
+        let stderr = child.stderr.take().expect("it is a pipe");
+        let stderr = std::thread::spawn(move || kept(stderr));
+        let stdout = kept(child.stdout.take().expect("it is a pipe"));
+        let stderr = stderr.join().expect("it only reads");
         Ended {
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            status: child.wait().expect("a child of this process"),
+            stdout,
+            stderr,
             shown: self.shown,
         }
     }
@@ -105,6 +116,15 @@ impl Program {
         );
         ended.stdout + &ended.stderr
     }
+}
+
+/// All of the output is read, and the first of it kept.
+fn kept(mut output: impl Read) -> String {
+    let mut first = Vec::new();
+    let read = output.by_ref().take(KEPT_BYTES).read_to_end(&mut first);
+    read.and_then(|_| io::copy(&mut output, &mut io::sink()))
+        .expect("a pipe is read");
+    String::from_utf8_lossy(&first).into_owned()
 }
 
 impl fmt::Display for Ended {
