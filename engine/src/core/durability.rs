@@ -418,37 +418,8 @@ impl Core {
     /// Issues a barrier when batches that are waited for are written but not durable, or in the
     /// background.
     fn start_barrier(&mut self) {
-        let durability = &self.durability;
-        let shards = &self.shards;
-        let covers = |needs: &Needs| {
-            needs
-                .iter()
-                .all(|(p, batch)| shards[p].log().written_through() >= batch)
-        };
-        let awaited = durability
-            .waiters
-            .iter()
-            .any(|waiter| covers(&waiter.needs));
-        let policy = &durability.policy;
-        let background = || {
-            let aged = |position: usize| {
-                let since_ms = durability.undurable_since_ms[position];
-                self.now_ms.saturating_sub(since_ms) >= policy.flush_interval_ms
-            };
-            let due = (0..shards.len()).any(|position| {
-                let log = shards[position].log();
-                durability.undurable & 1 << position != 0
-                    && log.written_through() > log.durable_through()
-                    && (durability.sync_now || aged(position))
-            });
-            due || self.is_much_undurable()
-        };
-        if !background() {
-            let durability = &mut self.durability;
-            let waiting = durability.waiters.iter().map(|waiter| &waiter.needs);
-            if !awaited || !durability.gathering.is_complete(waiting, &self.shards) {
-                return;
-            }
+        if !self.is_barrier_awaited() && !self.is_barrier_aged() && !self.is_much_undurable() {
+            return;
         }
         let mut files = 0;
         let mut marks = Vec::new();
@@ -467,6 +438,31 @@ impl Core {
         debug_assert!(files != 0, "a barrier covers something");
         let op = self.ops.insert(PendingOp::Barrier(marks));
         self.effects.io.push(Io::Barrier { op, shards: files });
+    }
+
+    /// Whether somebody waits for nothing but a barrier, and those who shall share it do so, too.
+    fn is_barrier_awaited(&mut self) -> bool {
+        let (durability, shards) = (&mut self.durability, &self.shards);
+        let is_written = |needs: &Needs| {
+            needs
+                .iter()
+                .all(|(p, batch)| shards[p].log().written_through() >= batch)
+        };
+        let mut waiting = durability.waiters.iter().map(|waiter| &waiter.needs);
+        let all = waiting.clone();
+        waiting.any(is_written) && durability.gathering.is_complete(all, shards)
+    }
+
+    /// Whether something is written and was not durable for long enough.
+    fn is_barrier_aged(&self) -> bool {
+        let durability = &self.durability;
+        self.shards.iter().enumerate().any(|(position, shard)| {
+            let since_ms = durability.undurable_since_ms[position];
+            let age_ms = self.now_ms.saturating_sub(since_ms);
+            durability.undurable & 1 << position != 0
+                && shard.log().written_through() > shard.log().durable_through()
+                && (durability.sync_now || age_ms >= durability.policy.flush_interval_ms)
+        })
     }
 
     /// Whether enough is written for a barrier that nobody waits for.

@@ -34,7 +34,7 @@ impl Gathering {
         })
     }
 
-    /// A barrier begins, or none is due any more.
+    /// A barrier begins.
     pub(super) fn end(&mut self) {
         self.needs = None;
     }
