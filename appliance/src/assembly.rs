@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -221,10 +220,9 @@ impl Assembly {
         let mut threads = Vec::new();
         for (mut built, inbox) in cores.into_iter().zip(inboxes) {
             built.core.set_caches(fetcher.caches());
-            let heartbeat = Arc::new(AtomicU64::new(0));
-            watchdog.watch(format!("data-{}", built.index), Arc::clone(&heartbeat));
+            let heartbeat = Arc::clone(addresses[built.index].heartbeat());
+            watchdog.watch(format!("data-{}", built.index), heartbeat);
             let core = self.core_parts(built, inbox, config, &addresses, fetcher, uploader);
-            let core = DataCoreParts { heartbeat, ..core };
             let cpu = config.cores.pin.then(|| config.cores.data[core.index]);
             threads.push(spawn_core(core, cpu)?);
         }
@@ -348,7 +346,6 @@ impl Assembly {
                 handshake_ms: limits.handshake_timeout.as_millis() as u64,
             },
             spin: config.cores.spin,
-            heartbeat: Arc::default(),
             started: self.started,
         }
     }

@@ -114,8 +114,6 @@ pub struct DataCoreParts {
     pub tls: Option<Arc<TlsService>>,
     /// An idle core stays awake for its next event at most so long.
     pub spin: Duration,
-    /// Last turn in milliseconds since `started`, for the watchdog.
-    pub heartbeat: Arc<AtomicU64>,
     /// Zero of the daemon's clock.
     pub started: Instant,
 }
@@ -195,6 +193,7 @@ impl DataCore {
             .map(|file| ring.add_file(Arc::clone(file)))
             .collect();
         let bell = Arc::clone(parts.addresses[parts.index].bell());
+        let heartbeat = Arc::clone(parts.addresses[parts.index].heartbeat());
         bell.set_ring(ring.raw_fd());
         ring.poll(
             bell.event(),
@@ -241,7 +240,7 @@ impl DataCore {
             unsent: Vec::new(),
             closing: HashMap::new(),
             vigil: Vigil::new(parts.spin, involuntary_switches),
-            heartbeat: parts.heartbeat,
+            heartbeat,
             started: parts.started,
             now_ns: 0,
             quiesce: None,
@@ -734,7 +733,10 @@ impl DataCore {
     }
 
     fn report(&self) -> CoreReport {
-        let mut report = CoreReport::default();
+        let mut report = CoreReport {
+            core: self.index,
+            ..CoreReport::default()
+        };
         for (position, shard) in self.core.shards().iter().enumerate() {
             let index = shard.index_bytes();
             report.overlay_bytes += index.overlay as u64;
@@ -755,6 +757,7 @@ impl DataCore {
                     let error = std::io::Error::from_raw_os_error(errno);
                     format!("the WAL cannot be written: {error}; reads go on, writes are refused")
                 }),
+                silent_seconds: None,
             });
         }
         for volume in self.directory.all() {

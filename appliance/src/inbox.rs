@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use taipan_engine::api::{ConnectionInfo, ShardStatus};
@@ -202,6 +203,8 @@ pub struct AddBaseline {
 /// State of a core.
 #[derive(Clone, Debug, Default)]
 pub struct CoreReport {
+    /// Its number.
+    pub core: usize,
     /// Its shards.
     pub shards: Vec<ShardStatus>,
     /// Blocks of each volume that are in no committed chunk.
@@ -218,6 +221,7 @@ pub struct CoreReport {
 pub struct CoreAddress {
     sender: Sender<CoreMessage>,
     bell: Arc<Doorbell>,
+    heartbeat: Arc<AtomicU64>,
 }
 
 impl CoreAddress {
@@ -228,6 +232,7 @@ impl CoreAddress {
             Self {
                 sender,
                 bell: Doorbell::new()?,
+                heartbeat: Arc::default(),
             },
             receiver,
         ))
@@ -248,5 +253,10 @@ impl CoreAddress {
     /// The core's bell.
     pub fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
+    }
+
+    /// The core's last turn, in milliseconds on the daemon's clock.
+    pub fn heartbeat(&self) -> &Arc<AtomicU64> {
+        &self.heartbeat
     }
 }

@@ -4,8 +4,10 @@ mod clones;
 mod configured;
 mod ending;
 mod parking;
+mod reports;
 mod snapshots;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,10 +47,10 @@ use crate::quarantine::Quarantine;
 use crate::sync_mode::SyncChoice;
 use crate::uploader::{Request, UploaderAddress, UploaderState};
 
+use reports::{REPORT_WAIT, Reports};
+
 mod space;
 
-/// How long a core may take to report.
-const REPORT_WAIT: Duration = Duration::from_secs(2);
 /// How long the uploader may take for a request other than a drain: it waits for the commit under
 /// way, then for the operation, and tells before how it stands.
 const REQUEST_WAIT: Duration = Duration::from_secs(2 * WAIT_MAX.as_secs() + 30);
@@ -114,6 +116,7 @@ pub struct Service {
 
 struct Shared {
     parts: ServiceParts,
+    reports: Reports,
     recovery: Mutex<RecoveryStatus>,
     run_state: Mutex<RunState>,
     /// Configured volumes for which the start did not wait.
@@ -124,6 +127,7 @@ impl Service {
     /// A service whose threads follow with [`Service::adopt`].
     pub fn new(parts: ServiceParts) -> Self {
         let shared = Shared {
+            reports: Reports::new(parts.addresses.clone(), parts.started),
             parts,
             recovery: Mutex::default(),
             run_state: Mutex::new(RunState::Serving),
@@ -240,25 +244,6 @@ impl Shared {
             wal_bytes_per_second: rate,
             runway_seconds: room.filter(|_| rate > 0).map(|room| room / rate as f64),
         }
-    }
-
-    fn reports(&self) -> Vec<CoreReport> {
-        self.ask_cores(CoreMessage::Report)
-    }
-
-    /// What the cores answer; those that do not in time are left out.
-    fn ask_cores<T>(&self, ask: impl Fn(crossbeam_channel::Sender<T>) -> CoreMessage) -> Vec<T> {
-        let (reply, answers) = bounded(self.parts.addresses.len());
-        for core in &self.parts.addresses {
-            core.send(ask(reply.clone()));
-        }
-        drop(reply);
-        let deadline = Instant::now() + REPORT_WAIT;
-        let mut given = Vec::new();
-        while let Ok(answer) = answers.recv_deadline(deadline) {
-            given.push(answer);
-        }
-        given
     }
 
     fn now_ms(&self) -> u64 {
@@ -390,9 +375,7 @@ impl Shared {
                 "the uploader has stood still for {seconds} s: no commits"
             ));
         }
-        if status.shards.len() < taipan_engine::block::SHARD_COUNT {
-            problems.push("a data core does not report".to_owned());
-        }
+        problems.extend(silent_cores(&status.shards));
         problems
     }
 }
@@ -400,7 +383,7 @@ impl Shared {
 impl Appliance for Shared {
     fn status(&self) -> Status {
         let parts = &self.parts;
-        let reports = self.reports();
+        let reports = self.reports.all();
         let volumes = parts.directory.all();
         let volumes: Vec<_> = volumes.iter().map(|v| self.info(v, &reports)).collect();
         let mut shards: Vec<_> = reports
@@ -470,7 +453,7 @@ impl Appliance for Shared {
     }
 
     fn list(&self) -> Vec<VolumeInfo> {
-        let reports = self.reports();
+        let reports = self.reports.all();
         self.parts
             .directory
             .all()
@@ -485,7 +468,7 @@ impl Appliance for Shared {
             .directory
             .get(name)
             .ok_or_else(|| no_volume(name))?;
-        Ok(self.info(&volume, &self.reports()))
+        Ok(self.info(&volume, &self.reports.all()))
     }
 
     fn create(&self, name: VolumeName, settings: VolumeSettings) -> Result<VolumeInfo> {
@@ -657,7 +640,9 @@ impl Appliance for Shared {
     }
 
     fn connections(&self) -> Result<Vec<ConnectionInfo>> {
-        let listed = self.ask_cores(|reply| CoreMessage::Roster(RosterRequest::List(reply)));
+        let listed = self
+            .reports
+            .ask(|reply| CoreMessage::Roster(RosterRequest::List(reply)));
         if listed.len() < self.parts.addresses.len() {
             return Err(no_answer());
         }
@@ -690,6 +675,20 @@ impl Appliance for Shared {
     fn metrics(&self) -> MetricsSnapshot {
         self.parts.metrics.snapshot()
     }
+}
+
+/// A problem for each data core that does not answer.
+fn silent_cores(shards: &[ShardStatus]) -> Vec<String> {
+    let silent = |shard: &ShardStatus| Some((shard.core, shard.silent_seconds?));
+    let silent: BTreeMap<usize, f64> = shards.iter().filter_map(silent).collect();
+    let told = silent.into_iter().map(|(core, seconds)| {
+        format!("data core {core} has stood still for {seconds:.0} s: clients of its shards wait")
+    });
+    let mut told: Vec<_> = told.collect();
+    if shards.len() < taipan_engine::block::SHARD_COUNT {
+        told.push("a data core has not reported yet".to_owned());
+    }
+    told
 }
 
 fn pace(config: &Config) -> PaceStatus {

@@ -540,6 +540,10 @@ pub struct ShardStatus {
     /// Why the shard refuses writes; absent when it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// Its data core does not answer for so long, and all of this is as it was before; absent when
+    /// it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_seconds: Option<f64>,
 }
 
 /// How the backend is doing.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::error::TlsError;
@@ -80,8 +80,12 @@ pub(crate) fn authorities(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let text = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let found =
-        found.map_err(|error| TlsError::new("is not in PEM form").at(path).because(error))?;
+    let found = found.map_err(|error| match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            TlsError::new("is not whole: a section has no end").at(path)
+        }
+        error => TlsError::new("is not in PEM form").at(path).because(error),
+    })?;
     match found.is_empty() {
         true => Err(TlsError::new("holds no certificate in PEM form").at(path)),
         false => Ok(found),
@@ -94,4 +98,22 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     file.and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
         .map_err(|error| TlsError::new("cannot be read").at(path).because(error))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_file_is_said_to_be_that() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("server-cert.pem");
+        let told = |text: &str| {
+            std::fs::write(&path, text).expect("a file");
+            certificates(&path).expect_err("no certificate").to_string()
+        };
+        let begin = "-----BEGIN CERTIFICATE-----\nMIIBhTCCASugAwIBAgIU";
+        assert!(told(begin).ends_with("is not whole: a section has no end"));
+        assert!(told("").ends_with("holds no certificate in PEM form"));
+    }
 }

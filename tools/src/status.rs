@@ -235,9 +235,10 @@ fn shards(shards: &[ShardStatus]) -> String {
         ("STATE", Align::Left),
     ]);
     for shard in shards {
-        let state = match &shard.failure {
-            None => "ok".to_owned(),
-            Some(cause) => format!("FAILED: {cause}"),
+        let state = match (&shard.failure, shard.silent_seconds) {
+            (None, None) => "ok".to_owned(),
+            (Some(cause), _) => format!("FAILED: {cause}"),
+            (None, Some(seconds)) => format!("SILENT for {}", human_seconds(seconds)),
         };
         table.row([
             shard.shard.to_string(),

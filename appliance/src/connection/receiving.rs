@@ -1,7 +1,7 @@
 //! What comes from the socket of a connection, through TLS if that is in use.
 
 use rustix::io::Errno as Os;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, recv, sockopt};
 
 use super::buffers::Buffers;
 use super::wire::Wire;
@@ -77,8 +77,11 @@ impl Connection {
         match received {
             Ok(0) => {
                 if self.wire.is_handshaking() {
-                    let text = "left during the TLS handshake: does it trust the certificate?";
-                    tracing::info!(peer = %self.peer, "{text}");
+                    tracing::info!(
+                        peer = %self.peer,
+                        "left during the TLS handshake: does it trust the certificate? \
+                         (A pre-shared key alone is not enough: none are supported)"
+                    );
                     around.counters.connections.handshake_failures.add(1);
                 }
                 Received::End
@@ -87,6 +90,7 @@ impl Connection {
                 // A short read emptied the socket; what comes later raises a new event, but for an
                 // end of file that was announced together with these bytes.
                 self.readable = n == wanted || self.hung_up || self.wire.has_ended();
+                self.acknowledge();
                 Received::Some
             }
             Err(Os::AGAIN) => {
@@ -95,6 +99,15 @@ impl Connection {
             }
             Err(Os::INTR) => Received::Interrupted,
             Err(_) => Received::End,
+        }
+    }
+
+    /// Tells a TCP client in the handshake at once that its bytes have come, before they are
+    /// answered: one that sends an option in pieces and waits for that between them (`qemu-nbd -L`)
+    /// would otherwise wait 40 ms each time.
+    fn acknowledge(&self) {
+        if self.peer_ip.is_some() && matches!(self.phase, Phase::Handshake { .. }) {
+            let _ = sockopt::set_tcp_quickack(&self.socket, true);
         }
     }
 

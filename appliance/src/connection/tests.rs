@@ -293,6 +293,21 @@ fn wishes(extended: bool) -> Wishes {
 }
 
 #[test]
+fn who_lists_gets_time_to_ask_for_each_export() {
+    let mut rig = Rig::fresh();
+    if let Phase::Handshake { deadline_ms, .. } = &mut rig.connection.phase {
+        *deadline_ms = 1000;
+    }
+    assert!(rig.connection.is_overdue(1000));
+    rig.received();
+    let list = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 3, 0, 0, 0, 0]].concat();
+    rig.client.write_all(&list).unwrap();
+    rig.received();
+    // There is one export.
+    assert!(!rig.connection.is_overdue(1499) && rig.connection.is_overdue(1500));
+}
+
+#[test]
 fn a_client_that_asks_for_nothing_gets_simple_replies() {
     let mut rig = Rig::connect(Wishes::default());
     assert_eq!(rig.style(), HeaderStyle::Simple);

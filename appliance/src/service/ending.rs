@@ -119,7 +119,7 @@ impl Service {
 
 impl Shared {
     fn everything_durable(&self) -> bool {
-        let reports = self.reports();
+        let reports = self.reports.fresh();
         reports.len() == self.parts.addresses.len()
             && reports
                 .iter()
@@ -129,7 +129,7 @@ impl Shared {
 
     /// Whether something never will be durable.
     fn has_failed_shard(&self) -> bool {
-        let reports = self.reports();
+        let reports = self.reports.fresh();
         let mut shards = reports.iter().flat_map(|report| &report.shards);
         shards.any(|shard| shard.failure.is_some())
     }

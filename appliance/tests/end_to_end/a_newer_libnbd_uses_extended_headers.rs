@@ -1,10 +1,11 @@
 //! libnbd of Debian 13, which knows extended headers: it agrees on them, maps with extents of 64
-//! bits, sees what has changed, and copies.
+//! bits, asks for some contexts of those that it selected, sees what has changed, and copies.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::harness::beside;
 use crate::harness::daemon::Rig;
 use crate::harness::program::Program;
 
@@ -24,6 +25,29 @@ fn map(uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
     let number = |extent: &Value, name: &str| extent[name].as_u64().expect("a number");
     let extent = |e: &Value| (number(e, "offset"), number(e, "length"), number(e, "type"));
     map.iter().map(extent).collect()
+}
+
+/// Of three contexts that it selected it asks for two: BLOCK_STATUS with a payload.
+fn asks_for_some_contexts(uri: &str) {
+    let told = newer("/usr/bin/python3")
+        .arg(beside("clients/asks_for_some_contexts.py"))
+        .arg(uri)
+        .arg("base:allocation,taipan:durability,qemu:dirty-bitmap:since-mon")
+        .arg("base:allocation,qemu:dirty-bitmap:since-mon")
+        .arg(TIB.to_string())
+        .succeed();
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(told["payload"], 1, "{told}");
+    let extents = |status: [u64; 3]| {
+        let lengths = [TIB - 8192, 4096, 4096];
+        let extents: Vec<_> = lengths.into_iter().zip(status).collect();
+        serde_json::json!({ "offset": 0, "extents": extents })
+    };
+    let expected = serde_json::json!({
+        "base:allocation": extents([3, 0, 3]),
+        "qemu:dirty-bitmap:since-mon": extents([0, 1, 0]),
+    });
+    assert_eq!(told["extents"], expected);
 }
 
 #[test]
@@ -48,6 +72,8 @@ fn a_newer_libnbd_uses_extended_headers() {
         (TIB - 4096, 4096, 0),
     ];
     assert_eq!(since, expected);
+    asks_for_some_contexts(&daemon.uri("vol0"));
+    asks_for_some_contexts(&daemon.tcp_uri("vol0"));
 
     let mut from = daemon.client("from");
     for place in [0, 31, 63] {

@@ -22,6 +22,7 @@ mod a_power_cut_without_s3_loses_nothing;
 mod a_rollback_restores_what_was;
 mod a_second_daemon_fences_the_first;
 mod a_snapshot_is_a_cut_that_stays;
+mod a_thousand_exports_are_listed;
 mod a_virtual_machine_survives_restarts;
 mod an_outage_of_s3_is_waited_out;
 mod bad_settings_are_refused;

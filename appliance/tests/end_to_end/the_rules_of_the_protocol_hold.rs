@@ -1,19 +1,22 @@
 //! One row for each rule of the protocol that servers get wrong: what a client sends, and what must
 //! come back. The bytes are made and read by the probe, not by our own crate.
 
+use taipan_tls::ClientSettings;
+use taipan_tls::authority::{Authority, Wanted};
+
 use crate::harness::daemon::{Daemon, Rig};
-use crate::harness::probe::{Talk, negotiate, take_turns, transmit};
+use crate::harness::probe::{Place, Talk, negotiate, take_turns, transmit};
 
 /// One of the volumes may be read only.
 const ACCESS: &str = r#"
 [[access]]
 volumes = ["ro"]
-clients = ["unix"]
+clients = ["unix", "127.0.0.1"]
 grant = "read"
 
 [[access]]
 volumes = ["vol0"]
-clients = ["unix"]
+clients = ["unix", "127.0.0.1"]
 grant = "write"
 "#;
 
@@ -22,9 +25,9 @@ type Row = (&'static str, &'static str);
 /// The same with what is negotiated first.
 type Behind = (&'static str, &'static str, &'static str);
 
-/// Handshake: options, and the replies to them.
-const HANDSHAKE: &[Row] = &[
-    // Client flags that were not offered: dropped. Not fixed: EXPORT_NAME only, with zeros.
+/// Client flags, which come before TLS: those that were not offered are dropped. Not fixed:
+/// EXPORT_NAME only, with zeros.
+const FLAGS: &[Row] = &[
     ("flags 7; LIST", "closed"),
     ("flags 0x80000003; NAME vol0", "closed"),
     ("flags 0; LIST", "closed"),
@@ -32,6 +35,10 @@ const HANDSHAKE: &[Row] = &[
     ("flags 0; NAME vol0", "134 bytes"),
     ("flags 1; NAME vol0", "134 bytes"),
     ("flags 3; NAME vol0", "10 bytes"),
+];
+
+/// Handshake: options, and the replies to them.
+const HANDSHAKE: &[Row] = &[
     // EXPORT_NAME cannot be refused but by closing.
     ("NAME none", "closed"),
     ("NAME long 4097", "closed"),
@@ -51,8 +58,6 @@ const HANDSHAKE: &[Row] = &[
     // ABORT is acknowledged, even with data.
     ("ABORT", "ABORT:ACK closed"),
     ("ABORT +9", "ABORT:ACK closed"),
-    // STARTTLS where there is no TLS.
-    ("STARTTLS; LIST +1", "STARTTLS:UNSUP LIST:INVALID alive"),
     // INFO and GO: what is asked for; lies and rubbish are refused, and the connection stays.
     ("INFO vol0", "INFO:INFO0 INFO:ACK alive"),
     (
@@ -91,6 +96,68 @@ const HANDSHAKE: &[Row] = &[
         "SR:ACK EXT:ACK EXT:INVALID SR:EXT_HEADER_REQD alive",
     ),
     ("EXT +4; EXT", "EXT:INVALID EXT:ACK alive"),
+];
+
+/// STARTTLS where there is no TLS.
+const WITHOUT_TLS: &[Row] = &[("STARTTLS; LIST +1", "STARTTLS:UNSUP LIST:INVALID alive")];
+
+/// In the clear where TLS is required: TLS_REQD to everything but STARTTLS and ABORT.
+const BEFORE_TLS: &[Row] = &[
+    (
+        "LIST; PEEK; INFO vol0; GO vol0; 12345 +9",
+        "LIST:TLS_REQD PEEK:TLS_REQD INFO:TLS_REQD GO:TLS_REQD 12345:TLS_REQD alive",
+    ),
+    (
+        "SR; EXT; QUERY vol0; SET vol0 base:allocation",
+        "SR:TLS_REQD EXT:TLS_REQD QUERY:TLS_REQD SET:TLS_REQD alive",
+    ),
+    ("GO none; GO x vol0", "GO:TLS_REQD GO:TLS_REQD alive"),
+    ("NAME vol0", "closed"),
+    ("NAME none", "closed"),
+    ("ABORT", "ABORT:ACK closed"),
+    ("STARTTLS +1; LIST", "STARTTLS:INVALID LIST:TLS_REQD alive"),
+    // Who waits for no answer to STARTTLS is not the client: nothing in the clear is taken along.
+    ("STARTTLS; LIST", "closed"),
+    ("STARTTLS; GO vol0", "closed"),
+];
+
+/// Under TLS.
+const UNDER_TLS: &[Row] = &[(
+    "STARTTLS; STARTTLS +1; LIST",
+    "STARTTLS:INVALID STARTTLS:INVALID LIST:ro LIST:vol0 LIST:ACK alive",
+)];
+
+/// What was negotiated in the clear before STARTTLS, options behind it, and the replies to these:
+/// nothing of the former is left.
+const FORGOTTEN: &[Behind] = &[
+    ("SR", "SET vol0 base:allocation", "SET:INVALID alive"),
+    ("SR", "SR; SR", "SR:ACK SR:INVALID alive"),
+    ("EXT", "SR; EXT", "SR:ACK EXT:ACK alive"),
+    ("EXT; LIST; PEEK +9", "NAME vol0", "10 bytes"),
+];
+
+/// The same with the replies to requests.
+const FORGOTTEN_IN_TRANSMISSION: &[(&str, &str, &str, &str)] = &[
+    (
+        "SR",
+        PLAIN,
+        "read 0+0; write 0+512; read/df 0+1",
+        ", ok, EINVAL",
+    ),
+    ("EXT", PLAIN, "read 0+0; write 0+512; flush", ", ok, ok"),
+    ("EXT", CHUNKS, "read 0+0; flush", "none, ok"),
+    (
+        "SR; SET vol0 base:allocation",
+        CHUNKS,
+        "status 0+512",
+        "EINVAL",
+    ),
+    (
+        "EXT; SET vol0 base:allocation",
+        WIDE,
+        "status 0+512",
+        "EINVAL",
+    ),
 ];
 
 /// Metadata contexts.
@@ -361,13 +428,17 @@ fn content_alone(told: &str) -> String {
     batches.map(batch).collect::<Vec<_>>().join(" | ")
 }
 
-fn check_all(daemon: &Daemon) -> Wrong {
-    let socket = daemon.socket();
-    let mut wrong = Wrong(Vec::new());
-    for (options, expected) in HANDSHAKE.iter().chain(CONTEXTS) {
-        wrong.check(options, &negotiate(&socket, options), expected);
+fn check_options(place: &Place, rows: &[Row], wrong: &mut Wrong) {
+    for (options, expected) in rows {
+        wrong.check(options, &negotiate(place, options), expected);
     }
-    let endless = negotiate(&socket, &["PEEK"; 65].join("; "));
+}
+
+/// Everything that holds in the clear and under TLS.
+fn check_all(place: &Place, wrong: &mut Wrong) {
+    check_options(place, HANDSHAKE, wrong);
+    check_options(place, CONTEXTS, wrong);
+    let endless = negotiate(place, &["PEEK"; 65].join("; "));
     wrong.check(
         "options without end",
         &endless[endless.len() - 12..],
@@ -375,41 +446,51 @@ fn check_all(daemon: &Daemon) -> Wrong {
     );
     for (requests, expected) in REQUESTS {
         for options in ALL {
-            let told = content_alone(&transmit(&socket, options, requests));
+            let told = content_alone(&transmit(place, options, requests));
             wrong.check(&format!("{options}: {requests}"), &told, expected);
         }
     }
     for (turns, expected) in TURNS {
         for options in ALL {
-            let told = content_alone(&take_turns(&socket, options, turns));
+            let told = content_alone(&take_turns(place, options, turns));
             wrong.check(&format!("{options}: {turns}"), &told, expected);
         }
     }
     for (options, requests, expected) in STYLES {
-        let told = transmit(&socket, options, requests);
+        let told = transmit(place, options, requests);
         wrong.check(&format!("{options}: {requests}"), &told, expected);
     }
-    wrong
+}
+
+/// A daemon with the two volumes, rules for them, and a snapshot.
+fn start(rig: &Rig, more: &[&str]) -> Daemon {
+    let config = rig.path("rules.toml");
+    std::fs::write(&config, ACCESS).expect("a configuration file");
+    let config = format!("--config={}", config.display());
+    let daemon = rig.start_with(&[&[config.as_str()], more].concat(), "");
+    daemon.taipan().args("snapshot create vol0 s").succeed();
+    daemon
 }
 
 #[test]
 fn every_row_of_the_rules_holds() {
     let rig = Rig::new(&["vol0:8GiB", "ro:1MiB"]);
-    let config = rig.path("rules.toml");
-    std::fs::write(&config, ACCESS).expect("a configuration file");
-    let daemon = rig.start_with(&[&format!("--config={}", config.display())], "");
-    daemon.taipan().args("snapshot create vol0 s").succeed();
-    let Wrong(wrong) = check_all(&daemon);
+    let daemon = start(&rig, &[]);
+    let (place, mut wrong) = (Place::unix(daemon.socket()), Wrong(Vec::new()));
+    check_options(&place, FLAGS, &mut wrong);
+    check_options(&place, WITHOUT_TLS, &mut wrong);
+    check_all(&place, &mut wrong);
+    let Wrong(wrong) = wrong;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let mut left = Vec::new();
     // A size is that of the moment: it grows between two lookups of one client.
     daemon.taipan().args("volume resize vol0 9GiB").succeed();
-    let told = transmit(&daemon.socket(), "INFO vol0; GO vol0", "read 8G+512");
+    let told = transmit(&place, "INFO vol0; GO vol0", "read 8G+512");
     assert_eq!(told, "0*512");
     // Who is connected when the server stops is not told so: a client that connects again, and
     // sends again what was not answered, must not take it for an error of its disk.
     for options in ALL {
-        let mut talk = Talk::begin(&daemon.socket(), options);
+        let mut talk = Talk::begin(&place, options);
         assert_eq!(talk.ask("write 0+512; flush"), "ok, ok");
         left.push(talk);
     }
@@ -417,4 +498,40 @@ fn every_row_of_the_rules_holds() {
     for talk in left {
         assert_eq!(talk.end(), "closed");
     }
+}
+
+#[test]
+fn every_row_holds_under_tls() {
+    let rig = Rig::new(&["vol0:8GiB", "ro:1MiB"]);
+    let authority = Authority::new("ours");
+    authority.equip(&rig.path("server"), &Wanted::server());
+    authority.equip(&rig.path("client"), &Wanted::client("somebody"));
+    let settings = ClientSettings::load(&rig.path("client")).expect("certificates");
+    let certificates = format!("--tls-certificates={}", rig.path("server").display());
+    // TLS is required over TCP, and allowed over the unix socket.
+    let daemon = start(&rig, &[&certificates]);
+    let (tcp, unix) = (Place::tcp(daemon.tcp), Place::unix(daemon.socket()));
+    let mut wrong = Wrong(Vec::new());
+    check_options(&tcp, BEFORE_TLS, &mut wrong);
+    let sealed = tcp.under_tls(&settings, "");
+    check_options(&sealed, UNDER_TLS, &mut wrong);
+    check_all(&sealed, &mut wrong);
+    for (before, options, expected) in FORGOTTEN {
+        let told = negotiate(&unix.under_tls(&settings, before), options);
+        wrong.check(&format!("{before}, TLS: {options}"), &told, expected);
+    }
+    for (before, options, requests, expected) in FORGOTTEN_IN_TRANSMISSION {
+        let told = transmit(&unix.under_tls(&settings, before), options, requests);
+        wrong.check(
+            &format!("{before}, TLS: {options}: {requests}"),
+            &told,
+            expected,
+        );
+    }
+    let Wrong(wrong) = wrong;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let mut talk = Talk::begin(&sealed, WIDE);
+    assert_eq!(talk.ask("write 0+512; flush"), "ok, ok");
+    daemon.stop();
+    assert_eq!(talk.end(), "closed");
 }

@@ -35,6 +35,9 @@ const OUTPUT_PAUSE_BYTES: usize = 64 << 10;
 /// -L`) ask for each export on the same connection.
 const OPTIONS_PER_LISTED_EXPORT: u32 = 4;
 
+/// The first two bytes of a TLS connection: a record of a handshake, version 3.
+const TLS_HELLO: u32 = 0x1603;
+
 /// The handshake of one connection, from the greeting to the transmission phase or the end.
 ///
 /// Send [`greeting`](Self::greeting), then feed [`advance`](Self::advance) with what arrives. The
@@ -194,6 +197,12 @@ impl ServerHandshake {
         bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
         bytes[16..].copy_from_slice(&flags.to_be_bytes());
         bytes
+    }
+
+    /// Most exports that one LIST has named: the client may ask for each of them before it chooses,
+    /// which a deadline should leave it the time for.
+    pub fn listed(&self) -> u32 {
+        self.listed_max
     }
 
     /// Takes in `input` and appends what is to be sent to `out`.
@@ -419,7 +428,11 @@ impl fmt::Display for HandshakeError {
             Self::TlsRequired => f.write_str("EXPORT_NAME without TLS, which is required"),
             Self::TooManyOptions(count) => write!(f, "option number {count} of one handshake"),
             Self::UnknownClientFlags(bits) => {
-                write!(f, "client flags {bits:#010x} were not all offered")
+                write!(f, "client flags {bits:#010x} were not all offered")?;
+                match bits >> 16 {
+                    TLS_HELLO => f.write_str(": TLS begins with STARTTLS, not with the connection"),
+                    _ => Ok(()),
+                }
             }
         }
     }

@@ -150,6 +150,13 @@ fn client_flags_that_were_not_offered_end_the_connection() {
     assert_eq!(end, Err(HandshakeError::UnknownClientFlags(1 << 31)));
 }
 
+#[test]
+fn a_client_that_begins_with_tls_is_told_apart_in_the_log() {
+    let told = |flags| HandshakeError::UnknownClientFlags(flags).to_string();
+    assert!(told(0x1603_0101).contains("TLS begins with STARTTLS"));
+    assert!(!told(7).contains("TLS"));
+}
+
 /// The data of an option as a table writes it: `raw N` bytes of 7, or `name N` a name of N bytes,
 /// or a name and the information that is asked for, then perhaps a fault in the lengths.
 fn table_data(text: &str) -> Vec<u8> {

@@ -378,6 +378,15 @@ impl Daemon {
             .arg(&self.data)
     }
 
+    /// Creates a volume through the control API, without a process for it.
+    pub(crate) fn create(&self, name: &str, size: &str) {
+        let body = serde_json::json!({ "name": name, "size": size }).to_string();
+        let socket = self.data.join("control.sock");
+        let answer = http::post_unix(&socket, "/v1/volumes", &body);
+        let (code, body) = answer.expect("the control API answers");
+        assert_eq!(code, 201, "{name}: {body}");
+    }
+
     /// Runs the command until it succeeds, as one that is refused while a client that just left is
     /// still known. Gives what it said.
     pub(crate) fn succeed_soon(&self, line: &str) -> String {

@@ -33,6 +33,13 @@ pub(crate) fn get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
     ask(stream, "GET", path, "")
 }
 
+/// The same of `POST path` with a body.
+pub(crate) fn post_unix(socket: &Path, path: &str, body: &str) -> io::Result<(u16, String)> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    ask(stream, "POST", path, body)
+}
+
 fn ask(
     mut stream: impl Read + Write,
     method: &str,

@@ -61,6 +61,19 @@ pub(super) fn greeting(stream: &mut impl Read) {
     assert_eq!(greeting[16..], [0, 3], "fixed newstyle, no zeroes");
 }
 
+/// Replies to options that are refused or acknowledged, until STARTTLS is acknowledged.
+pub(super) fn tls_starts(stream: &mut impl Read) {
+    loop {
+        let head = take(stream, 20).expect("STARTTLS is answered");
+        let (option, kind) = (at::<4>(&head, 8), at::<4>(&head, 12));
+        take(stream, at::<4>(&head, 16) as usize);
+        if option == 5 {
+            assert_eq!(kind, 1, "STARTTLS is acknowledged");
+            return;
+        }
+    }
+}
+
 /// How many bytes come until the server closes.
 pub(super) fn rest(stream: &mut impl Read) -> String {
     let mut bytes = Vec::new();

@@ -1,5 +1,7 @@
 //! What a client sends, from text.
 
+/// Client flags, before the first option.
+pub(super) const FLAGS_BYTES: usize = 4;
 pub(super) const EXPORT_NAME: u32 = 1;
 pub(super) const GO: u32 = 7;
 /// No option that anybody knows.
@@ -66,6 +68,15 @@ pub(super) fn options(text: &str) -> (Vec<u8>, Vec<u32>) {
         sent.push(option);
     }
     (bytes, sent)
+}
+
+/// Client flags, these options, and STARTTLS.
+pub(super) fn starttls(before: &str) -> Vec<u8> {
+    let text = match before {
+        "" => "STARTTLS".to_owned(),
+        before => format!("{before}; STARTTLS"),
+    };
+    options(&text).0
 }
 
 pub(super) fn ping_option() -> Vec<u8> {
