@@ -1,6 +1,7 @@
 //! Points in time: in some seeds volumes keep their cuts for a short window. Each reads the same to
 //! the byte whenever it is read, through everything else that happens, until it leaves; and none
-//! leaves that was the image within the window.
+//! leaves that was the newest cut within the window, counted from when its successor's writer was
+//! last told the time: how long the bucket takes to store that one makes neither of them younger.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -36,13 +37,15 @@ pub(super) struct Points {
 
 struct Book {
     dice: Dice,
-    /// The cuts of each volume, by manifest: when they were stored, and their images if they were
+    /// What the clock on the wall was when it said that.
+    told: BTreeMap<UnixMs, u64>,
+    /// The cuts of each volume, by manifest: when they were made, and their images if they were
     /// read.
     cuts: BTreeMap<usize, BTreeMap<ManifestNum, Cut>>,
 }
 
 struct Cut {
-    stored_us: u64,
+    made_us: u64,
     image: Option<Vec<u8>>,
 }
 
@@ -55,6 +58,7 @@ impl Points {
         };
         let book = Book {
             dice,
+            told: BTreeMap::new(),
             cuts: BTreeMap::new(),
         };
         Self {
@@ -73,15 +77,16 @@ impl Points {
         if self.window_seconds == 0 {
             return;
         }
-        let dice = &mut self.book.borrow_mut().dice;
-        let wrong_ms = match dice.chance(200) {
-            true => dice.range(0..=WRONG_MS),
+        let book = &mut *self.book.borrow_mut();
+        let wrong_ms = match book.dice.chance(200) {
+            true => book.dice.range(0..=WRONG_MS),
             false => WRONG_MS / 2,
         };
         let reading = Reading {
             wall: UnixMs(now_us / MS + wrong_ms),
             steady_ms: (now_us - began_us) / MS,
         };
+        book.told.entry(reading.wall).or_insert(now_us);
         commit.note_time(reading, None);
     }
 }
@@ -93,17 +98,22 @@ impl World {
         let Ok(manifest) = Manifest::decode(body) else {
             return;
         };
-        let is_cut = manifest.kind == ManifestKind::Commit && manifest.moment.is_some();
+        let moment = match manifest.kind {
+            ManifestKind::Commit => manifest.moment,
+            _ => None,
+        };
         let volume = self.ids.iter().position(|id| *id == manifest.volume);
-        let (true, Some(volume)) = (is_cut, volume) else {
+        let (Some(moment), Some(volume)) = (moment, volume) else {
             return;
         };
-        let mut book = self.snapshots.points.book.borrow_mut();
+        let book = &mut *self.snapshots.points.book.borrow_mut();
+        let told_us = book.told.get(&moment.committed);
+        let made_us = told_us.map_or(self.now_us, |told_us| self.now_us.min(*told_us));
         let cuts = book.cuts.entry(volume).or_default();
         let newer = cuts.last_key_value();
         if newer.is_none_or(|(number, _)| *number < manifest.number) {
             let cut = Cut {
-                stored_us: self.now_us,
+                made_us,
                 image: None,
             };
             cuts.insert(manifest.number, cut);
@@ -129,7 +139,7 @@ impl World {
                 let text = format!("the cut of manifest {number} of volume {volume} is gone");
                 return Err(text);
             }
-            replaced_us = cut.stored_us;
+            replaced_us = cut.made_us;
         }
         if since.0 > 1 {
             self.coverage.hit("a point in time left the window");

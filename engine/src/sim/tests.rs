@@ -42,6 +42,15 @@ fn a_start_without_the_backend_never_lets_a_block_go_back_in_time() {
     }
 }
 
+/// Seed 100010577: a cut was made, the bucket was away for longer than a window, and the next cut
+/// gave up what was before the first one, which the bucket had had for 3 ms.
+#[test]
+fn a_cut_that_the_bucket_takes_late_is_as_old_as_its_making() {
+    if let Err(violation) = run(100_010_577) {
+        panic!("{violation}");
+    }
+}
+
 #[test]
 fn a_seed_is_one_run() {
     for seed in [1, 7, 42] {

@@ -230,6 +230,35 @@ fn a_clock_that_is_set_forward_gives_nothing_up() {
     keeping.points().into_iter().for_each(|p| keeping.read(p));
 }
 
+/// The bucket is away between a cut's making and its manifest, for longer than the window. The cut
+/// is as old as its making, so that what was before it leaves with the next one.
+#[test]
+fn a_cut_that_is_stored_late_is_as_old_as_its_making() {
+    let mut keeping = Keeping::new();
+    keeping.world.write(0..8);
+    keeping.commit();
+    let before = keeping.points()[1];
+    keeping.pass(1000);
+    keeping.world.write(8..16);
+    keeping.rig.start(&mut keeping.world);
+    let made_ms = keeping.now_ms;
+    keeping.now_ms += 2 * WINDOW_MS;
+    keeping.rig.run(&mut keeping.world);
+    keeping.world.note_committed();
+    let late = *keeping.points().last().unwrap();
+    assert_eq!(late.committed, UnixMs(made_ms));
+    assert_eq!(keeping.points()[1], before, "its manifest gives nothing up");
+    keeping.note();
+    keeping.world.write(16..24);
+    keeping.rig.commit_and_verify(&mut keeping.world);
+    let points = keeping.points();
+    assert_eq!(
+        points[0], late,
+        "it is what was there at the window's beginning"
+    );
+    points.into_iter().for_each(|point| keeping.read(point));
+}
+
 #[test]
 fn without_a_window_from_now_on_everything_is_freed() {
     let mut keeping = Keeping::new();
