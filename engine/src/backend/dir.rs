@@ -68,6 +68,7 @@ impl DirBackend {
         // Where there are no CPUs to spare, clients come before puts.
         let shared = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= 2);
         let nice = if shared { PUT_NICE_WHEN_SHARED } else { 0 };
+        let tree = if shared { tree.past_page_cache() } else { tree };
         Ok(Self {
             tree: Arc::new(tree),
             reads: Pool::start("dir-read", reads, options.queue, 0)?,

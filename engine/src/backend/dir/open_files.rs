@@ -45,10 +45,8 @@ impl OpenFiles {
     /// For objects below `root`. None are kept open where a read may hang for long: on anything but
     /// a file system of a local disk.
     pub(super) fn below(root: &Path) -> Self {
-        let magic = rustix::fs::statfs(root).map(|stat| stat.f_type as u64);
-        let is_local = magic.is_ok_and(|magic| matches!(magic, EXT4_MAGIC | XFS_MAGIC));
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let most = if is_local {
+        let most = if is_local_disk(root) {
             OPEN_MAX.min(allowed / SHARE_OF_DESCRIPTORS)
         } else {
             0
@@ -105,6 +103,12 @@ impl OpenFiles {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the directory is on a file system of a local disk.
+pub(super) fn is_local_disk(root: &Path) -> bool {
+    let magic = rustix::fs::statfs(root).map(|stat| stat.f_type as u64);
+    magic.is_ok_and(|magic| matches!(magic, EXT4_MAGIC | XFS_MAGIC))
 }
 
 #[cfg(test)]

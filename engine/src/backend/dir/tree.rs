@@ -1,6 +1,7 @@
 //! The files of a directory backend: where keys live, and how an object becomes durable at once or
 //! not at all. Blocking; called on the backend's threads.
 
+mod direct;
 mod list;
 mod room;
 mod temp;
@@ -19,7 +20,8 @@ use crate::backend::{ConditionalWrites, OBJECT_BYTES_MAX, Probe, Put, too_short}
 use crate::error::{Error, ErrorKind, Result};
 use crate::object::{ChunkKey, ObjectKey};
 
-use super::open_files::{LocalFile, OpenFiles};
+use super::open_files::{LocalFile, OpenFiles, is_local_disk};
+use direct::DirectWriter;
 use temp::{TempDir, TempFile};
 
 /// Longest file name used; a longer part of a key is cut into directories that end with `~`,
@@ -42,6 +44,8 @@ pub(super) struct Tree {
     temp: TempDir,
     /// Chunks that were read lately.
     pub(super) open_files: OpenFiles,
+    /// How large objects are written where that goes past the page cache.
+    direct: Option<DirectWriter>,
     /// Directories whose own entry in their parent is known to be durable.
     durable_dirs: Mutex<HashSet<PathBuf>>,
     /// Makes a step fail; asked before the step, or after it for [`Step::SyncDir`].
@@ -68,11 +72,18 @@ impl Tree {
             root: root.to_owned(),
             temp: TempDir::open(root)?,
             open_files: OpenFiles::below(root),
+            direct: None,
             durable_dirs: Mutex::default(),
             #[cfg(test)]
             fault: Mutex::default(),
             _held: held,
         })
+    }
+
+    /// Large objects are written past the page cache if they are on a local disk.
+    pub(super) fn past_page_cache(mut self) -> Self {
+        self.direct = is_local_disk(&self.root).then(DirectWriter::default);
+        self
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -211,7 +222,10 @@ impl Tree {
         let temp = self.temp.create()?;
         let written = self
             .step(Step::Write)
-            .and_then(|()| io::Write::write_all(&mut temp.file(), body))
+            .and_then(|()| match &self.direct {
+                Some(direct) => direct.write(temp.file(), body),
+                None => io::Write::write_all(&mut temp.file(), body),
+            })
             .and_then(|()| self.step(Step::SyncFile))
             .and_then(|()| temp.file().sync_all());
         // The temporary file goes away with `temp`: a full disk keeps no partial object.
