@@ -1,7 +1,7 @@
 //! Golden bytes, every message there and back, and bytes that are no frames.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use taipan_engine::core::Failure;
@@ -144,18 +144,21 @@ fn every_message_comes_back_and_no_byte_of_it_may_be_wrong() {
 /// `WRITE_CORPUS=1` writes the seeds anew, after the format changed.
 #[test]
 fn the_corpus_of_the_fuzz_target_does_no_harm() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/handoff");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let dir = home.join("corpus/handoff");
     if std::env::var_os("WRITE_CORPUS").is_some() {
         for (number, message) in messages().iter().enumerate() {
             fs::write(dir.join(format!("message-{number:02}")), message.encode()).unwrap();
         }
     }
-    let mut seeds = 0;
-    for entry in fs::read_dir(dir).unwrap() {
-        fuzz(&fs::read(entry.unwrap().path()).unwrap());
-        seeds += 1;
-    }
-    assert!(seeds >= messages().len());
+    let replay = |dir: PathBuf| {
+        let entries = fs::read_dir(dir).unwrap();
+        let inputs = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap());
+        inputs.map(|input| fuzz(&input)).count()
+    };
+    assert!(replay(dir) >= messages().len());
+    // What a long run has found.
+    assert!(replay(home.join("grown/handoff")) >= 50);
 }
 
 #[test]
