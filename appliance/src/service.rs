@@ -335,6 +335,7 @@ impl Shared {
         };
         BackendStatus {
             url: self.parts.backend.describe(),
+            location: Some(self.backend_location()),
             conditional_writes: self.parts.backend.known_conditional_writes(),
             requests: self.parts.backend.counts(),
             state: match failing {
@@ -344,6 +345,19 @@ impl Shared {
             },
             last_error,
             failing_seconds: failing,
+        }
+    }
+
+    /// The backend as commands take it: the configured URL, for whom the data directory and the
+    /// working directory are others.
+    fn backend_location(&self) -> String {
+        let described = self.parts.backend.describe();
+        match described.strip_prefix("dir:") {
+            Some(path) => match std::path::absolute(path) {
+                Ok(path) => format!("dir:{}", path.display()),
+                Err(_) => described,
+            },
+            None => self.parts.config.backend.clone(),
         }
     }
 

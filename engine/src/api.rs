@@ -564,6 +564,9 @@ pub enum BackendState {
 pub struct BackendStatus {
     /// What it is (`dir:/path`).
     pub url: String,
+    /// As `--backend` takes it; absent from daemons that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
     /// How it is doing.
     pub state: BackendState,
     /// The last error.

@@ -8,6 +8,7 @@ use taipan_engine::backend::{Backend, ConditionalWrites, OpenOptions, Probe, ope
 use taipan_engine::error::{Error, ErrorKind};
 
 use crate::cli::{BackendCommand, Target};
+use crate::control::Control;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::table::Fields;
 
@@ -33,6 +34,13 @@ pub(crate) fn open(target: &Target, url: &str) -> Outcome<Arc<dyn Backend>> {
         cpu: None,
     };
     Ok(open_with(url, &options)?)
+}
+
+/// The backend of the daemon, if one runs; else that of the data directory.
+pub(crate) fn of_daemon(target: &Target) -> String {
+    let status = Control::new(target.control_socket()).and_then(|control| control.status());
+    let location = status.ok().and_then(|status| status.backend.location);
+    location.unwrap_or_else(|| "dir:".to_owned())
 }
 
 /// An absent volume or snapshot may be in another backend.

@@ -14,11 +14,11 @@ use serde::de::DeserializeOwned;
 use taipan_engine::api::{
     CONNECTIONS_PATH, CloneList, CloneSnapshot, ConnectionList, ConnectionName, CreateVolume,
     DRAIN_PATH, ErrorBody, FlattenStatus, ResizeVolume, RollBack, SNAPSHOT_GROUPS_PATH,
-    STATUS_PATH, SnapshotInfo, SnapshotList, Status, SweepReport, SweepVolume, TakeSnapshot,
-    TakeSnapshotGroup, VOLUMES_PATH, VolumeChanges, VolumeHistory, VolumeInfo, VolumeList,
-    VolumePatch, WarmStatus, WarmVolume, changes_path, clones_of_path, clones_path, commit_path,
-    connection_path, flatten_path, history_path, resize_path, rollback_path, snapshot_path,
-    snapshots_path, sweep_path, takeover_path, volume_path, warm_path,
+    STATUS_PATH, SnapshotInfo, SnapshotList, SnapshotState, Status, SweepReport, SweepVolume,
+    TakeSnapshot, TakeSnapshotGroup, VOLUMES_PATH, VolumeChanges, VolumeHistory, VolumeInfo,
+    VolumeList, VolumePatch, WarmStatus, WarmVolume, changes_path, clones_of_path, clones_path,
+    commit_path, connection_path, flatten_path, history_path, resize_path, rollback_path,
+    snapshot_path, snapshots_path, sweep_path, takeover_path, volume_path, warm_path,
 };
 use taipan_engine::snapshot::{ImageName, SnapshotName};
 use taipan_engine::volume::VolumeName;
@@ -142,7 +142,7 @@ impl Control {
     /// Sweeps a volume's orphans, however long that takes.
     pub(crate) fn sweep(&self, name: &VolumeName, dry_run: bool) -> Outcome<SweepReport> {
         let what = format!("sweep volume \"{name}\"");
-        self.call_for_long(&what, &sweep_path(name), &SweepVolume { dry_run })
+        self.call_for_long((&what, None), &sweep_path(name), &SweepVolume { dry_run })
     }
 
     /// Takes a snapshot, however long what is waited for takes.
@@ -152,25 +152,30 @@ impl Control {
         request: &TakeSnapshot,
     ) -> Outcome<SnapshotInfo> {
         let what = format!("take snapshot \"{volume}@{}\"", request.name);
-        self.call_for_long(&what, &snapshots_path(volume), request)
+        let watched = snapshot_path(volume, &request.name);
+        self.call_for_long((&what, Some(&watched)), &snapshots_path(volume), request)
     }
 
     /// Takes snapshots of several volumes by one cut, however long what is waited for takes.
     pub(crate) fn take_snapshot_group(&self, request: &TakeSnapshotGroup) -> Outcome<SnapshotList> {
         let what = format!("take the group of snapshots \"{}\"", request.name);
-        self.call_for_long(&what, SNAPSHOT_GROUPS_PATH, request)
+        let first = request.volumes.first();
+        let watched = first.map(|first| snapshot_path(first, &request.name));
+        self.call_for_long((&what, watched.as_deref()), SNAPSHOT_GROUPS_PATH, request)
     }
 
-    /// Posts something whose answer may take any time.
+    /// Posts something whose answer may take any time; `watched` is the path of a snapshot that is
+    /// taken by it.
     fn call_for_long<T: DeserializeOwned>(
         &self,
-        what: &str,
+        (what, watched): (&str, Option<&str>),
         path: &str,
         body: &impl Serialize,
     ) -> Outcome<T> {
         let body = serde_json::to_vec(body)
             .map_err(|e| Failure::new(Exit::Failed, format!("cannot {what}: {e}")))?;
-        let answer = self.exchange(what, Method::POST, path, Bytes::from(body), None)?;
+        let exchange = self.exchange_unlimited(what, Method::POST, path, Bytes::from(body));
+        let answer = self.await_answer((what, watched), exchange, None)?;
         self.read(what, &answer)
     }
 
@@ -290,9 +295,21 @@ impl Control {
         body: Bytes,
         limit: Option<Duration>,
     ) -> Outcome<Bytes> {
+        let exchange = self.exchange_unlimited(what, method, path, body);
+        self.await_answer((what, None), exchange, limit)
+    }
+
+    /// Waits for an answer, and says meanwhile how it stands; `watched` is the path of a snapshot
+    /// that is to be taken.
+    fn await_answer(
+        &self,
+        (what, watched): (&str, Option<&str>),
+        exchange: impl Future<Output = Outcome<Bytes>>,
+        limit: Option<Duration>,
+    ) -> Outcome<Bytes> {
         let began = Instant::now();
         self.runtime.block_on(async {
-            let mut exchange = pin!(self.exchange_unlimited(what, method, path, body));
+            let mut exchange = pin!(exchange);
             loop {
                 let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
                 let next = left.map_or(NOTICE_EVERY, |left| left.min(NOTICE_EVERY));
@@ -306,18 +323,35 @@ impl Control {
                     );
                     return Err(self.failed(what, Exit::Failed, &why));
                 }
-                self.tell_waiting(what, began.elapsed()).await;
+                self.tell_waiting(what, watched, began.elapsed()).await;
             }
         })
     }
 
     /// Says how it stands, on standard error. A courtesy: nothing comes of it if that fails.
-    async fn tell_waiting(&self, what: &str, waited: Duration) {
-        let asked = self.exchange_unlimited(what, Method::GET, STATUS_PATH, Bytes::new());
+    async fn tell_waiting(&self, what: &str, watched: Option<&str>, waited: Duration) {
+        let status = self.glance::<Status>(STATUS_PATH).await;
+        let snapshot = match watched {
+            Some(path) => self.glance::<SnapshotInfo>(path).await,
+            None => None,
+        };
+        let is_taken = snapshot.is_some_and(|info| info.state != SnapshotState::Asked);
+        let what = match is_taken {
+            true => format!(
+                "{} (it is taken: its content is fixed)",
+                what.replacen("take ", "commit ", 1)
+            ),
+            false => what.to_owned(),
+        };
+        let _ = writeln!(io::stderr(), "{}", notice(&what, waited, status.as_ref()));
+    }
+
+    /// What the daemon says there, if it says it soon.
+    async fn glance<A: DeserializeOwned>(&self, path: &str) -> Option<A> {
+        let asked = self.exchange_unlimited("look", Method::GET, path, Bytes::new());
         let asked = tokio::time::timeout(Duration::from_secs(STATUS_SECONDS), asked).await;
-        let status = asked.ok().and_then(Result::ok);
-        let status = status.and_then(|body| serde_json::from_slice::<Status>(&body).ok());
-        let _ = writeln!(io::stderr(), "{}", notice(what, waited, status.as_ref()));
+        let body = asked.ok()?.ok()?;
+        serde_json::from_slice(&body).ok()
     }
 
     async fn exchange_unlimited(

@@ -62,7 +62,7 @@ pub(crate) fn wait(
             .collect();
         let all = all?;
         if let Some(status) = all.iter().find(|s| s.state == FlattenState::Waiting) {
-            return Err(Failure::new(Exit::Failed, held_up(status)));
+            return Err(Failure::new(Exit::Conflict, held_up(status)));
         }
         let is_over = |s: &FlattenStatus| s.state != FlattenState::Copying;
         if all.iter().all(is_over) {
@@ -82,7 +82,7 @@ pub(crate) fn wait(
 fn held_up(status: &FlattenStatus) -> String {
     let (volume, held) = (&status.volume, status.waits_for.join(", "));
     format!(
-        "volume \"{volume}\" is its own, but what it keeps still needs its parent: {held}. Once \
+        "volume \"{volume}\" itself needs its parent no more, but what it keeps does: {held}. Once \
          that is gone the daemon lets go of the parent by itself"
     )
 }

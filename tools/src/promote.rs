@@ -26,8 +26,9 @@ impl Promotion {
         let refuse = |text: String| Err(Failure::new(Exit::Conflict, text));
         let connections = control.volume(name)?.connections;
         if connections > 0 {
-            let text = format!("volume \"{name}\" has {connections} connected clients");
-            return refuse(format!("{text}; disconnect them first"));
+            let text = format!("volume \"{name}\" has connected clients: {connections}");
+            let who = "`taipan connection list` tells who they are";
+            return refuse(format!("{text}; disconnect them first ({who})"));
         }
         let all = control.snapshots(name)?.snapshots;
         let snapshots: Vec<_> = all.into_iter().map(|info| info.name).collect();

@@ -44,9 +44,10 @@ pub(crate) struct Verify {
     /// A volume of that backend.
     #[arg(value_parser = volume_name)]
     volume: Option<VolumeName>,
-    /// The backend of a volume; keys as for `backend probe`.
-    #[arg(long, value_name = "URL", default_value = "dir:")]
-    backend: String,
+    /// The backend of a volume; keys as for `backend probe`. By default that of the daemon, or, if
+    /// none runs, the directory DIR/objects.
+    #[arg(long, value_name = "URL")]
+    backend: Option<String>,
     /// Read every chunk and check the CRC of every block, instead of only asking for each chunk.
     #[arg(long)]
     deep: bool,
@@ -89,8 +90,8 @@ pub(crate) fn run(target: &Target, args: &Verify) -> ExitCode {
 
 /// Checks and prints; the worst that was found.
 fn check(target: &Target, args: &Verify) -> Outcome<Option<Severity>> {
-    let (url, volume) = args.subject()?;
-    let backend = backend::open(target, url)?;
+    let (url, volume) = args.subject(target)?;
+    let backend = backend::open(target, &url)?;
     let (volumes, problems) = block_on(chosen(&*backend, volume.as_ref()))?;
     let bar = bar(args.quiet);
     let shown = RefCell::new(String::new());
@@ -128,12 +129,19 @@ fn check(target: &Target, args: &Verify) -> Outcome<Option<Severity>> {
 
 impl Verify {
     /// Backend, and volume if not all.
-    fn subject(&self) -> Outcome<(&str, Option<VolumeName>)> {
+    fn subject(&self, target: &Target) -> Outcome<(String, Option<VolumeName>)> {
         let is_url =
             self.what.contains("://") || ["dir:", "mem:"].iter().any(|s| self.what.starts_with(s));
         match (is_url, &self.volume) {
-            (true, volume) => Ok((&self.what, volume.clone())),
-            (false, None) => Ok((&self.backend, Some(volume_name(&self.what)?))),
+            (true, volume) => Ok((self.what.clone(), volume.clone())),
+            (false, None) => {
+                let name = volume_name(&self.what)?;
+                let given = self.backend.clone();
+                Ok((
+                    given.unwrap_or_else(|| backend::of_daemon(target)),
+                    Some(name),
+                ))
+            }
             (false, Some(_)) => {
                 let what = format!("{:?} is no URL of a backend, such as dir:/path", self.what);
                 Err(Failure::new(Exit::Usage, what))

@@ -430,7 +430,8 @@ impl Uploader {
         }
         volume.closing.store(false, Ordering::SeqCst);
         let text = format!(
-            "volume {:?} has {clients} connected clients; disconnect them first",
+            "volume {:?} has connected clients: {clients}; disconnect them first \
+             (`taipan connection list` tells who they are)",
             volume.name.as_str()
         );
         Err(Error::new(ErrorKind::Busy, text))

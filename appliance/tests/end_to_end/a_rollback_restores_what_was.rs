@@ -48,7 +48,7 @@ fn under_kills_and_without_the_memory() {
     fill(&daemon, "vol0", 3);
     let client = daemon.client("vol0");
     let said = daemon.taipan().args("rollback vol0 one").fail();
-    assert!(said.contains("connected clients"), "{said}");
+    assert!(said.contains("connected clients: 1"), "{said}");
     drop(client);
     let said = daemon.taipan().args("rollback vol0 none").fail();
     assert!(said.contains("no snapshot"), "{said}");

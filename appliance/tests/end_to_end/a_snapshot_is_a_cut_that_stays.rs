@@ -119,6 +119,16 @@ fn taken_and_committed_are_told_apart_while_the_bucket_is_away() {
     wait_until("the snapshot to be committed", LIMIT, || {
         states(&daemon) == committed(&["before", "during"])
     });
+    // Where the bucket is, the daemon tells; the keys, nobody.
+    let mut verify = daemon.taipan().args("verify vol0 --deep");
+    for (name, value) in s3.bucket().credentials() {
+        verify = verify.env(name, value);
+    }
+    let told = verify.succeed();
+    assert!(
+        told.contains("every block read"),
+        "the daemon's bucket: {told}"
+    );
     daemon.stop();
 }
 

@@ -143,7 +143,7 @@ pub(super) async fn close_to_clones(
             .map(|c| c.name.as_str())
             .collect();
         let (count, name) = (clones.len(), snapshot.name.as_str());
-        let text = format!("snapshot {name:?} has {count} clones: {told:?}");
+        let text = format!("snapshot {name:?} has clones, {count}: {told:?}");
         let text = format!("{text}; delete them first, or flatten them");
         return Err(Error::new(ErrorKind::Busy, text).with_volume(volume));
     }

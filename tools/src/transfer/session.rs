@@ -299,12 +299,14 @@ impl HandshakeFailure {
         let what = format!("cannot reach volume \"{volume}\" over {server}");
         match self {
             Self::Protocol(ClientError::Refused { code, .. }) if code == ERR_UNKNOWN => {
-                let kind = match volume.contains('@') {
-                    true => "snapshot",
-                    false => "volume",
+                let (kind, shown_by) = match volume.split_once('@') {
+                    Some((of, image)) if image.starts_with('@') => {
+                        ("point in time", format!("volume history {of}"))
+                    }
+                    Some((of, _)) => ("snapshot", format!("snapshot list {of}")),
+                    None => ("volume", "volume list".to_owned()),
                 };
-                let why =
-                    format!("{what}: there is no such {kind}; `taipan {kind} list` shows all");
+                let why = format!("{what}: there is no such {kind}; `taipan {shown_by}` shows all");
                 Failure::new(Exit::NotFound, why)
             }
             Self::Protocol(error) => Failure::new(Exit::Failed, format!("{what}: {error}")),

@@ -38,7 +38,7 @@ impl Bucket {
     }
 
     /// Variables of the environment.
-    pub(super) fn credentials(&self) -> [(&'static str, String); 2] {
+    pub(crate) fn credentials(&self) -> [(&'static str, String); 2] {
         [
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
