@@ -38,6 +38,8 @@ pub(super) const DEATHS: [(&str, &str); 4] = [
 pub(super) struct Clones {
     dice: Dice,
     last: u64,
+    /// Whether their writers pause while others have the volume.
+    pauses: bool,
     living: BTreeMap<VolumeId, Clone>,
     /// Creations that were interrupted.
     unfinished: Vec<Creation>,
@@ -82,6 +84,7 @@ impl Clones {
         Self {
             dice: Dice::new(seed ^ 0x636C_6F6E),
             last: 0,
+            pauses: false,
             living: BTreeMap::new(),
             unfinished: Vec::new(),
             dying: BTreeSet::new(),
@@ -143,6 +146,8 @@ impl World {
     /// cloned, rolled back, compacted, swept, deleted and freed in random order.
     pub(super) fn live_as_family(&mut self, seed: u64) -> Result<(), String> {
         let mut clones = Clones::new(seed);
+        // Only some, so that the others stay what they were.
+        clones.pauses = seed % 3 == 1;
         let window_ms = self.snapshots.points.window_seconds() * 1000;
         for (of, id) in self.ids.iter().enumerate() {
             let lattice = self.oracle.lattices[of];
@@ -150,7 +155,7 @@ impl World {
             let root = Clone {
                 of,
                 snapshot: None,
-                written: Written::new(*id, lattice, zeros, window_ms),
+                written: Written::new(*id, lattice, zeros, (window_ms, clones.pauses)),
             };
             clones.living.insert(*id, root);
         }
@@ -247,8 +252,11 @@ impl World {
                 let clone = Clone {
                     of: creation.of,
                     snapshot: Some(snapshot),
-                    written: Written::new(id, lattice, creation.image, window_ms),
+                    written: Written::new(id, lattice, creation.image, (window_ms, clones.pauses)),
                 };
+                if let Some(parent) = clones.living.get_mut(&creation.parent) {
+                    parent.written.paused_see_clone();
+                }
                 clones.living.insert(id, clone);
             }
             Err(error) if error.kind() == ErrorKind::Transient => {
@@ -278,6 +286,8 @@ impl World {
         if clone.written.has_snapshots() {
             return;
         }
+        let paused = clone.written.take_paused();
+        clones.zombies.extend(paused.map(|writer| (id, writer)));
         if clones.dice.chance(400) {
             let zombie = clone.written.abandon(&self.objects, &mut clones.dice);
             clones.zombies.extend(zombie.map(|zombie| (id, zombie)));

@@ -23,6 +23,8 @@ pub const FAMILY_EVENTS: &[&str] = &[
     "a deletion died before its tombstone",
     "a freeing died before a delete",
     "a freeing died before its mark was gone",
+    "a paused writer's delete landed after a clone elsewhere",
+    "a paused writer's delete landed after a rollback elsewhere",
     "a tombstone fenced a paused writer",
     "a writer died before a chunk's put",
     "a writer died before a compaction's manifest",

@@ -2,6 +2,7 @@
 //! and rollbacks of their own, by writers that fail at any request and die before any step. What
 //! each holds is a map of its bytes.
 
+mod paused;
 mod points;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::snapshot::{KeptImage, Snapshot, SnapshotId, SnapshotName, SnapshotWis
 use crate::timestamp::UnixMs;
 use crate::wal::place::Place;
 
+use paused::Paused;
 use points::Kept;
 
 /// Snapshots of one such volume at a time.
@@ -67,6 +69,9 @@ pub(super) struct Written {
     snapshots: Vec<(Snapshot, Vec<u8>)>,
     kept: Kept,
     writer: Option<Writer>,
+    /// Whether writers pause while others have the volume, and those that do.
+    pauses: bool,
+    paused: Vec<Paused>,
     /// Counts openings, and what is written.
     number: u64,
 }
@@ -78,6 +83,11 @@ pub(super) struct Writer {
     /// Bytes of the blocks of its cut.
     blocks: BTreeMap<u64, Vec<u8>>,
     compacts: bool,
+    /// It pauses when a delete is due, which is held back.
+    stops_at_deletes: bool,
+    held: Option<Effect>,
+    /// Requests that delete.
+    deletes: u64,
 }
 
 /// How driving a writer ended.
@@ -112,6 +122,9 @@ impl Writer {
                 now_ms: 0,
                 blocks: BTreeMap::new(),
                 compacts: false,
+                stops_at_deletes: false,
+                held: None,
+                deletes: 0,
             })
         })
     }
@@ -119,7 +132,8 @@ impl Writer {
     /// Performs up to `effects` effects.
     fn drive(&mut self, objects: &MemBackend, effects: usize) -> Drove {
         for _ in 0..effects {
-            let mut effect = self.commit.next_effect(self.now_ms);
+            let mut effect = self.held.take();
+            effect = effect.or_else(|| self.commit.next_effect(self.now_ms));
             if effect.is_none()
                 && let Some(wake_ms) = self.commit.next_wake_ms()
             {
@@ -129,6 +143,13 @@ impl Writer {
             let Some(effect) = effect else {
                 return Drove::Rest;
             };
+            if matches!(effect, Effect::Delete { .. }) {
+                if self.stops_at_deletes {
+                    self.held = Some(effect);
+                    return Drove::Paused;
+                }
+                self.deletes += 1;
+            }
             let Some(event) = self.perform(objects, effect) else {
                 return Drove::Rest;
             };
@@ -181,9 +202,16 @@ impl Writer {
 }
 
 impl Written {
-    /// A volume that holds `image`, and keeps its cuts for so long.
-    pub(super) fn new(id: VolumeId, lattice: Lattice, image: Vec<u8>, window_ms: u64) -> Self {
+    /// A volume that holds `image`, and keeps its cuts for so long; whether its writers pause.
+    pub(super) fn new(
+        id: VolumeId,
+        lattice: Lattice,
+        image: Vec<u8>,
+        (window_ms, pauses): (u64, bool),
+    ) -> Self {
         Self {
+            pauses,
+            paused: Vec::new(),
             kept: Kept::new(window_ms),
             id,
             lattice,
@@ -219,6 +247,8 @@ impl Written {
         coverage: &mut Coverage,
     ) -> std::result::Result<(), String> {
         self.kept.pass(dice.range(0..=300));
+        let paused = self.pause_or_go_on(objects, dice, coverage);
+        paused.map_err(|error| format!("a volume is not taken over: {error}"))?;
         let what = dice.below(12);
         let died = dice.chance(300).then(|| match what {
             0..=5 | 7 => dice.pick(&DEATHS[..3]),
@@ -440,6 +470,7 @@ impl Written {
         self.writer = None;
         if self.head(objects).epoch == epoch {
             self.image = image;
+            self.paused_see_rollback();
             coverage.hit(event);
         }
         done.map(drop)
