@@ -10,8 +10,10 @@ use crate::identity::Identity;
 
 /// Most bytes of one record on the wire: what may be held of one that has not come wholly.
 pub const RECORD_BYTES_MAX: usize = 5 + (16 << 10) + 2048;
-/// So many bytes of the protocol are sealed at a time: eight records, which go out in one call.
-const SEALED_AT_ONCE_BYTES: usize = 128 << 10;
+/// So many bytes of the protocol are sealed at a time: 17 records, which go out in one call. That
+/// is a reply of 256 KiB, for which many clients ask, with its header; with less it goes in pieces,
+/// and each wakes the client.
+const SEALED_AT_ONCE_BYTES: usize = 272 << 10;
 
 /// A connection of a server.
 pub struct ServerChannel {

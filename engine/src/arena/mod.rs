@@ -287,3 +287,19 @@ impl ArenaReader {
         true
     }
 }
+
+/// Cache lines that [`prefetch`] asks for: the CPU sees by these that the rest follows.
+const PREFETCHED_LINES: usize = 8;
+
+/// Has the beginning of some memory brought near the CPU, because all of it is read soon.
+#[inline]
+pub fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64).take(PREFETCHED_LINES) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint that reads and changes nothing, on an address of borrowed memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}

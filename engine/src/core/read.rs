@@ -2,6 +2,7 @@
 
 use super::request::{Failure, Origin, Progress, RequestKey};
 use super::{Core, Fetch, Io, PendingOp, Request};
+use crate::arena;
 use crate::block::{BlockNum, Span};
 use crate::checksum;
 use crate::identity::Epoch;
@@ -129,15 +130,46 @@ impl Core {
     /// The fast path: appends the own blocks of the span to `out` if all are zeros or in memory.
     #[inline]
     fn read_resident(&mut self, slot: VolumeSlot, span: Span, out: &mut Vec<u8>) -> bool {
+        let block = span.first();
+        if span.last() != block {
+            return self.read_resident_run(slot, span, out);
+        }
+        let Some(position) = self.position(block.shard()) else {
+            return true;
+        };
+        let (range, _) = span.part(block);
+        match self.shards[position].find(slot, block.local()) {
+            Some(Found::Memory(bytes)) => {
+                out.extend_from_slice(&bytes[range]);
+                self.counters.memory_blocks += 1;
+                true
+            }
+            Some(Found::Zero) => {
+                out.resize(out.len() + range.len(), 0);
+                self.counters.hole_blocks += 1;
+                true
+            }
+            Some(Found::Wal(_) | Found::Chunk(_)) | None => false,
+        }
+    }
+
+    /// The same of several blocks: the next one comes near while one is copied.
+    fn read_resident_run(&mut self, slot: VolumeSlot, span: Span, out: &mut Vec<u8>) -> bool {
         let start = out.len();
         let (mut memory, mut holes) = (0, 0);
-        for number in span.first().0..=span.last().0 {
+        let mut own = (span.first().0..=span.last().0).filter_map(|number| {
             let block = BlockNum(number);
-            let Some(position) = self.position(block.shard()) else {
-                continue;
-            };
+            let position = self.position(block.shard())?;
+            Some((block, self.shards[position].find(slot, block.local())))
+        });
+        let mut next = own.next();
+        while let Some((block, found)) = next {
+            next = own.next();
+            if let Some((_, Some(Found::Memory(bytes)))) = &next {
+                arena::prefetch(bytes);
+            }
             let (range, _) = span.part(block);
-            match self.shards[position].find(slot, block.local()) {
+            match found {
                 Some(Found::Memory(bytes)) => {
                     memory += 1;
                     out.extend_from_slice(&bytes[range]);
