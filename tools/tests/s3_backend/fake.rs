@@ -165,10 +165,11 @@ fn a_server_that_is_away_is_transient_at_once_and_after_the_start() {
     // Opening sends nothing, so it neither waits nor fails.
     let backend = fake.backend("p");
     assert!(block_on(backend.probe()).is_err());
+    let probed = counts(&backend, "put").retries;
     // Nothing was sent, so even a conditional put is tried again.
     let error = create(&backend, BODY).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
-    assert_eq!(counts(&backend, "put").retries, 3);
+    assert_eq!(counts(&backend, "put").retries - probed, 3);
     // Eight attempts: two that are answered by nobody would take longer.
     assert!(began.elapsed() < Duration::from_secs(29));
     fake.server.faults().down(None);
@@ -212,6 +213,48 @@ fn servers_are_classified_by_what_they_do() {
             .any(|note| note.contains("DeleteObjects"))
     );
     assert_eq!(fake.server.objects("").len(), 0);
+}
+
+/// Each request of a probe fails once, whatever became of it: the class is the same, and nothing is
+/// left.
+#[test]
+fn one_failure_changes_nothing_in_what_a_probe_finds() {
+    let spoil = |action: Action| {
+        let mut skip = 0;
+        loop {
+            let fake = Fake::start(Config::default());
+            let faults = fake.server.faults();
+            faults.add(Rule::on(&[], action.clone()).skip(skip).times(1));
+            let probe = block_on(fake.backend("p").probe());
+            if faults.counts()[0].fired == 0 {
+                return skip;
+            }
+            let probe = probe.unwrap_or_else(|error| panic!("{action:?} at {skip}: {error}"));
+            let found = (probe.conditional_writes, probe.notes.as_slice());
+            assert_eq!(
+                found,
+                (ConditionalWrites::Full, [].as_slice()),
+                "{action:?} at {skip}"
+            );
+            let left = fake.server.objects("");
+            assert!(left.is_empty(), "{action:?} at {skip}: {left:?}");
+            skip += 1;
+        }
+    };
+    let actions = [
+        Action::TooManyRequests,
+        Action::ErrorBefore,
+        Action::ErrorAfter,
+        Action::CutBefore,
+        Action::CutAfter,
+    ];
+    std::thread::scope(|scope| {
+        let spoil = &spoil;
+        let threads = actions.map(|action| scope.spawn(move || spoil(action)));
+        for thread in threads {
+            assert!(thread.join().unwrap() >= 10, "a probe makes more requests");
+        }
+    });
 }
 
 #[test]

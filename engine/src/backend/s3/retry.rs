@@ -116,7 +116,7 @@ impl Retries {
     }
 
     /// The pause after `made` attempts: half of it fixed, half by chance.
-    fn pause(&self, made: u32) -> Duration {
+    pub(super) fn pause(&self, made: u32) -> Duration {
         let doubled = self.pause_first * (1 << (made - 1).min(16));
         let longest = doubled.min(self.pause_max);
         longest / 2 + longest.mul_f64(chance()) / 2
