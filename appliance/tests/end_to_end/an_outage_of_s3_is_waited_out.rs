@@ -164,9 +164,11 @@ fn a_slow_and_faulty_s3_does_not_disturb_local_durability() {
     let healthy = latencies(&daemon, 1);
     server.faults(&json!([
         { "action": { "kind": "delay", "ms": 200 } },
-        { "action": { "kind": "error_before" }, "probability": 0.03 },
+        { "action": { "kind": "error_before" }, "probability": 0.02 },
         { "action": { "kind": "slow_down" }, "probability": 0.01 },
-        { "action": { "kind": "cut_after" }, "probability": 0.01 },
+        { "action": { "kind": "too_many_requests" }, "probability": 0.01 },
+        { "action": { "kind": "cut_before" }, "probability": 0.005 },
+        { "action": { "kind": "cut_after" }, "probability": 0.005 },
     ]));
     let faulty = latencies(&daemon, 2);
     for (what, all) in [("healthy", &healthy), ("faulty", &faulty)] {
@@ -233,5 +235,64 @@ fn what_a_client_had_cached_is_read_without_s3() {
     assert!(found == data[..64 << 10]);
     let beyond = client.read(4 * MIB + (64 << 10), 4096).unwrap();
     assert!(beyond.is_err(), "nothing else was fetched");
+    server.heal();
+    wait_until("what failed to be read", RECOVERY, || {
+        let beyond = client.read(4 * MIB + (64 << 10), 4096).unwrap();
+        beyond.is_ok_and(|found| found == data[64 << 10..][..4096])
+    });
     daemon.kill();
+}
+
+/// A volume whose first MiB is in the bucket alone, and nothing that may give up soon.
+fn cold(server: &FakeS3, data: &[u8]) -> (Rig, Daemon) {
+    let mut rig = Rig::new(&["vol0:64MiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&["--set=backend_deadline_seconds=600"]);
+    let daemon = rig.start();
+    rig.forget_volumes();
+    assert_eq!(daemon.client("vol0").write(0, data).unwrap(), None);
+    daemon.taipan().arg("drain").succeed();
+    daemon.kill();
+    rig.lose_machine();
+    let daemon = rig.start();
+    wait_until("the volume to be served", RECOVERY, || {
+        daemon.volume("vol0")["state"] == "online"
+    });
+    (rig, daemon)
+}
+
+#[test]
+fn a_read_of_what_is_not_cached_waits_for_the_end_of_an_outage() {
+    let server = FakeS3::start();
+    let data = pattern(6, 5, MIB as usize);
+    let (_rig, daemon) = cold(&server, &data);
+    server.go_down();
+    let mut reader = daemon.client("vol0");
+    let read = std::thread::spawn(move || reader.read(0, MIB as u32).unwrap());
+    wait_until("the read to be tried again", RECOVERY, || {
+        daemon.metric("taipan_cold_read_retries_total") > 0.0
+    });
+    // Nobody else waits for it.
+    let mut other = daemon.client("vol0");
+    assert_eq!(other.write(2 * MIB, &data).unwrap(), None);
+    assert!(other.read(2 * MIB, MIB as u32).unwrap().unwrap() == data);
+    assert!(!read.is_finished(), "there is nowhere to read from");
+    server.heal();
+    assert!(read.join().unwrap().unwrap() == data);
+    daemon.stop();
+}
+
+#[test]
+fn a_read_goes_on_through_refusals_and_resets() {
+    let server = FakeS3::start();
+    let data = pattern(7, 5, MIB as usize);
+    let (_rig, daemon) = cold(&server, &data);
+    // More of them than one request is repeated.
+    let five_times = |kind| json!({ "action": { "kind": kind }, "verbs": ["get"], "contains": "/chunks/", "count": 5 });
+    let kinds = ["too_many_requests", "cut_before", "cut_after", "slow_down"];
+    server.faults(&kinds.map(five_times).into());
+    let mut client = daemon.client("vol0");
+    assert!(client.read(0, MIB as u32).unwrap().unwrap() == data);
+    assert_eq!(server.fired(), [5; 4]);
+    daemon.stop();
 }

@@ -21,6 +21,7 @@ mod a_parked_write_never_lands_late;
 mod a_power_cut_without_s3_loses_nothing;
 mod a_rollback_restores_what_was;
 mod a_second_daemon_fences_the_first;
+mod a_slow_bucket_is_waited_for;
 mod a_snapshot_is_a_cut_that_stays;
 mod a_thousand_exports_are_listed;
 mod a_virtual_machine_survives_restarts;
