@@ -2,6 +2,7 @@
 //! at start, and until it is known nothing is put or deleted.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ pub(crate) struct CheckedBackend {
     found: OnceLock<Probe>,
     /// The probe under way. Those who wait for it may give up: it goes on.
     probing: Mutex<Option<Probing>>,
+    mismatches: AtomicU64,
 }
 
 /// A probe that several wait for.
@@ -51,6 +53,7 @@ fn backend_check(inner: Arc<dyn Backend>, fencing: Fencing) -> Result<Arc<Checke
         fencing,
         found: OnceLock::new(),
         probing: Mutex::default(),
+        mismatches: AtomicU64::new(0),
     });
     let probed = Arc::clone(&checked);
     let (sender, result) = crossbeam_channel::bounded(1);
@@ -227,6 +230,14 @@ impl Backend for CheckedBackend {
     fn answers(&self) -> u64 {
         self.inner.answers()
     }
+
+    fn note_mismatch(&self) {
+        self.mismatches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn mismatches(&self) -> u64 {
+        self.mismatches.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -365,7 +376,7 @@ mod tests {
         open.send(()).unwrap();
         block_on(checked.put(&key, body())).unwrap();
         block_on(checked.put(&key, body())).unwrap();
-        let probes = pretender.probes.load(std::sync::atomic::Ordering::Relaxed);
+        let probes = pretender.probes.load(Ordering::Relaxed);
         assert_eq!(probes, 2);
     }
 

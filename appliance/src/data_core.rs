@@ -747,6 +747,7 @@ impl DataCore {
                 shard: shard.id().index() as u8,
                 core: self.index,
                 wal_total_bytes: stats.wal_bytes,
+                wal_reserve_bytes: u64::from(stats.reserve_segments) * log.config().segment_bytes,
                 wal_used_bytes: stats.wal_used_bytes,
                 undurable_bytes: stats.undurable_bytes as u64,
                 resident_bytes: stats.resident_bytes as u64,

@@ -114,6 +114,12 @@ impl Search<'_> {
         }
     }
 
+    /// As [`is_deleted`].
+    fn is_deleted(&self, id: VolumeId) -> bool {
+        let head = self.ask(|| registry::read_head(self.backend, id, None));
+        is_tombstone(self.backend, head)
+    }
+
     /// The volumes of which there are local records, as they were last known.
     fn open_known(&self) -> Result<Vec<BootVolume>> {
         let mut volumes: Vec<BootVolume> = Vec::new();
@@ -182,9 +188,7 @@ impl Search<'_> {
         match opening {
             Ok(Found::Opened(opened)) => self.judge(slot, *opened, &before).map(Some),
             Ok(Found::Elsewhere(head)) => self.leave(slot, &head, &before).map(Some),
-            Err(error)
-                if error.kind() == ErrorKind::NotFound && is_deleted(self.backend, named.id) =>
-            {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_deleted(named.id) => {
                 self.finish_deletion(&named);
                 Ok(None)
             }
@@ -240,7 +244,7 @@ impl Search<'_> {
             if volumes.iter().any(|boot| boot.volume.id == id) {
                 continue;
             }
-            if is_deleted(self.backend, id) {
+            if self.is_deleted(id) {
                 self.heads.remove(id)?;
                 continue;
             }
@@ -398,6 +402,10 @@ fn uncopied(error: Error) -> Error {
 /// backend, and no reason to forget what was answered.
 pub(crate) fn is_deleted(backend: &dyn Backend, id: VolumeId) -> bool {
     let head = block_on(registry::read_head(backend, id, None));
+    is_tombstone(backend, head)
+}
+
+fn is_tombstone(backend: &dyn Backend, head: Result<Manifest>) -> bool {
     backend.describe().starts_with("mem:")
         || head.is_ok_and(|head| head.kind == ManifestKind::Tombstone)
 }

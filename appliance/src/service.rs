@@ -226,6 +226,18 @@ impl Shared {
         upload
     }
 
+    /// The logs of all shards together.
+    fn wal_status(&self, shards: &[ShardStatus]) -> WalStatus {
+        let sync = &self.parts.sync;
+        WalStatus {
+            total_bytes: shards.iter().map(|shard| shard.wal_total_bytes).sum(),
+            reserve_bytes: shards.iter().map(|shard| shard.wal_reserve_bytes).sum(),
+            used_bytes: shards.iter().map(|shard| shard.wal_used_bytes).sum(),
+            sync_mode: sync.name().to_owned(),
+            sync_reason: sync.reason.clone(),
+        }
+    }
+
     /// What the backend lacks of all volumes, and how long the WAL lasts without it.
     fn upload_status(&self, status: &Status) -> UploadStatus {
         let volumes = || status.volumes.iter().map(|volume| &volume.upload);
@@ -235,7 +247,10 @@ impl Shared {
             .wal_bytes_per_second
             .load(Ordering::Relaxed);
         // The fullest shard decides; writes spread over all of them.
-        let free = |shard: &ShardStatus| shard.wal_total_bytes.saturating_sub(shard.wal_used_bytes);
+        let free = |shard: &ShardStatus| {
+            let taken = shard.wal_used_bytes + shard.wal_reserve_bytes;
+            shard.wal_total_bytes.saturating_sub(taken)
+        };
         let least = status.shards.iter().map(free).min();
         let room = least.map(|free| (free * status.shards.len() as u64) as f64);
         UploadStatus {
@@ -338,6 +353,7 @@ impl Shared {
             location: Some(self.backend_location()),
             conditional_writes: self.parts.backend.known_conditional_writes(),
             requests: self.parts.backend.counts(),
+            mismatches: self.parts.backend.mismatches(),
             state: match failing {
                 None => BackendState::Healthy,
                 Some(_) if state.full.load(Ordering::Relaxed) => BackendState::Full,
@@ -435,12 +451,7 @@ impl Appliance for Shared {
             uploader_core: Some(parts.config.cores.uploader),
             epoch: parts.clock.now().0,
             pace: pace(&parts.config),
-            wal: WalStatus {
-                total_bytes: shards.iter().map(|shard| shard.wal_total_bytes).sum(),
-                used_bytes: shards.iter().map(|shard| shard.wal_used_bytes).sum(),
-                sync_mode: parts.sync.name().to_owned(),
-                sync_reason: parts.sync.reason.clone(),
-            },
+            wal: self.wal_status(&shards),
             shards,
             backend: self.backend_status(),
             compaction: self.compaction_status(),

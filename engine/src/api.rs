@@ -508,6 +508,9 @@ pub struct CompactionStatus {
 pub struct WalStatus {
     /// Bytes of all WAL files.
     pub total_bytes: u64,
+    /// Bytes of them that writes never get: they are kept for TRIM, errors and recovery.
+    #[serde(default)]
+    pub reserve_bytes: u64,
     /// Bytes that hold records not yet released.
     pub used_bytes: u64,
     /// Sync mode in use (`dsync`, `fdatasync` or `mixed`).
@@ -525,6 +528,9 @@ pub struct ShardStatus {
     pub core: usize,
     /// Bytes of its WAL file.
     pub wal_total_bytes: u64,
+    /// Bytes of it that writes never get.
+    #[serde(default)]
+    pub wal_reserve_bytes: u64,
     /// Bytes of its WAL that hold records not yet released.
     pub wal_used_bytes: u64,
     /// Answered bytes that a power loss would take.
@@ -581,6 +587,10 @@ pub struct BackendStatus {
     /// Requests made since the start, by kind; empty where requests cost nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<VerbCounts>,
+    /// Replies with wrong bytes to others than the reads of clients: manifests, index parts, heads
+    /// of chunks, what a compaction reads.
+    #[serde(default)]
+    pub mismatches: u64,
 }
 
 /// What the backend lacks of all volumes.

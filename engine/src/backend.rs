@@ -1,5 +1,6 @@
 //! Where sealed objects live: one trait over immutable objects, and its implementations.
 
+mod checked_read;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod dir;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::object::{ChunkKey, ObjectKey};
 
+pub(crate) use checked_read::{Portion, read_checked};
 pub use dir::{DirBackend, DirOptions, LocalFile};
 pub use local_metadata::{LocalMetadata, OfflineMetadata};
 pub use mem::{Fault, FaultRule, MemBackend, Operation};
@@ -183,6 +185,14 @@ pub trait Backend: Send + Sync {
     /// How often it answered so far, be it with no: tells a slow one from one that is away. Always
     /// 0 where that is not counted.
     fn answers(&self) -> u64 {
+        0
+    }
+
+    /// A reader found what it got of an object to be wrong. Counted where an operator can look.
+    fn note_mismatch(&self) {}
+
+    /// How often that was so.
+    fn mismatches(&self) -> u64 {
         0
     }
 }

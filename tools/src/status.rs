@@ -1,6 +1,6 @@
 //! `taipan status` and `taipan drain`.
 
-use taipan_engine::api::{BackendState, ShardStatus, Status, VolumeInfo, VolumeList};
+use taipan_engine::api::{BackendState, ShardStatus, Status, VolumeInfo, VolumeList, WalStatus};
 use taipan_engine::size::human;
 
 use crate::cli::Target;
@@ -73,15 +73,7 @@ fn overview(status: &Status) -> String {
             "cpus",
             format!("data {}, uploader {uploader}", cores.join(" ")),
         )
-        .add(
-            "WAL",
-            format!(
-                "{} of {} used ({})",
-                human(wal.used_bytes),
-                human(wal.total_bytes),
-                percent(wal.used_bytes, wal.total_bytes)
-            ),
-        )
+        .add("WAL", wal_room(wal))
         .add(
             "WAL sync",
             format!("{} ({})", wal.sync_mode, wal.sync_reason),
@@ -98,6 +90,18 @@ fn overview(status: &Status) -> String {
         .add("memory", memory(status))
         .add("recovery", recovery(status));
     fields.render()
+}
+
+/// What writes have taken of what they may.
+fn wal_room(wal: &WalStatus) -> String {
+    let for_data = wal.total_bytes.saturating_sub(wal.reserve_bytes);
+    format!(
+        "{} of {} used ({}), and {} in reserve",
+        human(wal.used_bytes),
+        human(for_data),
+        percent(wal.used_bytes, for_data),
+        human(wal.reserve_bytes)
+    )
 }
 
 fn wal_pace(status: &Status) -> String {
@@ -244,7 +248,11 @@ fn shards(shards: &[ShardStatus]) -> String {
             shard.shard.to_string(),
             shard.core.to_string(),
             human(shard.wal_used_bytes),
-            human(shard.wal_total_bytes),
+            human(
+                shard
+                    .wal_total_bytes
+                    .saturating_sub(shard.wal_reserve_bytes),
+            ),
             human(shard.undurable_bytes),
             human(shard.resident_bytes),
             shard.last_batch.to_string(),

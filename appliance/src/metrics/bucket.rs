@@ -48,6 +48,11 @@ pub(super) fn encode(out: &mut Families<'_>, backend: &BackendStatus) -> fmt::Re
         "1 for which conditional writes the backend keeps",
         rows.into_iter(),
     )?;
+    out.counter(
+        "backend_mismatches",
+        "Replies to other than clients' reads whose bytes were wrong, never believed",
+        backend.mismatches as f64,
+    )?;
     for (name, help, value) in BY_VERB {
         let rows = backend.requests.iter();
         let rows = rows.map(|count| ([("verb", count.verb.as_ref())], value(count) as f64));

@@ -313,9 +313,12 @@ type ShardGauge = (&'static str, &'static str, fn(&ShardStatus) -> f64);
 
 fn encode_shards(out: &mut Families<'_>, status: &Status) -> fmt::Result {
     let names: Vec<String> = status.shards.iter().map(|s| s.shard.to_string()).collect();
-    let gauges: [ShardGauge; 6] = [
+    let gauges: [ShardGauge; 7] = [
         ("wal_size_bytes", "Size of the shard's WAL file", |s| {
             s.wal_total_bytes as f64
+        }),
+        ("wal_reserve_bytes", "Bytes that writes never get", |s| {
+            s.wal_reserve_bytes as f64
         }),
         ("wal_used_bytes", "Bytes not yet released", |s| {
             s.wal_used_bytes as f64

@@ -69,6 +69,25 @@ fn flipped_bits_of_a_reply_are_fetched_again() {
 }
 
 #[test]
+fn flipped_bits_of_what_a_start_reads_are_fetched_again() {
+    let server = FakeS3::start();
+    let rig = in_the_bucket(&server.bucket());
+    // One reply of each kind: entries of names, manifests, heads of chunks.
+    let flip = |part| json!({ "action": { "kind": "flip" }, "contains": part, "verbs": ["get"], "count": 1 });
+    let kinds = ["/names/", "/manifests/", "/chunks/"];
+    server.faults(&kinds.map(flip).into());
+    let daemon = rig.start();
+    assert_eq!(server.fired(), [1; 3], "no reply was altered");
+    assert_eq!(daemon.volume("vol0")["state"], "online");
+    assert!(
+        daemon.metric("taipan_backend_mismatches_total") >= 3.0,
+        "wrong bytes were not counted"
+    );
+    check(&daemon);
+    daemon.stop();
+}
+
+#[test]
 fn replies_that_end_early_are_fetched_again() {
     let server = FakeS3::start();
     let rig = in_the_bucket(&server.bucket());

@@ -303,6 +303,14 @@ impl Backend for LocalMetadata {
     fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed) + self.inner.answers()
     }
+
+    fn note_mismatch(&self) {
+        self.inner.note_mismatch();
+    }
+
+    fn mismatches(&self) -> u64 {
+        self.inner.mismatches()
+    }
 }
 
 #[cfg(test)]

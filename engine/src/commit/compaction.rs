@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Portion, read_checked};
 use crate::block::{BlockNum, BlockSize, SHARD_COUNT};
-use crate::chunk::{ChunkRef, open_slot, slot_stride};
+use crate::chunk::{ChunkRef, SlotStamp, open_slot, slot_stride};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::index::rebuild::fetch_extents;
@@ -184,22 +184,31 @@ impl CompactionJob {
         let (first, last) = (live[0].1, live[live.len() - 1].1);
         let range = source.reference.slot_range(size, first, last - first + 1);
         let (key, len) = (source.reference.key.object(), range.end - range.start);
-        let read = backend.get_range(&key, range.start, len).await?;
         let stride = slot_stride(size);
-        for (block, slot) in live {
-            let at = (slot - first) as usize * stride;
-            let (content, stamp) = open_slot(&read[at..at + stride], size)?;
-            if !stamp.is_of(*block) {
-                let text = format!("slot {slot} of chunk {key} holds another block");
-                return Err(Error::corrupt(text).with_volume(self.volume));
-            }
+        let open = |read: &Bytes| -> Result<Vec<(Bytes, SlotStamp)>> {
+            let opened = live.iter().map(|(block, slot)| {
+                let at = (slot - first) as usize * stride;
+                let (content, stamp) = open_slot(&read[at..at + stride], size)?;
+                match stamp.is_of(*block) {
+                    true => Ok((read.slice_ref(content), stamp)),
+                    false => {
+                        let text = format!("slot {slot} of chunk {key} holds another block");
+                        Err(Error::corrupt(text).with_volume(self.volume))
+                    }
+                }
+            });
+            opened.collect()
+        };
+        let span = Portion::Range(range.start, len);
+        let opened = read_checked(backend, &key, span, open).await?;
+        for ((block, slot), (content, stamp)) in live.iter().zip(opened) {
             blocks.push(Copied {
                 block: *block,
                 from: ChunkLoc { chunk, slot: *slot },
                 crc: stamp.crc,
                 at: blocks.len() as u32,
             });
-            bytes.extend_from_slice(content);
+            bytes.extend_from_slice(&content);
         }
         Ok(len)
     }

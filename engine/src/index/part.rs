@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use super::leaf::{ChunkOrdinal, LEAF_BYTES_MAX, LEAVES_MAX, Leaf, LeafKey};
+use crate::backend::{Backend, Portion, read_checked};
 use crate::block::ShardId;
 use crate::chunk::ChunkRef;
 use crate::error::{Error, Result};
@@ -199,6 +200,15 @@ pub fn decode_named(reference: &CheckpointRef, body: &[u8]) -> Result<IndexPart>
         return Err(refuse("it holds another part"));
     }
     Ok(part)
+}
+
+/// Reads and decodes the part that `reference` names.
+pub(crate) async fn read_part(
+    backend: &dyn Backend,
+    reference: &CheckpointRef,
+) -> Result<IndexPart> {
+    let decode = |body: &Bytes| decode_named(reference, body);
+    read_checked(backend, &reference.key.object(), Portion::Whole, decode).await
 }
 
 /// Fuzzing entry: decoding anything must not panic, and what decodes must encode to itself.

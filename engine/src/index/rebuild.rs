@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use hashbrown::HashMap;
 
 use super::leaf::ChunkOrdinal;
-use super::part::decode_named;
+use super::part::read_part;
 use super::volume::{AddedChunk, VolumeBase};
-use crate::backend::Backend;
+use crate::backend::{Backend, Portion, read_checked};
 use crate::chunk::{ChunkRef, ChunkView, HEADER_BYTES, SLOTS_MAX, ZERO_RUNS_MAX};
 use crate::error::{Error, Result};
 use crate::identity::ManifestNum;
@@ -140,8 +141,7 @@ async fn load_checkpoint(
     number: ManifestNum,
     rebuilt: &mut Rebuilt,
 ) -> Result<()> {
-    let body = backend.get(&root.key.object()).await?;
-    let mut root_part = decode_named(root, &body)?;
+    let mut root_part = read_part(backend, root).await?;
     let Some(head) = root_part.root.take() else {
         return Err(Error::corrupt(format!(
             "index part {} is no root",
@@ -154,10 +154,7 @@ async fn load_checkpoint(
             root.key, root_part.manifest
         )));
     }
-    let fetches = head.parts.iter().map(|reference| async move {
-        let body = backend.get(&reference.key.object()).await?;
-        decode_named(reference, &body)
-    });
+    let fetches = head.parts.iter().map(|part| read_part(backend, part));
     let mut parts = stream::iter(fetches).buffered(2);
     while let Some(part) = parts.try_next().await? {
         rebuilt.base.load_part(part)?;
@@ -250,19 +247,20 @@ pub(crate) async fn fetch_extents(backend: &dyn Backend, chunk: &ChunkRef) -> Re
             chunk.key
         )));
     }
-    let head = backend
-        .get_range(&chunk.key.object(), 0, len as u64)
-        .await?;
-    let view = ChunkView::parse(&head)?;
-    if !view.is(chunk) {
-        return Err(Error::corrupt(format!(
-            "chunk {} is not what its manifest says",
-            chunk.key
-        )));
-    }
-    Ok(AddedChunk {
-        reference: *chunk,
-        runs: view.runs,
-        zeros: view.zeros,
-    })
+    let parse = |head: &Bytes| {
+        let view = ChunkView::parse(head)?;
+        match view.is(chunk) {
+            true => Ok(AddedChunk {
+                reference: *chunk,
+                runs: view.runs,
+                zeros: view.zeros,
+            }),
+            false => Err(Error::corrupt(format!(
+                "chunk {} is not what its manifest says",
+                chunk.key
+            ))),
+        }
+    };
+    let head = Portion::Range(0, len as u64);
+    read_checked(backend, &chunk.key.object(), head, parse).await
 }

@@ -15,7 +15,7 @@ use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::pass;
 use crate::identity::{ManifestNum, VolumeId};
-use crate::index::part::decode_named;
+use crate::index::part::read_part;
 use crate::manifest::{CheckpointRef, Manifest, ManifestKind};
 use crate::mutation::{Mutation, is_in};
 use crate::object::{DELETED_PREFIX, ObjectKey};
@@ -213,8 +213,7 @@ async fn snapshots_left(backend: &dyn Backend, tombstone: &Manifest) -> Result<S
 }
 
 async fn snapshots_of(backend: &dyn Backend, root: &CheckpointRef) -> Result<SnapshotTable> {
-    let body = backend.get(&root.key.object()).await?;
-    let part = decode_named(root, &body)?;
+    let part = read_part(backend, root).await?;
     let root = part.root.ok_or_else(|| {
         let text = format!("index part {} is no root", root.key);
         Error::corrupt(text)

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, Seal};
-use crate::backend::{Backend, Put};
+use crate::backend::{Backend, Portion, Put, read_checked};
 use crate::error::{Error, Result};
 use crate::failpoint::pass;
 use crate::identity::VolumeId;
@@ -96,12 +96,15 @@ pub async fn settle_group(
     if backend.put_if_absent(&key, entry.encode()).await? == Put::Created {
         return Ok(verdict);
     }
-    let located = |e: Error| e.with_path(key.as_str());
-    let stored = GroupEntry::decode(&backend.get(&key).await?).map_err(located)?;
-    match (stored.lead, stored.volumes.as_slice()) == (group.lead(), group.volumes()) {
-        true => Ok(stored.verdict),
-        false => Err(located(Error::corrupt("another group is stored here"))),
-    }
+    let parse = |bytes: &Bytes| {
+        let located = |e: Error| e.with_path(key.as_str());
+        let stored = GroupEntry::decode(bytes).map_err(located)?;
+        match (stored.lead, stored.volumes.as_slice()) == (group.lead(), group.volumes()) {
+            true => Ok(stored.verdict),
+            false => Err(located(Error::corrupt("another group is stored here"))),
+        }
+    };
+    read_checked(backend, &key, Portion::Whole, parse).await
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Reading a volume's chain of manifests, and appending to it exactly once.
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
-use crate::backend::{Backend, Put};
+use crate::backend::{Backend, Portion, Put, read_checked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{ManifestNum, VolumeId};
 use crate::manifest::Manifest;
@@ -73,15 +74,19 @@ pub async fn read_manifest(
     number: ManifestNum,
 ) -> Result<Manifest> {
     let key = ObjectKey::manifest(volume, number);
-    let bytes = backend.get(&key).await?;
-    let manifest =
-        Manifest::decode(&bytes).map_err(|e| e.with_volume(volume).with_path(key.as_str()))?;
-    if (manifest.volume, manifest.number) != (volume, number) {
-        return Err(Error::corrupt("another manifest is stored here")
-            .with_volume(volume)
-            .with_path(key.as_str()));
-    }
-    Ok(manifest)
+    let parse = |bytes: &Bytes| {
+        let manifest = Manifest::decode(bytes)?;
+        match (manifest.volume, manifest.number) == (volume, number) {
+            true => Ok(manifest),
+            false => Err(Error::corrupt("another manifest is stored here")),
+        }
+    };
+    let located = |e: Error| match e.kind() {
+        ErrorKind::Corrupt => e.with_volume(volume).with_path(key.as_str()),
+        _ => e,
+    };
+    let read = read_checked(backend, &key, Portion::Whole, parse).await;
+    read.map_err(located)
 }
 
 /// The newest manifest. `hint` is one known to exist (or to have existed), from which to search.

@@ -10,7 +10,7 @@ use futures::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, Seal};
-use crate::backend::{Backend, Put};
+use crate::backend::{Backend, Portion, Put, read_checked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::object::{NAMES_PREFIX, ObjectKey, number_of};
@@ -181,15 +181,17 @@ pub(super) async fn bind(
 
 async fn get(backend: &dyn Backend, name: &VolumeName, number: u64) -> Result<NameEntry> {
     let key = ObjectKey::name_entry(name, number);
-    let located = |e: Error| e.with_path(key.as_str());
-    let bytes = backend.get(&key).await?;
-    let entry = NameEntry::decode(&bytes).map_err(located)?;
-    if (entry.number, &entry.name) != (number, name) {
-        return Err(located(Error::corrupt(
-            "an entry of another name is stored",
-        )));
-    }
-    Ok(entry)
+    let parse = |bytes: &Bytes| {
+        let located = |e: Error| e.with_path(key.as_str());
+        let entry = NameEntry::decode(bytes).map_err(located)?;
+        match (entry.number, &entry.name) == (number, name) {
+            true => Ok(entry),
+            false => Err(located(Error::corrupt(
+                "an entry of another name is stored",
+            ))),
+        }
+    };
+    read_checked(backend, &key, Portion::Whole, parse).await
 }
 
 /// `v1/names/<encoded>/<number>` as (encoded, number).

@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, Seal};
-use crate::backend::{Backend, Put};
+use crate::backend::{Backend, Portion, Put, read_checked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::VolumeId;
 use crate::mutation::{Mutation, is_in};
@@ -250,14 +250,17 @@ async fn get(
     number: u64,
 ) -> Result<PinEntry> {
     let key = ObjectKey::pin_entry(volume, snapshot, number);
-    let located = |e: Error| e.with_path(key.as_str());
-    let entry = PinEntry::decode(&backend.get(&key).await?).map_err(located)?;
-    match (entry.number, entry.volume, entry.snapshot) == (number, volume, snapshot) {
-        true => Ok(entry),
-        false => Err(located(Error::corrupt(
-            "a pin of another snapshot is stored",
-        ))),
-    }
+    let parse = |bytes: &Bytes| {
+        let located = |e: Error| e.with_path(key.as_str());
+        let entry = PinEntry::decode(bytes).map_err(located)?;
+        match (entry.number, entry.volume, entry.snapshot) == (number, volume, snapshot) {
+            true => Ok(entry),
+            false => Err(located(Error::corrupt(
+                "a pin of another snapshot is stored",
+            ))),
+        }
+    };
+    read_checked(backend, &key, Portion::Whole, parse).await
 }
 
 #[cfg(test)]

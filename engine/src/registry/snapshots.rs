@@ -1,9 +1,11 @@
 //! Snapshots and points in time in the backend: reading one, deleting one.
 
+use bytes::Bytes;
+
 use super::history::read_history_at;
 use super::images::{named, read_named};
 use super::{append_own, pins, release_dead_pins};
-use crate::backend::Backend;
+use crate::backend::{Backend, Portion, read_checked};
 use crate::block::{BlockNum, BlockSize};
 use crate::chunk::{slot_stride, verify_slot};
 use crate::error::{Error, ErrorKind, Result};
@@ -104,10 +106,17 @@ pub async fn read_blocks(
         let chunk = chunk.ok_or_else(|| Error::corrupt("a block of a chunk that is not known"))?;
         let range = chunk.reference.slot_range(block_size, place.slot, slots);
         let (key, len) = (chunk.reference.key.object(), range.end - range.start);
-        let read = backend.get_range(&key, range.start, len).await?;
-        for slot in read.chunks_exact(stride) {
-            let verified = verify_slot(slot, block_size, block(at))?;
-            out[at as usize * bytes..][..bytes].copy_from_slice(verified);
+        let verify = |read: &Bytes| -> Result<Vec<Bytes>> {
+            let slots = (at..).zip(read.chunks_exact(stride));
+            let verified = slots.map(|(at, slot)| {
+                let content = verify_slot(slot, block_size, block(at))?;
+                Ok(read.slice_ref(content))
+            });
+            verified.collect()
+        };
+        let span = Portion::Range(range.start, len);
+        for verified in read_checked(backend, &key, span, verify).await? {
+            out[at as usize * bytes..][..bytes].copy_from_slice(&verified);
             at += 1;
         }
     }

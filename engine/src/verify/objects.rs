@@ -49,20 +49,29 @@ pub(super) async fn check_chunk(
             Some(bytes) => wrong_length(bytes, reference),
         });
     }
-    let body = match backend.get(&key).await {
-        Ok(body) => body,
-        Err(error) => {
-            return match error.kind() {
-                ErrorKind::NotFound => Ok(Some(missing())),
-                ErrorKind::Corrupt => Ok(Some(Bad::whole(Severity::Corrupt, error.to_string()))),
-                _ => Err(error),
-            };
-        }
-    };
-    if let Some(bad) = wrong_length(body.len() as u64, reference) {
-        return Ok(Some(bad));
+    let first = look_into(backend, reference, block_size).await?;
+    match first {
+        // It may have been damaged on its way here alone.
+        Some(_) => look_into(backend, reference, block_size).await,
+        None => Ok(None),
     }
-    Ok(check_body(&body, reference, block_size))
+}
+
+/// Reads a chunk and checks all of it.
+async fn look_into(
+    backend: &dyn Backend,
+    reference: &ChunkRef,
+    block_size: BlockSize,
+) -> Result<Option<Bad>> {
+    match backend.get(&reference.key.object()).await {
+        Ok(body) => Ok(wrong_length(body.len() as u64, reference)
+            .or_else(|| check_body(&body, reference, block_size))),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => Ok(Some(missing())),
+            ErrorKind::Corrupt => Ok(Some(Bad::whole(Severity::Corrupt, error.to_string()))),
+            _ => Err(error),
+        },
+    }
 }
 
 fn missing() -> Bad {

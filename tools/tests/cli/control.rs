@@ -322,6 +322,9 @@ fn status_shows_problems_first_and_a_failed_shard() {
     status["state"] = "serving".into();
     status["listeners"] = serde_json::json!(["127.0.0.1:10809", "unix:/x/nbd.sock"]);
     status["pace"]["commit_interval_seconds"] = 30.into();
+    status["wal"]["total_bytes"] = (120 << 20).into();
+    status["wal"]["reserve_bytes"] = (48 << 20).into();
+    status["wal"]["used_bytes"] = (54 << 20).into();
     status["pace"]["flush_interval_ms"] = 100.into();
     status["shards"] = serde_json::json!([serde_json::json!(taipan_engine::api::ShardStatus {
         shard: 3,
@@ -340,8 +343,9 @@ fn status_shows_problems_first_and_a_failed_shard() {
     );
     assert!(ran.out.contains("FAILED: EIO"), "{}", ran.out);
     assert!(ran.out.contains("1.5 MiB"), "{}", ran.out);
-    for pace in ["after 100 ms, at most", "after 30 s or"] {
-        assert!(ran.out.contains(pace), "{}", ran.out);
+    let room = "54 MiB of 72 MiB used (75.0 %), and 48 MiB in reserve";
+    for shown in ["after 100 ms, at most", "after 30 s or", room] {
+        assert!(ran.out.contains(shown), "{}", ran.out);
     }
     let json = scratch.run(&["status", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();

@@ -57,6 +57,7 @@ fn text() -> String {
             shard: 9,
             failure: Some("EIO".to_owned()),
             wal_used_bytes: 77,
+            wal_reserve_bytes: 33,
             ..ShardStatus::default()
         }],
         volumes: vec![volume("a\"b")],
@@ -90,6 +91,7 @@ fn the_text_holds_every_kind_of_value_with_its_labels() {
         r#"taipan_request_latency_seconds_bucket{le="+Inf",kind="write"} 2"#,
         r#"taipan_shard_failed{shard="9"} 1"#,
         r#"taipan_wal_used_bytes{shard="9"} 77"#,
+        r#"taipan_wal_reserve_bytes{shard="9"} 33"#,
         r#"taipan_wal_writes_total{core="1"} 11"#,
         r#"taipan_crc_mismatches_total{core="0"} 1"#,
         r#"taipan_commits_total 12"#,

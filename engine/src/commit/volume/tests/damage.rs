@@ -3,7 +3,7 @@
 use futures::executor::block_on;
 
 use super::rig::{VOLUME, World, eager};
-use crate::backend::Backend;
+use crate::backend::{Backend, Fault, FaultRule, Operation};
 use crate::chunk::ChunkRef;
 use crate::error::{Error, ErrorKind};
 use crate::identity::ManifestNum;
@@ -61,6 +61,39 @@ fn every_flipped_byte_of_what_a_rebuild_reads_is_found() {
         }
     }
     assert!(block_on(rebuild(&world.backend, &chain)).is_ok());
+}
+
+/// Replies that are wrong once, as if a bit flipped on the way: whatever is read at an opening is
+/// asked for once more, and a second wrong reply is damage.
+#[test]
+fn what_was_damaged_on_its_way_is_read_once_more() {
+    let (world, chain) = world();
+    let open = || {
+        let history = block_on(read_history(&world.backend, VOLUME, None))?;
+        assert_eq!(history.manifests, chain);
+        block_on(rebuild(&world.backend, &history.manifests))
+    };
+    let reads = [
+        (Operation::Get, "/manifests/"),
+        (Operation::Get, "/index/"),
+        (Operation::GetRange, "/chunks/"),
+    ];
+    for (operation, part) in reads {
+        let before = world.backend.count(operation);
+        open().unwrap();
+        let usual = world.backend.count(operation) - before;
+        let wrong = |times| FaultRule {
+            times,
+            ..FaultRule::once(operation, part, Fault::CorruptByte(20))
+        };
+        world.backend.script(wrong(1));
+        let before = world.backend.count(operation);
+        open().unwrap_or_else(|error| panic!("{part}: {error}"));
+        assert_eq!(world.backend.count(operation) - before, usual + 1, "{part}");
+        world.backend.script(wrong(u32::MAX));
+        assert_eq!(open().err().unwrap().kind(), ErrorKind::Corrupt, "{part}");
+        world.backend.clear_script();
+    }
 }
 
 #[test]
