@@ -288,7 +288,10 @@ fn a_read_goes_on_through_refusals_and_resets() {
     let data = pattern(7, 5, MIB as usize);
     let (_rig, daemon) = cold(&server, &data);
     // More of them than one request is repeated.
-    let five_times = |kind| json!({ "action": { "kind": kind }, "verbs": ["get"], "contains": "/chunks/", "count": 5 });
+    let five_times = |kind| {
+        json!({ "action": { "kind": kind }, "verbs": ["get"], "contains": "/chunks/",
+            "count": 5 })
+    };
     let kinds = ["too_many_requests", "cut_before", "cut_after", "slow_down"];
     server.faults(&kinds.map(five_times).into());
     let mut client = daemon.client("vol0");

@@ -73,7 +73,10 @@ fn flipped_bits_of_what_a_start_reads_are_fetched_again() {
     let server = FakeS3::start();
     let rig = in_the_bucket(&server.bucket());
     // One reply of each kind: entries of names, manifests, heads of chunks.
-    let flip = |part| json!({ "action": { "kind": "flip" }, "contains": part, "verbs": ["get"], "count": 1 });
+    let flip = |part| {
+        json!({ "action": { "kind": "flip" }, "contains": part, "verbs": ["get"],
+            "count": 1 })
+    };
     let kinds = ["/names/", "/manifests/", "/chunks/"];
     server.faults(&kinds.map(flip).into());
     let daemon = rig.start();
