@@ -347,6 +347,7 @@ impl Assembly {
             },
             spin: config.cores.spin,
             started: self.started,
+            wal_dir: config.data_dir.join("wal"),
         }
     }
 }

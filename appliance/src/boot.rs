@@ -14,7 +14,7 @@ use taipan_engine::error::{Error, Result};
 use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, VolumeId};
 use taipan_engine::index::Overlay;
-use taipan_engine::registry::{self, LocalHeads, RecordFate};
+use taipan_engine::registry::{self, LocalHead, LocalHeads, RecordFate};
 use taipan_engine::wal::LogConfig;
 use taipan_engine::wal::region_files::PreparedRegions;
 
@@ -37,6 +37,7 @@ use crate::quarantine::Quarantine;
 use crate::recovery::{ReadyShard, RecoveryFigures, Replayed};
 use crate::search::{BACKEND_WAIT, Search, is_deleted};
 use crate::service::Service;
+use crate::stages::Stages;
 use crate::sync_mode::SyncChoice;
 use crate::tls::TlsService;
 
@@ -58,6 +59,8 @@ impl BootVolume {
 /// Recovers and starts the data plane.
 pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
     let started = Instant::now();
+    let mut stages = Stages::since(parts.began);
+    stages.ended("arrival");
     let armed = failpoint::arm_from_environment().map_err(Error::invalid)?;
     if armed > 0 {
         tracing::warn!(armed, "FAILPOINTS ARE ARMED: this daemon fails on purpose");
@@ -73,9 +76,11 @@ pub fn start(mut parts: Parts<'_>) -> Result<Box<dyn Running>> {
             return Err(error);
         }
     };
+    stages.ended("preparation");
     let clients = successor.map_or(Ok(Vec::new()), Successor::switch)?;
+    stages.ended("switch");
     let switched = Instant::now();
-    let running = serve(parts, prepared, clients, started)?;
+    let running = serve(parts, prepared, clients, (started, stages))?;
     if takeover {
         let seconds = switched.elapsed().as_secs_f64();
         tracing::info!(
@@ -91,7 +96,7 @@ fn serve(
     parts: Parts<'_>,
     prepared: Prepared,
     clients: Vec<Handed>,
-    started: Instant,
+    (started, mut stages): (Instant, Stages),
 ) -> Result<Box<Service>> {
     let config = parts.config;
     let Prepared {
@@ -105,13 +110,16 @@ fn serve(
     let wal_dir = parts.data.path().join("wal");
     let (replayed, sync) = std::thread::scope(|scope| {
         // Beside the replay, if there is something to replay.
-        let decide = || SyncChoice::decide(&wal_dir, config.wal.sync);
+        let runtime_dir = &parts.runtime_dir;
+        let decide = || SyncChoice::decide(&wal_dir, runtime_dir, config.wal.sync, false);
         let early = (sync.is_none() && wal_dir.is_dir()).then(|| scope.spawn(decide));
-        let replayed = Replayed::open(&wal_dir, &parts.runtime_dir, &wanted, regions);
+        let replayed = Replayed::open(&wal_dir, runtime_dir, &wanted, regions, &mut stages);
         let early = early.map(|thread| thread.join().expect("no panic"));
         let sync = sync.map(Ok).or(early);
         replayed.and_then(|replayed| Ok((replayed, sync.unwrap_or_else(decide)?)))
     })?;
+    stages.ended("sync");
+    stages.beside("all_sync", sync.took);
     tracing::info!(mode = sync.name(), barrier = ?sync.barrier, reason = sync.reason, "WAL sync");
 
     let (backend, copies) = with_copies(backend, config, parts.data.path());
@@ -120,16 +128,18 @@ fn serve(
         find_volumes(&parts, &*backend, copies.as_deref(), &heads, &replayed)?;
     let served = volumes.iter().filter_map(BootVolume::used);
     let first = registry::first_epoch(served, replayed.stamped_through());
+    stages.ended("volumes");
 
     let paths = replayed.paths();
     let log_config = *replayed.config();
     let asked = left.ownership.is_none().then_some(&*backend);
-    let recovered = recover(asked, replayed, &volumes)?;
+    let recovered = recover(asked, replayed, &volumes, &mut stages)?;
     // Only now is there memory that outlives this process. A crash before leaves what was closed in
     // order closed in order.
     for opened in volumes.iter_mut().filter_map(|boot| boot.opened.as_mut()) {
         registry::begin_serving(&heads, &mut opened.local, first)?;
     }
+    stages.ended("heads");
     let found = (recovered.figures, recovered.memory_survived);
     let metrics = Arc::new(Metrics::new(config.cores.data.len()));
     let assembly = Assembly {
@@ -148,12 +158,17 @@ fn serve(
     };
     let arrivals = Arrivals { listeners, clients };
     let running = assembly.start(parts, volumes, recovered, (left, arrivals))?;
-    announce(&running, found, started);
+    stages.ended("threads");
+    announce(&running, found, (started, &stages));
     Ok(running)
 }
 
 /// Says what the start came to, in the log and in the status.
-fn announce(running: &Service, found: (RecoveryFigures, bool), started: Instant) {
+fn announce(
+    running: &Service,
+    found: (RecoveryFigures, bool),
+    (started, stages): (Instant, &Stages),
+) {
     let (figures, memory_survived) = found;
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(
@@ -162,7 +177,9 @@ fn announce(running: &Service, found: (RecoveryFigures, bool), started: Instant)
         records = figures.records,
         from_memory = figures.region_records,
         searched = figures.searched,
+        noted = figures.noted,
         memory_survived,
+        parts_ms = %stages,
         "serving"
     );
     running.set_recovery(RecoveryStatus {
@@ -209,7 +226,13 @@ fn prepare(parts: &mut Parts<'_>, takeover: bool) -> Result<Prepared> {
     )?;
     let (mut regions, mut sync) = (None, None);
     if takeover {
-        sync = Some(SyncChoice::decide(&data.join("wal"), config.wal.sync)?);
+        let (wal_dir, runtime_dir) = (data.join("wal"), &parts.runtime_dir);
+        sync = Some(SyncChoice::decide(
+            &wal_dir,
+            runtime_dir,
+            config.wal.sync,
+            true,
+        )?);
         regions = Some(PreparedRegions::reserve(&parts.runtime_dir, arena_bytes)?);
     }
     Ok(Prepared {
@@ -299,15 +322,18 @@ fn recover(
     backend: Option<&dyn Backend>,
     replayed: Replayed,
     volumes: &[BootVolume],
+    stages: &mut Stages,
 ) -> Result<Recovered> {
-    let mut overlays = HashMap::new();
-    for boot in volumes {
-        let Some(opened) = &boot.opened else { continue };
-        for shard in ShardId::all() {
-            let overlay = replayed.overlay(shard, boot.volume.id, |e| opened.local.fate(e));
-            overlays.insert((boot.volume.id, shard), overlay);
-        }
-    }
+    let locals: HashMap<VolumeId, &LocalHead> = volumes
+        .iter()
+        .filter_map(|boot| Some((boot.volume.id, &boot.opened.as_ref()?.local)))
+        .collect();
+    let is_replayed = |id: VolumeId, epoch: Epoch| {
+        let local = locals.get(&id);
+        local.is_some_and(|local| local.fate(epoch) == RecordFate::Replay)
+    };
+    let mut overlays = replayed.overlays(is_replayed);
+    stages.ended("overlays");
     let find = |id: VolumeId| volumes.iter().find(|boot| boot.volume.id == id);
     let forgotten: Vec<VolumeId> = replayed
         .volumes()
@@ -320,17 +346,15 @@ fn recover(
         .collect();
     let is_forgotten = |id: VolumeId| forgotten.contains(&id);
     let memory_survived = replayed.memory_survived;
-    let wanted = |id: VolumeId, epoch: Epoch| match find(id) {
-        None | Some(BootVolume { opened: None, .. }) => !is_forgotten(id),
-        Some(BootVolume {
-            opened: Some(opened),
-            ..
-        }) => opened.local.fate(epoch) == RecordFate::Replay,
+    let wanted = |id: VolumeId, epoch: Epoch| match locals.contains_key(&id) {
+        false => !is_forgotten(id),
+        true => is_replayed(id, epoch),
     };
     let (shards, figures, files) = replayed.resume(wanted, |shard, id, record| {
-        let Some(overlay) = overlays.get_mut(&(id, shard)) else {
+        if !locals.contains_key(&id) {
             return;
-        };
+        }
+        let overlay = overlays.entry((id, shard)).or_default();
         if record.points.is_empty() {
             overlay.insert_zero(record.blocks, record.lsn);
             return;
@@ -339,6 +363,7 @@ fn recover(
             overlay.insert_point(taipan_engine::block::LocalBlock(local), point);
         }
     })?;
+    stages.ended("logs");
     Ok(Recovered {
         shards,
         overlays,

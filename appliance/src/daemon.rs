@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use taipan_engine::error::{Error, Result};
 
@@ -60,6 +60,8 @@ pub struct Parts<'a> {
     pub successor: Option<Successor>,
     /// Ends the daemon in order, as a signal does.
     pub orders: Sender<Order>,
+    /// When the process began.
+    pub began: Instant,
 }
 
 /// A data plane that serves.
@@ -94,6 +96,7 @@ pub fn run(
     arrival: Arrival,
     boot: impl FnOnce(Parts<'_>) -> Result<Box<dyn Running>>,
 ) -> Result<()> {
+    let began = Instant::now();
     allow_locked_memory()?;
     let (mut data, mut inherited, successor) = arrive(&config.data_dir, arrival)?;
     let runtime_dir = data.runtime_dir(config.runtime_dir.as_deref())?;
@@ -124,6 +127,7 @@ pub fn run(
         inherited: &mut inherited,
         successor,
         orders: orders.clone(),
+        began,
     })?;
     drop(inherited);
     data.sign()?;

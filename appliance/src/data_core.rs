@@ -16,6 +16,7 @@ mod vigil;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -114,6 +115,8 @@ pub struct DataCoreParts {
     pub tls: Option<Arc<TlsService>>,
     /// An idle core stays awake for its next event at most so long.
     pub spin: Duration,
+    /// Where the logs note what the next start would read of them.
+    pub wal_dir: PathBuf,
     /// Zero of the daemon's clock.
     pub started: Instant,
 }
@@ -178,6 +181,7 @@ pub struct DataCore {
     parking: Option<Parking>,
     /// Until when the end of the logs is waited for, once it was told to stop.
     ends_by_ms: Option<u64>,
+    wal_dir: PathBuf,
     stopped: bool,
     looked_after_ms: u64,
     published: Published,
@@ -246,6 +250,7 @@ impl DataCore {
             quiesce: None,
             parking: None,
             ends_by_ms: None,
+            wal_dir: parts.wal_dir,
             stopped: false,
             looked_after_ms: 0,
             published: Published::default(),

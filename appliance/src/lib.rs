@@ -37,6 +37,7 @@ mod search;
 pub mod service;
 pub mod signals;
 pub mod sockets;
+pub mod stages;
 pub mod sync_mode;
 mod tail;
 pub mod throttle;

@@ -1,10 +1,12 @@
 //! Brings the 16 logs back at start: replay, what only shared memory still has, fresh regions.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
+use std::time::Instant;
 
 use taipan_engine::arena::{Arena, ArenaReader};
 use taipan_engine::block::{PAGE_BYTES, ShardId};
@@ -13,27 +15,39 @@ use taipan_engine::failpoint;
 use taipan_engine::identity::{Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, Point};
 use taipan_engine::registry::quarantine::{QuarantineRecord, records_of};
-use taipan_engine::registry::{RecordFate, replayed_overlay};
-use taipan_engine::wal::files::{FileMedia, WalFiles, shard_path};
+use taipan_engine::registry::{RecordFate, replayed_overlays};
+use taipan_engine::wal::files::{FileMedia, WalFiles, noted_path, shard_path};
 use taipan_engine::wal::region::{RegionLayout, RegionPage};
 use taipan_engine::wal::region_files::{
     PreparedRegions, RegionFile, boot_id, create_region, list_regions, region_name,
 };
 use taipan_engine::wal::{
-    BootId, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_shard,
+    BootId, LogConfig, LogIdentity, ReadMedia, Recovered, ShardLog, WalId, recover_noted_shard,
 };
+
+use crate::stages::Stages;
 
 /// The WAL directory with everything that replay found in it.
 pub struct Replayed {
     files: WalFiles,
     dir: PathBuf,
     config: LogConfig,
-    shards: Vec<(LogIdentity, Recovered)>,
+    shards: Vec<ReplayedShard>,
     /// Fresh regions of this process, by shard.
     regions: Vec<File>,
     old_regions: Vec<PathBuf>,
     /// Whether the memory of the process before is there for every shard.
     pub memory_survived: bool,
+}
+
+/// What was found in one shard.
+struct ReplayedShard {
+    identity: LogIdentity,
+    found: Recovered,
+    /// Records in the file.
+    records: u64,
+    /// Every volume that has some, in the file or in memory.
+    volumes: Vec<VolumeId>,
 }
 
 /// One shard ready to run, except for the volumes' overlays that are added to it.
@@ -63,6 +77,8 @@ pub struct RecoveryFigures {
     pub torn_batches: u64,
     /// Shards whose file was searched for its end: the daemon before did not end in order.
     pub searched: u64,
+    /// Shards whose batch headers were noted by the daemon before.
+    pub noted: u64,
 }
 
 impl Replayed {
@@ -73,26 +89,36 @@ impl Replayed {
         runtime_dir: &Path,
         wanted: &LogConfig,
         prepared: Option<PreparedRegions>,
+        stages: &mut Stages,
     ) -> Result<Self> {
         let files = WalFiles::open(dir, wanted)?;
+        stages.ended("files");
         let config = files.fit(wanted)?;
         let boot = boot_id()?;
         let found = own_regions(list_regions(runtime_dir)?, files.state().wal)?;
         let incarnation = files.state().incarnation;
         let (regions, shards) = std::thread::scope(|scope| {
             // The kernel takes its time to find the memory: beside the replay.
-            let regions = scope.spawn(|| match prepared {
-                Some(regions) if regions.bytes() == config.arena_bytes => {
-                    regions.claim(incarnation)
-                }
-                _ => create_regions(runtime_dir, incarnation, &config),
+            let regions = scope.spawn(|| {
+                let began = Instant::now();
+                let regions = match prepared {
+                    Some(regions) if regions.bytes() == config.arena_bytes => {
+                        regions.claim(incarnation)
+                    }
+                    _ => create_regions(runtime_dir, incarnation, &config),
+                };
+                (regions, began.elapsed())
             });
-            let shards = replay_all(&files, boot, &found);
-            (regions.join().expect("no panic"), shards)
+            let shards = replay_all(&files, dir, boot, &found);
+            stages.ended("replay");
+            let (regions, took) = regions.join().expect("no panic");
+            stages.ended("regions");
+            stages.beside("all_regions", took);
+            (regions, shards)
         });
         let old_regions = found.into_iter().map(|region| region.path).collect();
         let shards = shards?;
-        let memory_survived = shards.iter().all(|(_, found)| found.memory_survived);
+        let memory_survived = shards.iter().all(|shard| shard.found.memory_survived);
         Ok(Self {
             files,
             dir: dir.to_owned(),
@@ -108,18 +134,15 @@ impl Replayed {
     pub fn stamped_through(&self) -> Epoch {
         self.shards
             .iter()
-            .map(|(_, found)| found.max_epoch)
+            .map(|shard| shard.found.max_epoch)
             .max()
             .unwrap_or_default()
     }
 
     /// Every volume that has records.
     pub fn volumes(&self) -> Vec<VolumeId> {
-        let mut ids: Vec<VolumeId> = Vec::new();
-        for (_, found) in &self.shards {
-            ids.extend(found.records().map(|record| record.volume));
-            ids.extend(found.region_only.iter().map(|record| record.volume));
-        }
+        let ids = self.shards.iter().flat_map(|shard| &shard.volumes);
+        let mut ids: Vec<VolumeId> = ids.copied().collect();
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -137,10 +160,11 @@ impl Replayed {
         id: VolumeId,
         fate: &'a (dyn Fn(Epoch) -> RecordFate + 'a),
     ) -> impl Iterator<Item = Result<QuarantineRecord>> + 'a {
-        self.shards.iter().flat_map(move |(identity, found)| {
+        self.shards.iter().flat_map(move |replayed| {
+            let shard = replayed.identity.shard;
             let wanted = move |volume, epoch| volume == id && fate(epoch) == RecordFate::Quarantine;
-            let read = move |offset, out: &mut [u8]| self.read(identity.shard, offset, out);
-            records_of(identity.shard, found, read, wanted)
+            let read = move |offset, out: &mut [u8]| self.read(shard, offset, out);
+            records_of(shard, &replayed.found, read, wanted)
         })
     }
 
@@ -149,14 +173,29 @@ impl Replayed {
         media.map_err(std::io::Error::other)?.read_at(offset, out)
     }
 
-    /// The overlay of one volume in one shard: its records that no manifest holds.
-    pub fn overlay(
+    /// The overlays of all volumes: of the records that `wanted` names, those that no manifest
+    /// holds. All shards at once: this is work for every CPU.
+    pub fn overlays(
         &self,
-        shard: ShardId,
-        id: VolumeId,
-        fate: impl Fn(Epoch) -> RecordFate,
-    ) -> Overlay {
-        replayed_overlay(&self.shards[shard.index()].1, id, fate)
+        wanted: impl Fn(VolumeId, Epoch) -> bool + Sync,
+    ) -> HashMap<(VolumeId, ShardId), Overlay> {
+        let wanted = &wanted;
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for ReplayedShard {
+                identity, found, ..
+            } in &self.shards
+            {
+                let make = move || replayed_overlays(found, wanted);
+                threads.push((identity.shard, scope.spawn(make)));
+            }
+            let mut overlays = HashMap::new();
+            for (shard, thread) in threads {
+                let found = thread.join().expect("overlays are made without a panic");
+                overlays.extend(found.into_iter().map(|(id, o)| ((id, shard), o)));
+            }
+            overlays
+        })
     }
 
     /// Makes the logs: fresh regions, then the records that only old memory had are written to the
@@ -170,11 +209,15 @@ impl Replayed {
         let mut figures = RecoveryFigures::default();
         let mut ready = Vec::new();
         let logs = self.open_logs()?;
-        for ((identity, found), mut log) in self.shards.into_iter().zip(logs) {
+        for (replayed, mut log) in self.shards.into_iter().zip(logs) {
+            let ReplayedShard {
+                identity, found, ..
+            } = replayed;
             figures.batches += found.batches().len() as u64;
-            figures.records += found.records().count() as u64;
+            figures.records += replayed.records;
             figures.region_records += found.region_only.len() as u64;
             figures.searched += u64::from(found.searched);
+            figures.noted += u64::from(found.noted);
             if let Some(torn) = found.torn {
                 figures.torn_batches += torn.void_batches + 1;
                 tracing::warn!(
@@ -217,6 +260,10 @@ impl Replayed {
             fs::remove_file(&path)
                 .map_err(|e| Error::io("removing an old region", e).with_path(path))?;
         }
+        for shard in ShardId::all() {
+            // There may be none. Whatever stays is of no value to anybody.
+            let _ = fs::remove_file(noted_path(&self.dir, shard));
+        }
         Ok((ready, figures, self.files))
     }
 
@@ -232,8 +279,8 @@ impl Replayed {
         };
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (identity, found) in &self.shards {
-                threads.push(scope.spawn(move || open(identity, found)));
+            for replayed in &self.shards {
+                threads.push(scope.spawn(move || open(&replayed.identity, &replayed.found)));
             }
             let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("opening does not panic");
             threads.into_iter().map(join).collect()
@@ -261,16 +308,17 @@ pub struct Recovery {
 /// All shards at once: the disk is what they wait for.
 fn replay_all(
     files: &WalFiles,
+    dir: &Path,
     boot: BootId,
     found: &[RegionFile],
-) -> Result<Vec<(LogIdentity, Recovered)>> {
+) -> Result<Vec<ReplayedShard>> {
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for shard in ShardId::all() {
             let identity = files.identity(shard, boot);
             let paths = found.iter().filter(|region| region.shard == shard);
             let paths: Vec<PathBuf> = paths.map(|region| region.path.clone()).collect();
-            threads.push(scope.spawn(move || replay_shard(files, identity, &paths)));
+            threads.push(scope.spawn(move || replay_shard(files, dir, identity, &paths)));
         }
         let join = |t: ScopedJoinHandle<'_, _>| t.join().expect("replay does not panic");
         threads.into_iter().map(join).collect()
@@ -334,21 +382,47 @@ fn create_regions(dir: &Path, incarnation: Incarnation, config: &LogConfig) -> R
 
 fn replay_shard(
     files: &WalFiles,
+    dir: &Path,
     identity: LogIdentity,
     regions: &[PathBuf],
-) -> Result<(LogIdentity, Recovered)> {
+) -> Result<ReplayedShard> {
     let media = files.media(identity.shard)?;
+    // Without them the log is read.
+    let noted = files.noted(dir, identity.shard).ok();
     let open = |path: &PathBuf| {
         File::open(path).map_err(|e| Error::io("opening a memory region", e).with_path(path))
     };
     let regions: Vec<File> = regions.iter().map(open).collect::<Result<_>>()?;
     let regions: Vec<FileMedia<'_>> = regions.iter().map(FileMedia::new).collect::<Result<_>>()?;
     let regions: Vec<&dyn ReadMedia> = regions.iter().map(|r| r as &dyn ReadMedia).collect();
-    let found = recover_shard(&identity, &media, &regions).map_err(|damage| {
+    let found = recover_noted_shard(&identity, &media, noted.as_deref(), &regions);
+    let found = found.map_err(|damage| {
         let text = "`taipand accept-wal-damage` shows what is lost and can give it up";
         Error::corrupt(format!("{damage}; nothing was changed; {text}")).with_shard(identity.shard)
     })?;
-    Ok((identity, found))
+    Ok(ReplayedShard::new(identity, found))
+}
+
+impl ReplayedShard {
+    fn new(identity: LogIdentity, found: Recovered) -> Self {
+        let (mut records, mut volumes) = (0, Vec::new());
+        for record in found.records() {
+            records += 1;
+            // There are few volumes, and most records follow one of their own.
+            if volumes.last() != Some(&record.volume) {
+                volumes.push(record.volume);
+            }
+        }
+        volumes.extend(found.region_only.iter().map(|record| record.volume));
+        volumes.sort_unstable();
+        volumes.dedup();
+        Self {
+            identity,
+            found,
+            records,
+            volumes,
+        }
+    }
 }
 
 /// Appends one record again; writes out and retries when memory is short.

@@ -1,9 +1,9 @@
 //! Chooses how WAL writes become durable on this device (docs/adr/0002-wal-sync.md).
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -11,10 +11,14 @@ use taipan_engine::core::SyncMode;
 use taipan_engine::error::{Error, Result};
 use taipan_engine::ring::AlignedBuf;
 use taipan_engine::wal::device::DeviceInfo;
+use taipan_engine::wal::region_files::boot_id;
 
 use crate::config::WalSync;
 use crate::data_core::BarrierScope;
 
+/// In the runtime directory: what was measured, for this boot and device. Of no value to others.
+const REMEMBERED_NAME: &str = "wal-sync";
+const REMEMBERED_BYTES_MAX: u64 = 4096;
 const PROBE_NAME: &str = "probe";
 const PROBE_BYTES: usize = 8 << 10;
 const PROBE_SPAN_BYTES: u64 = 256 << 10;
@@ -29,6 +33,8 @@ pub struct SyncChoice {
     pub barrier: BarrierScope,
     /// For the log and the status.
     pub reason: String,
+    /// How long the choice took.
+    pub took: Duration,
 }
 
 impl SyncChoice {
@@ -41,8 +47,11 @@ impl SyncChoice {
         }
     }
 
-    /// Looks at the device under the WAL directory, measures if need be, and decides.
-    pub fn decide(wal_dir: &Path, wanted: WalSync) -> Result<Self> {
+    /// Looks at the device under the WAL directory, measures if need be, and decides. What was
+    /// measured in this boot of the host is remembered in `runtime_dir`, unless it is wanted
+    /// `anew`: on a slow disk it takes most of a start.
+    pub fn decide(wal_dir: &Path, runtime_dir: &Path, wanted: WalSync, anew: bool) -> Result<Self> {
+        let began = Instant::now();
         let device = DeviceInfo::of(wal_dir)?;
         let barrier = if device.one_flush_serves_all() {
             BarrierScope::Device
@@ -56,12 +65,23 @@ impl SyncChoice {
                 SyncMode::Dsync,
                 "the device has no volatile cache".to_owned(),
             ),
-            WalSync::Auto => Self::measure(wal_dir, &device)?,
+            WalSync::Auto => {
+                let memory = Memory::of(wal_dir, runtime_dir)?;
+                match memory.recall().filter(|_| !anew) {
+                    Some(known) => known,
+                    None => {
+                        let (mode, reason) = Self::measure(wal_dir, &device)?;
+                        memory.keep(mode, &reason);
+                        (mode, reason)
+                    }
+                }
+            }
         };
         Ok(Self {
             mode,
             barrier,
             reason,
+            took: began.elapsed(),
         })
     }
 
@@ -89,6 +109,55 @@ impl SyncChoice {
             SyncMode::Fdatasync
         };
         Ok((mode, facts))
+    }
+}
+
+/// Where a measurement is remembered, and what it holds for.
+struct Memory {
+    path: PathBuf,
+    /// The boot of the host and the device: what is remembered begins with this line.
+    holds_for: String,
+}
+
+impl Memory {
+    fn of(wal_dir: &Path, runtime_dir: &Path) -> Result<Self> {
+        let found = fs::metadata(wal_dir)
+            .map_err(|e| Error::io("looking at the WAL directory", e).with_path(wal_dir))?;
+        let boot = u128::from_be_bytes(boot_id()?.0);
+        Ok(Self {
+            path: runtime_dir.join(REMEMBERED_NAME),
+            holds_for: format!("boot {boot:032x} device {}", found.dev()),
+        })
+    }
+
+    /// The mode and the reason, if they were measured on this device in this boot.
+    fn recall(&self) -> Option<(SyncMode, String)> {
+        let mut text = String::new();
+        let file = File::open(&self.path).ok()?;
+        file.take(REMEMBERED_BYTES_MAX)
+            .read_to_string(&mut text)
+            .ok()?;
+        let (holds_for, rest) = text.split_once('\n')?;
+        let (mode, reason) = rest.strip_suffix('\n')?.split_once('\n')?;
+        let mode = match mode {
+            "mixed" => SyncMode::Mixed,
+            "fdatasync" => SyncMode::Fdatasync,
+            _ => return None,
+        };
+        (holds_for == self.holds_for).then(|| (mode, reason.to_owned()))
+    }
+
+    fn keep(&self, mode: SyncMode, reason: &str) {
+        let mode = match mode {
+            SyncMode::Mixed => "mixed",
+            SyncMode::Fdatasync => "fdatasync",
+            SyncMode::Dsync => return,
+        };
+        let text = format!("{}\n{mode}\n{reason}\n", self.holds_for);
+        // Without it the next start measures.
+        if let Err(error) = fs::write(&self.path, text) {
+            tracing::info!(path = %self.path.display(), %error, "what was measured is not kept");
+        }
     }
 }
 
@@ -145,14 +214,40 @@ mod tests {
     #[test]
     fn a_configured_mode_is_taken_and_auto_gives_its_reason() {
         let dir = tempfile::tempdir_in(".").unwrap();
-        let dsync = SyncChoice::decide(dir.path(), WalSync::Dsync).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let decide = |wanted| SyncChoice::decide(dir.path(), run.path(), wanted, false).unwrap();
+        let dsync = decide(WalSync::Dsync);
         assert_eq!((dsync.mode, dsync.name()), (SyncMode::Dsync, "dsync"));
-        let auto = SyncChoice::decide(dir.path(), WalSync::Auto).unwrap();
+        let auto = decide(WalSync::Auto);
         assert!(!auto.reason.is_empty());
         assert_eq!(
             fs::read_dir(dir.path()).unwrap().count(),
             0,
             "the probe leaves nothing"
         );
+    }
+
+    #[test]
+    fn what_was_measured_holds_for_this_boot_and_device_only() {
+        let (wal, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let memory = Memory::of(wal.path(), run.path()).unwrap();
+        assert_eq!(memory.recall(), None);
+        memory.keep(SyncMode::Fdatasync, "it was quicker");
+        let known = Some((SyncMode::Fdatasync, "it was quicker".to_owned()));
+        assert_eq!(memory.recall(), known);
+
+        let text = fs::read_to_string(&memory.path).unwrap();
+        for at in 0..text.len() {
+            fs::write(&memory.path, &text[..at]).unwrap();
+            assert_eq!(memory.recall(), None, "{at} bytes of it");
+        }
+        for (right, wrong) in [("boot ", "boot 1"), ("device ", "device 1"), ("fda", "")] {
+            fs::write(&memory.path, text.replace(right, wrong)).unwrap();
+            assert_eq!(memory.recall(), None, "{wrong}");
+        }
+        fs::write(&memory.path, [0xFF; 5000]).unwrap();
+        assert_eq!(memory.recall(), None);
+        memory.keep(SyncMode::Fdatasync, "it was quicker");
+        assert_eq!(memory.recall(), known);
     }
 }

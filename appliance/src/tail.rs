@@ -11,7 +11,7 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::identity::{Epoch, Incarnation, VolumeId};
 use taipan_engine::index::Overlay;
 use taipan_engine::registry::quarantine::{QuarantineRecord, records_of};
-use taipan_engine::registry::{LocalHead, RecordFate, replayed_overlay};
+use taipan_engine::registry::{LocalHead, RecordFate, replayed_overlays};
 use taipan_engine::wal::files::FileMedia;
 use taipan_engine::wal::{LogIdentity, ReadMedia, Recovered, recover_shard};
 
@@ -73,8 +73,10 @@ impl LiveLogs {
                             they are copied out first";
                 return Err(Error::new(ErrorKind::Busy, text).with_volume(local.id));
             }
+            let wanted = |id, epoch| id == local.id && fate(epoch) == RecordFate::Replay;
+            let mut overlays = replayed_overlays(&found, wanted);
             tail.0
-                .insert(shard, replayed_overlay(&found, local.id, fate));
+                .insert(shard, overlays.remove(&local.id).unwrap_or_default());
         }
         Ok(tail)
     }

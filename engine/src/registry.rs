@@ -50,7 +50,7 @@ pub use open::{
     OpenedVolume, Opening, begin_serving, first_epoch, open_for_writing, open_own, open_unverified,
 };
 pub use pins::{PinChange, PinEntry, PinLog, close_pins, pin, read_pins, release_pin};
-pub use replayed::replayed_overlay;
+pub use replayed::replayed_overlays;
 pub use rollback::{RollbackWish, prepare_rollback, put_rollback};
 pub use snapshots::{delete_snapshot, find_image, read_blocks, read_kept, read_snapshot};
 pub use sweep::{Sweep, SweepSum};

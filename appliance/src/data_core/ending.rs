@@ -1,7 +1,10 @@
 //! The last thing that a data core does: its logs end in order, so that the next start need not
-//! search them.
+//! search them, and note what it would read of them.
+
+use std::fs;
 
 use taipan_engine::failpoint;
+use taipan_engine::wal::files::noted_path;
 
 use super::DataCore;
 
@@ -32,5 +35,27 @@ impl DataCore {
             );
         }
         self.stopped = late || !self.core.is_ending();
+        if self.stopped {
+            self.note_headers();
+        }
+    }
+
+    /// Nothing waits for these files to be durable: a start that does not find all of it reads the
+    /// log.
+    fn note_headers(&self) {
+        let mut headers = Vec::new();
+        for shard in self.core.shards() {
+            headers.clear();
+            if !shard.log().note_headers(&mut headers) {
+                continue;
+            }
+            let path = noted_path(&self.wal_dir, shard.id());
+            if let Err(error) = fs::write(&path, &headers) {
+                tracing::warn!(path = %path.display(), %error, "the next start reads the log");
+                // What there is of it is worth nothing, and not believed.
+                let _ = fs::remove_file(&path);
+                return;
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::recovery::write_out;
+use crate::stages::Stages;
 
 const ID: VolumeId = VolumeId(0xAB);
 /// Longer than a disk takes for copies of metadata; a backend that is cut off costs so long.
@@ -45,7 +46,9 @@ impl Machine {
 
     fn replay(&self) -> Replayed {
         let config = LogConfig::for_wal(4 << 20, 4 << 20).unwrap();
-        Replayed::open(&self.path("wal"), &self.path("run"), &config, None).unwrap()
+        let (wal, run) = (self.path("wal"), self.path("run"));
+        let mut stages = Stages::since(Instant::now());
+        Replayed::open(&wal, &run, &config, None, &mut stages).unwrap()
     }
 
     /// Writes a durable record of the volume into the log of one shard.

@@ -14,6 +14,7 @@ use crate::daemon::Running;
 use crate::handoff::{Handed, Offer};
 use crate::inbox::{CoreMessage, Step};
 use crate::notify;
+use crate::stages::Stages;
 use crate::uploader::Request;
 
 /// How long a stop waits for the cores to answer and flush.
@@ -55,13 +56,15 @@ impl Running for Service {
             core.send(CoreMessage::HandOff(Step::Release(ack.clone())));
         }
         drop(ack);
+        let stages = Stages::since(Instant::now());
         let _ = released.recv_timeout(QUIESCE_WAIT);
-        let closed = self.close(Ok(()), Memory::Freed);
+        let closed = self.close(Ok(()), Memory::Freed, stages);
         let unlocked = self.shared.parts.files.unlock();
         closed.and(unlocked)
     }
 
     fn stop(self: Box<Self>, drain: bool) -> Result<()> {
+        let mut stages = Stages::since(Instant::now());
         self.shared.set_run_state(RunState::Stopping);
         if let Some(acceptor) = self.threads().acceptor.take() {
             acceptor.stop(&self.shared.parts.directory);
@@ -73,21 +76,24 @@ impl Running for Service {
         drop(ack);
         // The channel closes when every core has answered, flushed and closed its sockets.
         let _ = quiet.recv_timeout(QUIESCE_WAIT);
+        stages.ended("requests");
         let drained = if drain { self.shared.drain() } else { Ok(()) };
         // Whoever drains goes for good; and whoever was started by hand may never come back.
         let memory = match !drain && notify::is_managed() {
             true => Memory::Kept,
             false => Memory::Freed,
         };
-        self.close(drained, memory)
+        stages.ended("drain");
+        self.close(drained, memory, stages)
     }
 }
 
 impl Service {
     /// No client is left: notes that everything is durable, if it is, and ends all threads.
-    fn close(&self, mut result: Result<()>, memory: Memory) -> Result<()> {
+    fn close(&self, mut result: Result<()>, memory: Memory, mut stages: Stages) -> Result<()> {
         let threads = std::mem::take(&mut *self.threads());
         let durable = self.shared.durable_soon();
+        stages.ended("durable");
         if !durable {
             let text = "not everything answered could be made durable; the memory regions are kept";
             result = result.and(Err(Error::new(ErrorKind::Io, text)));
@@ -96,6 +102,7 @@ impl Service {
             clean: durable,
             reply,
         });
+        stages.ended("volumes");
         for core in &self.shared.parts.addresses {
             core.send(CoreMessage::Stop);
         }
@@ -104,15 +111,19 @@ impl Service {
                 result = result.and(Err(Error::io("a data core failed", error)));
             }
         }
+        stages.ended("logs");
         if let Some(uploader) = threads.uploader {
             let _ = uploader.join();
         }
+        stages.ended("uploader");
         if durable && closed.is_ok() {
             match memory {
                 Memory::Freed => self.shared.remove_regions(),
                 Memory::Kept => self.shared.keep_regions(),
             }
         }
+        stages.ended("regions");
+        tracing::info!(parts_ms = %stages, "the volumes are closed");
         result.and(closed)
     }
 }

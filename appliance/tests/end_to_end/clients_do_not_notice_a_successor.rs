@@ -98,6 +98,7 @@ fn again_and_again_under_load() {
     daemon.stop();
     ledger.join(writers);
     let daemon = rig.start();
+    assert!(daemon.said().contains(" noted=16 "), "the logs told of it");
     let found = ledger.read(&mut daemon.client("vol0"));
     ledger.check_answered(&found);
     daemon.stop();

@@ -1,22 +1,23 @@
-//! What the WAL holds of a volume that no manifest does, as the volume's overlay.
+//! What the WAL holds of volumes that no manifest does, as their overlays.
 
-use super::RecordFate;
+use std::collections::HashMap;
+
 use crate::identity::{Epoch, VolumeId};
 use crate::index::{Overlay, Point};
 use crate::wal::{Content, Recovered};
 
-/// The overlay of `volume` in one shard: those of its records that are to be replayed, as `fate`
-/// says of their epochs.
-pub fn replayed_overlay(
+/// The overlays of all volumes in one shard: of the records that are to be replayed, as `wanted`
+/// says. A volume without any has none.
+pub fn replayed_overlays(
     found: &Recovered,
-    volume: VolumeId,
-    fate: impl Fn(Epoch) -> RecordFate,
-) -> Overlay {
-    let mut overlay = Overlay::new();
+    wanted: impl Fn(VolumeId, Epoch) -> bool,
+) -> HashMap<VolumeId, Overlay> {
+    let mut overlays: HashMap<VolumeId, Overlay> = HashMap::new();
     for record in found.records() {
-        if record.volume != volume || fate(record.epoch) != RecordFate::Replay {
+        if !wanted(record.volume, record.epoch) {
             continue;
         }
+        let overlay = overlays.entry(record.volume).or_default();
         let lsn = record.lsn;
         match &record.content {
             Content::Data { .. } => {
@@ -27,5 +28,5 @@ pub fn replayed_overlay(
             Content::Mark(_) => overlay.insert_zero(record.blocks.clone(), lsn),
         }
     }
-    overlay
+    overlays
 }

@@ -10,13 +10,13 @@ use crate::arena::{Arena, ArenaReader};
 use crate::block::{LocalBlock, ShardId};
 use crate::commit::{Coordinator, VolumePace};
 use crate::core::{Core, EpochClock};
-use crate::identity::{Epoch, Incarnation};
+use crate::identity::{Epoch, Incarnation, VolumeId};
 use crate::index::{Overlay, Point};
-use crate::registry::{LocalHead, RecordFate, begin_serving, first_epoch, replayed_overlay};
+use crate::registry::{LocalHead, RecordFate, begin_serving, first_epoch, replayed_overlays};
 use crate::shard::{Shard, VolumeSlot};
 use crate::volume::VolumeSettings;
 use crate::wal::replay::ProblemKind;
-use crate::wal::{ReadMedia, Recovered, ShardLog, recover_shard};
+use crate::wal::{ReadMedia, Recovered, ShardLog, recover_noted_shard};
 
 /// How a boot went.
 pub(super) enum Booted {
@@ -99,11 +99,20 @@ impl World {
         self.open_volumes(making)?;
         self.count_lost(&found, making);
         self.copy_out(making)?;
+        let wanted = |id: VolumeId, epoch: Epoch| {
+            let mut locals = making.opened.iter().map(|opened| &opened.local);
+            locals.any(|local| local.id == id && local.fate(epoch) == RecordFate::Replay)
+        };
+        let mut by_shard: Vec<_> = found
+            .iter()
+            .map(|found| replayed_overlays(found, wanted))
+            .collect();
         for opened in &making.opened {
-            let local = &opened.local;
-            let of_volume =
-                |found: &Recovered| replayed_overlay(found, local.id, |epoch| local.fate(epoch));
-            making.overlays.push(found.iter().map(of_volume).collect());
+            let mut of_volume = Vec::new();
+            for overlays in &mut by_shard {
+                of_volume.push(overlays.remove(&opened.local.id).unwrap_or_default());
+            }
+            making.overlays.push(of_volume);
         }
         for (shard, found) in ShardId::all().zip(found) {
             self.may_crash()?;
@@ -176,6 +185,7 @@ impl World {
             .then(|| self.dice.below(16) as usize);
         let mut all = Vec::new();
         for shard in ShardId::all() {
+            let noted = self.notes_found(shard);
             let file = &self.files[shard.index()];
             let unreadable =
                 (unlucky == Some(shard.index())).then(|| self.dice.below(file.len() as u64));
@@ -190,8 +200,16 @@ impl World {
                 .map(|region| &region.bytes as &dyn ReadMedia)
                 .collect();
             let media = file.media(unreadable);
-            match recover_shard(&self.identity(shard), &media, &regions) {
-                Ok(found) => all.push(found),
+            let notes = noted.as_deref();
+            match recover_noted_shard(&self.identity(shard), &media, notes, &regions) {
+                Ok(found) => {
+                    self.coverage
+                        .add("what a log noted was believed", u64::from(found.noted));
+                    let doubted = noted.is_some() && !found.noted;
+                    self.coverage
+                        .add("what a log noted was not believed", u64::from(doubted));
+                    all.push(found);
+                }
                 Err(damage) => {
                     let reading =
                         |kind: &ProblemKind| matches!(kind, ProblemKind::Unreadable { .. });

@@ -166,7 +166,7 @@ impl Clients {
         }
     }
 
-    fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.connections
             .iter()
             .map(|connection| connection.waiting.len())

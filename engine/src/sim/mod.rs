@@ -13,6 +13,7 @@ mod coverage;
 mod data_dir;
 mod dice;
 mod disk;
+mod ending;
 mod family;
 mod freeing;
 mod heads_dir;

@@ -25,7 +25,7 @@ use super::snapshots::Snapshots;
 use super::sweep::Sweeps;
 use super::uploader::Landing;
 use crate::backend::{LocalMetadata, MemBackend};
-use crate::block::ShardId;
+use crate::block::{SHARD_COUNT, ShardId};
 use crate::chunk::ChunkRef;
 use crate::core::{Core, Failure, Fetch, OpKey};
 use crate::identity::{Incarnation, VolumeId, WriterToken};
@@ -186,6 +186,8 @@ pub(super) struct World {
     pub(super) incarnation: u64,
     pub(super) files: Vec<WalFile>,
     pub(super) regions: Vec<Region>,
+    /// What each log noted at an end, last time.
+    pub(super) noted: Vec<Option<Vec<u8>>>,
     pub(super) objects: MemBackend,
     pub(super) heads: LocalHeads,
     _heads_dir: HeadsDir,
@@ -288,6 +290,7 @@ impl World {
             incarnation: 0,
             files: Vec::new(),
             regions: Vec::new(),
+            noted: vec![None; SHARD_COUNT],
             objects: MemBackend::new(),
             heads,
             _heads_dir: heads_dir,
@@ -361,6 +364,9 @@ impl World {
             self.run_for(life_us)?;
             if life + 1 < self.plan.lives {
                 is_disk_new = self.dice.chance(150);
+                if !is_disk_new && self.dice.chance(300) {
+                    self.end_logs()?;
+                }
                 let crash = if is_disk_new || self.dice.chance(500) {
                     Crash::Kill
                 } else {

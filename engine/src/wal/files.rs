@@ -4,7 +4,7 @@
 mod replace;
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::ScopedJoinHandle;
@@ -19,6 +19,7 @@ use crate::identity::Incarnation;
 
 use super::config::{BootId, LogConfig, LogIdentity, WalId};
 use super::format::{HEAD_SLOTS, LogHead};
+use super::headers::noted_bytes_max;
 use super::media::ReadMedia;
 use super::replay::blank_head;
 use super::state::WalState;
@@ -103,6 +104,19 @@ impl WalFiles {
         &self.files[shard.index()]
     }
 
+    /// What the log of a shard noted when it ended, for [`super::recover_noted_shard`]: no more of
+    /// it than it can be.
+    ///
+    /// # Errors
+    /// What the file system says, `NotFound` most often.
+    pub fn noted(&self, dir: &Path, shard: ShardId) -> io::Result<Vec<u8>> {
+        let bytes_max = noted_bytes_max(self.state.segments, self.state.segment_bytes);
+        let mut noted = Vec::new();
+        let file = File::open(noted_path(dir, shard))?;
+        file.take(bytes_max + 1).read_to_end(&mut noted)?;
+        Ok(noted)
+    }
+
     /// Lets another process take the files over, though this one has them open still. Nothing may
     /// be written any more.
     ///
@@ -128,6 +142,11 @@ impl WalFiles {
 /// Path of a shard's file.
 pub fn shard_path(dir: &Path, shard: ShardId) -> PathBuf {
     dir.join(format!("shard-{shard}.wal"))
+}
+
+/// Path of the headers that a shard's log noted when it ended in order.
+pub fn noted_path(dir: &Path, shard: ShardId) -> PathBuf {
+    dir.join(format!("shard-{shard}.noted"))
 }
 
 /// Creates all files, then the state that vouches for them. What an earlier attempt left is done

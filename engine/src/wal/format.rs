@@ -324,6 +324,14 @@ impl LogHead {
         HEAD_AREA_BYTES + u64::from(self.segments) * self.segment_bytes
     }
 
+    /// The segment in which a page of the file lies, if it is one of a segment.
+    pub(super) fn segment_of(&self, file_offset: u64) -> Option<u32> {
+        let behind = file_offset.checked_sub(HEAD_AREA_BYTES)?;
+        let segment = u32::try_from(behind / self.segment_bytes).ok()?;
+        let is_page = behind.is_multiple_of(PAGE_BYTES as u64);
+        (is_page && segment < self.segments).then_some(segment)
+    }
+
     /// First byte of a segment.
     pub fn segment_start(&self, segment: u32) -> u64 {
         HEAD_AREA_BYTES + u64::from(segment) * self.segment_bytes

@@ -13,7 +13,7 @@ use super::format::{
 use super::replay::blank_head;
 use super::{
     BootId, LogConfig, LogIdentity, MarkKind, ReadMedia, RecordHead, Recovered, ShardLog, WalId,
-    recover_shard,
+    recover_noted_shard,
 };
 
 const CONFIG: LogConfig = LogConfig {
@@ -37,6 +37,7 @@ const REPAIR: u8 = 1;
 const CHANGES: u8 = 2;
 const NEAR: u8 = 4;
 const ENDED: u8 = 8;
+const NOTED: u8 = 16;
 
 /// The writer that reads the file.
 fn reader(mode: u8) -> LogIdentity {
@@ -56,20 +57,30 @@ fn identity(incarnation: u64) -> LogIdentity {
 /// to a whole log (5 bytes each: part and position, then the new byte), with checksums put right
 /// again if its lowest bit is set. With bit 2 the positions are those of the bytes that say
 /// something: log heads, batch headers, the region's control area (see [`telling`]). With bit 8 the
-/// log had ended in order, and what reads it is the very next writer.
+/// log had ended in order, and what reads it is the very next writer. With bit 16 that finds the
+/// headers which were noted at the end, too.
 pub fn fuzz_replay(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else {
         return;
     };
-    let (file, region) = if mode & CHANGES == 0 {
+    let Log {
+        file,
+        region,
+        noted,
+    } = if mode & CHANGES == 0 {
         let half = rest.len() / 2;
-        (rest[..half].to_vec(), rest[half..].to_vec())
+        Log {
+            file: rest[..half].to_vec(),
+            region: rest[half..].to_vec(),
+            noted: rest.to_vec(),
+        }
     } else {
         changed(rest, *mode)
     };
     let next = reader(*mode);
     let regions: [&dyn ReadMedia; 1] = [&region];
-    if let Ok(recovered) = recover_shard(&next, &file, &regions) {
+    let noted = (mode & NOTED != 0).then_some(noted.as_slice());
+    if let Ok(recovered) = recover_noted_shard(&next, &file, noted, &regions) {
         serve(next, &recovered, &file);
     }
 }
@@ -97,20 +108,32 @@ fn serve(next: LogIdentity, recovered: &Recovered, file: &[u8]) {
     }
 }
 
+/// What a process left.
+#[derive(Clone)]
+struct Log {
+    file: Vec<u8>,
+    region: Vec<u8>,
+    noted: Vec<u8>,
+}
+
 /// A file of four batches, the last two in memory only unless the log had ended, with changes.
-fn changed(changes: &[u8], mode: u8) -> (Vec<u8>, Vec<u8>) {
-    static KILLED: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
-    static ENDED_WHOLE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+fn changed(changes: &[u8], mode: u8) -> Log {
+    static KILLED: OnceLock<Log> = OnceLock::new();
+    static ENDED_WHOLE: OnceLock<Log> = OnceLock::new();
     let template = match mode & ENDED {
         0 => KILLED.get_or_init(|| whole(false)),
         _ => ENDED_WHOLE.get_or_init(|| whole(true)),
     };
-    let (mut file, mut region) = template.clone();
+    let mut log = template.clone();
     for change in changes.chunks_exact(5) {
         let position = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
         let in_region = change[3] & 1 == 1;
-        let target = if in_region { &mut region } else { &mut file };
-        let position = if mode & NEAR != 0 {
+        let target = match change[3] & 3 {
+            1 => &mut log.region,
+            2 if mode & ENDED != 0 && mode & NOTED != 0 => &mut log.noted,
+            _ => &mut log.file,
+        };
+        let position = if mode & NEAR != 0 && target.len() > PAGE_BYTES {
             telling(position, in_region)
         } else {
             position % target.len()
@@ -118,9 +141,10 @@ fn changed(changes: &[u8], mode: u8) -> (Vec<u8>, Vec<u8>) {
         target[position] = change[4];
     }
     if mode & REPAIR != 0 {
-        file.chunks_exact_mut(PAGE_BYTES).for_each(repair_page);
+        log.file.chunks_exact_mut(PAGE_BYTES).for_each(repair_page);
+        repair_notes(&mut log.noted);
     }
-    (file, region)
+    log
 }
 
 /// The `position`th telling byte: its low byte is the page's, the rest the place within the page.
@@ -134,7 +158,7 @@ fn telling(position: usize, in_region: bool) -> usize {
     start * PAGE_BYTES + within % TELLING_BYTES
 }
 
-fn whole(ended: bool) -> (Vec<u8>, Vec<u8>) {
+fn whole(ended: bool) -> Log {
     let mut file = vec![0; CONFIG.file_bytes() as usize];
     let first = blank_head(&identity(1), &CONFIG);
     for head in [
@@ -173,11 +197,17 @@ fn whole(ended: bool) -> (Vec<u8>, Vec<u8>) {
             write_out(&mut log, &mut file);
         }
     }
+    let mut noted = Vec::new();
     if ended {
         assert!(log.end());
         write_out(&mut log, &mut file);
+        assert!(log.note_headers(&mut noted));
     }
-    (file, log.arena.bytes(0, CONFIG.arena_bytes).to_vec())
+    Log {
+        file,
+        region: log.arena.bytes(0, CONFIG.arena_bytes).to_vec(),
+        noted,
+    }
 }
 
 fn write_out(log: &mut ShardLog, file: &mut [u8]) {
@@ -200,10 +230,21 @@ fn repair_page(page: &mut [u8]) {
     let Some(mut header) = BatchHeader::fields(page) else {
         return;
     };
-    let table_end = (TABLE_START + header.table_bytes as usize).min(PAGE_BYTES);
+    let table_end = (TABLE_START + header.table_bytes as usize).min(page.len());
     header.table_crc = crc32c::crc32c(&page[TABLE_START..table_end]);
     header.content_crc = header.compute_content_crc();
     header.encode(page);
+}
+
+/// The same for headers that were noted, as far as they follow each other.
+fn repair_notes(mut rest: &mut [u8]) {
+    while rest.len() >= FIXED_BYTES && rest.starts_with(&BATCH_MAGIC) {
+        let table = BatchHeader::fields(rest).map_or(0, |header| header.table_bytes as usize);
+        let bytes = (FIXED_BYTES + table.min(PAGE_BYTES)).min(rest.len());
+        let (header, behind) = rest.split_at_mut(bytes);
+        repair_page(header);
+        rest = behind;
+    }
 }
 
 // The template's batches lie behind the head area.
@@ -216,9 +257,9 @@ mod tests {
 
     #[test]
     fn the_template_is_whole() {
-        let (file, region) = changed(&[], CHANGES | REPAIR);
+        let Log { file, region, .. } = changed(&[], CHANGES | REPAIR);
         let regions: [&dyn ReadMedia; 1] = [&region];
-        let recovered = recover_shard(&identity(3), &file, &regions).unwrap();
+        let recovered = recover_noted_shard(&identity(3), &file, None, &regions).unwrap();
         assert_eq!(
             (recovered.batches().len(), recovered.region_only.len()),
             (2, 4)
@@ -227,15 +268,18 @@ mod tests {
 
     #[test]
     fn the_template_that_ended_is_not_searched() {
-        let (file, region) = changed(&[], CHANGES | REPAIR | ENDED);
-        let regions: [&dyn ReadMedia; 1] = [&region];
-        let recovered = recover_shard(&reader(ENDED), &file, &regions).unwrap();
-        assert_eq!((recovered.batches().len(), recovered.searched), (4, false));
+        let log = changed(&[], CHANGES | REPAIR | ENDED);
+        let regions: [&dyn ReadMedia; 1] = [&log.region];
+        for noted in [None, Some(log.noted.as_slice())] {
+            let found = recover_noted_shard(&reader(ENDED), &log.file, noted, &regions).unwrap();
+            assert_eq!((found.batches().len(), found.searched), (4, false));
+            assert_eq!(found.noted, noted.is_some());
+        }
     }
 
     #[test]
     fn the_telling_pages_tell() {
-        let (file, region) = whole(false);
+        let Log { file, region, .. } = whole(false);
         for page in FILE_PAGES.map(|page| &file[page * PAGE_BYTES..]) {
             assert!(page.starts_with(&HEAD_MAGIC) || page.starts_with(&BATCH_MAGIC));
         }
@@ -252,7 +296,8 @@ mod tests {
         // Where the interesting bytes are: log heads, batch headers, the region's control area.
         let bases = [0, 0x8000, 0x1_0000, 0x1_3000, 0x1_6000];
         for _ in 0..1500 {
-            let mut data = vec![CHANGES | dice.roll(2) as u8 | (ENDED * dice.roll(2) as u8)];
+            let ended = [0, ENDED, ENDED | NOTED][dice.roll(3) as usize];
+            let mut data = vec![CHANGES | dice.roll(2) as u8 | ended];
             for _ in 0..1 + dice.roll(4) {
                 let region = dice.roll(3) == 0;
                 let base = bases[dice.roll(bases.len() as u64) as usize];
@@ -264,7 +309,8 @@ mod tests {
                 let position = base + dice.roll(260) as u32;
                 let byte = [0, 1, 0xFF, dice.roll(256) as u8][dice.roll(4) as usize];
                 data.extend(&position.to_le_bytes()[..3]);
-                data.extend([u8::from(region), byte]);
+                let noted = ended & NOTED != 0 && dice.roll(2) == 0;
+                data.extend([if noted { 2 } else { u8::from(region) }, byte]);
             }
             fuzz_replay(&data);
         }
@@ -276,6 +322,7 @@ mod tests {
         for len in [0, 1, 100, 5000, 100_000] {
             let noise: Vec<u8> = (0..len).map(|_| dice.roll(256) as u8).collect();
             fuzz_replay(&[&[0], noise.as_slice()].concat());
+            fuzz_replay(&[&[ENDED | NOTED], noise.as_slice()].concat());
         }
     }
 }

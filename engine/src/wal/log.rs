@@ -23,6 +23,7 @@ use super::batch::{Batch, Batches, State};
 use super::config::{LogConfig, LogIdentity};
 use super::ending::Used;
 use super::format::{BatchHeader, HEADER_PAGES, TABLE_START, put_u32};
+use super::headers::Headers;
 use super::pages::PageRing;
 use super::place::Place;
 use super::places::PlaceMap;
@@ -83,6 +84,8 @@ pub struct ShardLog {
     ring: PageRing,
     pub(super) segments: Segments,
     pub(super) batches: Batches,
+    /// Of batches that are not in memory.
+    pub(super) headers: Headers,
     open: Open,
     /// First batch of this incarnation.
     pub(super) first: BatchNum,
@@ -121,10 +124,12 @@ impl ShardLog {
         RegionLayout::note_start(&mut arena, before);
         let mut segments = Segments::new(&config, recovered.last_generation);
         let mut batches = Batches::new(recovered.first_batch());
+        let mut headers = Headers::new(&config);
         for batch in recovered.batches() {
             let uses = batch.records().map(|record| (record.volume, record.epoch));
             segments.adopt(batch.number, batch.file_offset, uses);
             batches.push_durable(batch.file_offset, batch.pages);
+            headers.keep(batch.header, Arc::clone(&batch.table));
         }
         assert_eq!(
             batches.next(),
@@ -147,6 +152,7 @@ impl ShardLog {
             arena,
             segments,
             batches,
+            headers,
         })
     }
 
@@ -373,6 +379,7 @@ impl ShardLog {
         while !enough(&self.ring, free_before)
             && self.batches.evicted_below() <= self.durable_through
         {
+            self.keep_header(self.batches.evicted_below());
             self.batches.evict_oldest();
             free_before = self.batches.resident_from(self.ring.head());
         }

@@ -8,6 +8,7 @@ mod ending;
 pub mod files;
 pub mod format;
 pub mod fuzz;
+mod headers;
 mod log;
 pub mod media;
 mod pages;
@@ -27,7 +28,7 @@ pub use media::ReadMedia;
 pub use place::Place;
 pub use places::{Location, PlaceMap};
 pub use record::{Content, MarkKind, Record, RecordHead};
-pub use replay::{Damage, Recovered, RegionRecord, recover_shard};
+pub use replay::{Damage, Recovered, RegionRecord, recover_noted_shard, recover_shard};
 pub use replay::{LostRange, Salvage, salvage_shard};
 pub use write::{BarrierMark, Health, WalWrite};
 

@@ -327,6 +327,7 @@ impl ShardLog {
         if segments > 0 {
             self.writer.head.wanted = true;
             self.batches.forget(self.released_before());
+            self.headers.forget(self.released_before());
         }
     }
 

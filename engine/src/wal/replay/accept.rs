@@ -1,6 +1,7 @@
 //! Decides which of the batches found count.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::block::PAGE_BYTES;
 use crate::identity::{BatchNum, Epoch, Incarnation, Lsn};
@@ -259,7 +260,7 @@ impl Walk<'_, '_> {
         self.chain = Some(header.content_crc);
         self.generation = header.generation;
         self.batches
-            .push(RecoveredBatch::new(header, table.clone()));
+            .push(RecoveredBatch::new(header, Arc::clone(table)));
         Ok(())
     }
 

@@ -5,18 +5,20 @@
 mod accept;
 mod damage;
 mod ended;
+mod noted;
 mod region;
 mod salvage;
 mod scan;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::block::BlockSize;
 use crate::error::{Error, Result as EngineResult};
 use crate::identity::{BatchNum, Epoch, Lsn, VolumeId};
 
 use super::config::{LogConfig, LogIdentity};
-use super::format::{HEADER_PAGES, LogHead};
+use super::format::{BatchHeader, HEADER_PAGES, LogHead};
 use super::media::ReadMedia;
 use super::record::{MarkKind, Record, RecordHead, Records};
 
@@ -51,6 +53,8 @@ pub struct Recovered {
     /// Whether the file was searched for its end: the writer before did not end in order, or what
     /// it said of the end does not fit what is there.
     pub searched: bool,
+    /// Whether the batch headers came from what the writer before noted at its end.
+    pub noted: bool,
 }
 
 /// A batch that counts.
@@ -62,14 +66,14 @@ pub struct RecoveredBatch {
     pub file_offset: u64,
     /// Header and payload pages.
     pub pages: u32,
-    records: u32,
-    table: Box<[u8]>,
+    pub(super) header: BatchHeader,
+    pub(super) table: Arc<[u8]>,
 }
 
 impl RecoveredBatch {
     /// Its records, in order.
     pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
-        Records::new(self.number, &self.table, self.records)
+        Records::new(self.number, &self.table, self.header.records)
             .map(|record| record.expect("the table was walked when it was accepted"))
     }
 }
@@ -134,6 +138,7 @@ impl Recovered {
             torn: None,
             memory_survived: false,
             searched: false,
+            noted: false,
         }
     }
 
@@ -193,11 +198,26 @@ pub fn recover_shard(
     file: &dyn ReadMedia,
     regions: &[&dyn ReadMedia],
 ) -> Result<Recovered, Damage> {
+    recover_noted_shard(identity, file, None, regions)
+}
+
+/// The same with the headers that the writer before may have noted at its end
+/// ([`super::ShardLog::note_headers`]). They are believed only if the file says the same as far as
+/// it is read; else this is [`recover_shard`].
+///
+/// # Errors
+/// As there; whatever is noted never is one.
+pub fn recover_noted_shard(
+    identity: &LogIdentity,
+    file: &dyn ReadMedia,
+    noted: Option<&[u8]>,
+    regions: &[&dyn ReadMedia],
+) -> Result<Recovered, Damage> {
     let mut problems = damage::Problems::new(identity.shard);
     let Some(head) = scan::read_head(identity, file, &mut problems) else {
         return Err(problems.into_damage());
     };
-    let recovered = replay(identity, file, &head, regions, &mut problems);
+    let recovered = replay(identity, file, noted, &head, regions, &mut problems);
     if problems.any() {
         return Err(problems.into_damage());
     }
@@ -208,6 +228,7 @@ pub fn recover_shard(
 fn replay(
     identity: &LogIdentity,
     file: &dyn ReadMedia,
+    noted: Option<&[u8]>,
     head: &LogHead,
     regions: &[&dyn ReadMedia],
     problems: &mut damage::Problems,
@@ -215,11 +236,11 @@ fn replay(
     let opened = region::open(identity, regions, problems);
     let memory_survived = !opened.is_empty();
     let floor = region::durable_floor(&opened);
-    let ended = ended::accept_ended(identity, file, head, floor);
+    let ended = ended::accept_ended(identity, file, noted, head, floor);
     let searched = ended.is_none();
-    let accepted = ended.unwrap_or_else(|| {
+    let (accepted, noted) = ended.unwrap_or_else(|| {
         let found = scan::scan(identity, file, head, problems);
-        accept::accept(file, head, found, floor, problems)
+        (accept::accept(file, head, found, floor, problems), false)
     });
     let region_only = region::collect(opened, accepted.last_lsn, problems);
     let last_region = region_only.last().map_or(Lsn(0), |record| record.lsn);
@@ -237,16 +258,17 @@ fn replay(
         torn: accepted.torn,
         memory_survived,
         searched,
+        noted,
     }
 }
 
 impl RecoveredBatch {
-    fn new(header: &super::format::BatchHeader, table: Box<[u8]>) -> Self {
+    fn new(header: &BatchHeader, table: Arc<[u8]>) -> Self {
         Self {
             number: header.number,
             file_offset: header.file_offset,
             pages: HEADER_PAGES + header.payload_pages,
-            records: header.records,
+            header: *header,
             table,
         }
     }

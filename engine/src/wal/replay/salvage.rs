@@ -43,7 +43,7 @@ pub fn salvage_shard(
     let mut problems = Problems::new(identity.shard);
     let head = scan::read_head(identity, file, &mut problems);
     let head = head.unwrap_or_else(|| blank_head(identity, config));
-    let found = replay(identity, file, &head, regions, &mut problems);
+    let found = replay(identity, file, None, &head, regions, &mut problems);
     problems.any().then(|| Salvage {
         damage: problems.into_damage(),
         found,

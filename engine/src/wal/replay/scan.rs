@@ -5,6 +5,7 @@
 //! missed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::block::PAGE_BYTES;
 use crate::identity::{BatchNum, Incarnation};
@@ -15,8 +16,10 @@ use super::super::media::ReadMedia;
 use super::damage::{ProblemKind, Problems};
 
 const PAGE: u64 = PAGE_BYTES as u64;
-const WINDOW_BYTES_MIN: usize = 16 << 10;
+const WINDOW_BYTES_MIN: usize = PAGE_BYTES;
 const WINDOW_BYTES_MAX: usize = 1 << 20;
+/// To read what lies between costs no more than another read.
+const DENSE_BYTES: u64 = 16 << 10;
 /// Bytes of file behind the newest batch that are looked at page by page: twice what can be
 /// undurable at once.
 const TAIL_BYTES: u64 = 2 * UNDURABLE_BYTES_MAX as u64;
@@ -26,7 +29,7 @@ const TAIL_SEGMENTS_MIN: u64 = 3;
 pub(super) struct Candidate {
     pub(super) header: BatchHeader,
     /// Its record table; `None` if that does not have its CRC.
-    pub(super) table: Option<Box<[u8]>>,
+    pub(super) table: Option<Arc<[u8]>>,
 }
 
 /// All candidates by file offset.
@@ -269,7 +272,8 @@ impl<'a> Window<'a> {
     pub(super) fn page(&mut self, at: u64, problems: &mut Problems) -> Option<&[u8]> {
         let end = self.start + self.len as u64;
         if at < self.start || at + PAGE > end {
-            let dense = self.len > 0 && at >= end && at - end < self.next_len as u64;
+            let near = DENSE_BYTES.max(self.next_len as u64);
+            let dense = self.len > 0 && at >= end && at - end < near;
             self.next_len = if dense {
                 (self.next_len * 2).min(WINDOW_BYTES_MAX)
             } else {

@@ -190,6 +190,7 @@ fn recycled_segments_hold_no_ghosts() {
     }
     assert_eq!(world.recoveries, 40);
     assert!(world.unsearched >= 5, "{} ended in order", world.unsearched);
+    assert!(world.from_notes >= 2, "{} from notes", world.from_notes);
     let generation = world.log.segments.last_generation();
     assert!(
         generation > 80,

@@ -7,4 +7,5 @@ pub(in crate::wal) mod dice;
 mod ending;
 mod errors;
 mod format;
+mod noting;
 mod world;

@@ -12,8 +12,9 @@ use crate::identity::{BatchNum, Epoch, Incarnation, Lsn, VolumeId};
 use crate::wal::format::{HEAD_SLOTS, LogHead};
 use crate::wal::replay::blank_head;
 use crate::wal::{
-    BarrierMark, BootId, Content, LogConfig, LogIdentity, MarkKind, Place, RecordHead, Recovered,
-    RegionRecord, ShardLog, Shortage, WalId, WalWrite, recover_shard,
+    BarrierMark, BootId, Content, LogConfig, LogIdentity, MarkKind, Place, ReadMedia, RecordHead,
+    Recovered, RegionRecord, ShardLog, Shortage, WalId, WalWrite, recover_noted_shard,
+    recover_shard,
 };
 
 use super::dice::Dice;
@@ -172,6 +173,8 @@ pub(super) struct World {
     in_flight: Vec<InFlight>,
     barrier: Option<Barrier>,
     regions: Vec<Vec<u8>>,
+    /// What was noted at the last end, and at the one before.
+    noted: [Option<Vec<u8>>; 2],
     recovering: VecDeque<RegionRecord>,
     model: BTreeMap<Lsn, Expected>,
     next_lsn: Lsn,
@@ -183,6 +186,8 @@ pub(super) struct World {
     pub(super) recoveries: u32,
     /// Of these, those that did not search the file.
     pub(super) unsearched: u32,
+    /// Of these, those that believed what was noted.
+    pub(super) from_notes: u32,
 }
 
 impl World {
@@ -198,6 +203,7 @@ impl World {
             in_flight: Vec::new(),
             barrier: None,
             regions: Vec::new(),
+            noted: [None, None],
             recovering: VecDeque::new(),
             model: BTreeMap::new(),
             next_lsn: Lsn(1),
@@ -207,6 +213,7 @@ impl World {
             dice: Dice(seed),
             recoveries: 0,
             unsearched: 0,
+            from_notes: 0,
         }
     }
 
@@ -430,7 +437,28 @@ impl World {
         let ended = self.log.end();
         while ended && self.start_write(true) {}
         while ended && written && self.finish_write(0, None) {}
+        let mut noted = Vec::new();
+        if self.log.note_headers(&mut noted) {
+            self.noted.swap(0, 1);
+            self.noted[0] = Some(noted);
+        }
         ended
+    }
+
+    /// What the next process finds of the notes: they may be gone, old, cut short or damaged.
+    fn notes_found(&mut self) -> Option<Vec<u8>> {
+        let which = usize::from(self.dice.roll(6) == 0);
+        let mut noted = self.noted[which].clone()?;
+        match self.dice.roll(6) {
+            0 => return None,
+            1 => noted.truncate(self.dice.roll(noted.len() as u64 + 1) as usize),
+            2 if !noted.is_empty() => {
+                let at = self.dice.roll(noted.len() as u64) as usize;
+                noted[at] ^= 1 << self.dice.roll(8);
+            }
+            _ => {}
+        }
+        Some(noted)
     }
 
     /// Ends the process, recovers and compares with the model.
@@ -475,17 +503,17 @@ impl World {
         self.incarnation += 1;
         self.recoveries += 1;
         let identity = identity(self.incarnation);
-        let regions: Vec<&dyn crate::wal::ReadMedia> = self
-            .regions
-            .iter()
-            .map(|r| r as &dyn crate::wal::ReadMedia)
-            .collect();
-        let recovered = match recover_shard(&identity, &self.disk.durable, &regions) {
+        let noted = self.notes_found();
+        let noted = noted.as_deref();
+        let regions = self.regions.iter().map(|r| r as &dyn ReadMedia);
+        let regions: Vec<_> = regions.collect();
+        let recovered = match recover_noted_shard(&identity, &self.disk.durable, noted, &regions) {
             Ok(recovered) => recovered,
             Err(damage) => panic!("no bit was damaged, yet: {damage}"),
         };
         self.compare_with_search(&identity, &recovered, &regions);
         self.unsearched += u32::from(!recovered.searched);
+        self.from_notes += u32::from(recovered.noted);
         self.compare(crash, durable, &recovered);
         assert!(
             recovered.next_lsn
@@ -513,7 +541,7 @@ impl World {
         &self,
         identity: &LogIdentity,
         recovered: &Recovered,
-        regions: &[&dyn crate::wal::ReadMedia],
+        regions: &[&dyn ReadMedia],
     ) {
         let unended = without_end(&self.disk.durable);
         let searched = recover_shard(identity, &unended, regions).expect("no bit was damaged");
