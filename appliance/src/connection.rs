@@ -67,8 +67,8 @@ const BURST_BYTES: usize = 256 << 10;
 /// each of them on the same connection, and `nbdinfo` 1.14 leaves 200 ms between two over TCP.
 const LISTED_EXPORT_MS: u64 = 500;
 /// Requests that are taken before their replies are sent: the client works on these while the next
-/// ones are made. With all of them in one piece each side would wait for the other.
-const REQUESTS_PER_TURN: usize = 16;
+/// ones are made. With all of them in one piece each side would wait for the other, and be woken.
+const REQUESTS_PER_TURN: usize = 4;
 
 /// Name of a connection within its core; the generation makes it unique over reuse of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
