@@ -178,9 +178,9 @@ impl Trial {
 
     /// Whether an object can be replaced by who names its entity tag.
     async fn replaces(&self, key: &str, tag: &str) -> Attempt<bool> {
-        let failure = match self.put(key, SECOND, Condition::Matches(tag)).await {
-            Ok(_) => return Ok(true),
-            Err(failure) => failure,
+        let condition = Condition::Matches(tag);
+        let Err(failure) = self.put(key, SECOND, condition).await else {
+            return Ok(true);
         };
         if !matches!(failure.remedy, Remedy::Again | Remedy::Exists) {
             return Ok(false);
