@@ -142,7 +142,7 @@ mod tests {
         );
         status.state = FlattenState::Waiting;
         status.waits_for = vec!["snapshot \"old\"".to_owned()];
-        assert!(told(&status).contains("needs its parent: snapshot \"old\""));
+        assert!(told(&status).contains("what it keeps does: snapshot \"old\""));
         status.state = FlattenState::None;
         assert!(told(&status).contains("1 MiB in 3 chunks of other volumes"));
         status.foreign_bytes = 0;
