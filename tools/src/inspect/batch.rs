@@ -59,6 +59,21 @@ impl Batch {
         Ok(found)
     }
 
+    /// The same without a look at the blocks.
+    pub(super) fn of_table(batch: BatchNum, table: &[u8], records: u32) -> Self {
+        let mut found = Self::default();
+        for record in Records::new(batch, table, records) {
+            match record {
+                Ok(record) => found.entries.push(Entry::of(&record)),
+                Err(_) => {
+                    found.malformed = true;
+                    break;
+                }
+            }
+        }
+        found
+    }
+
     /// `first..last` LSN as text.
     pub(super) fn lsns(&self) -> String {
         span(self.entries.iter().map(|e| e.lsn.0))

@@ -5,6 +5,7 @@ mod calendar;
 mod chunk;
 mod index;
 mod manifest;
+mod noted;
 mod quarantine;
 mod records;
 mod region;
@@ -119,6 +120,9 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
     if start == taipan_engine::wal::region::REGION_MAGIC {
         return region::decode(subject);
     }
+    if start == taipan_engine::wal::format::BATCH_MAGIC {
+        return noted::decode(subject);
+    }
     if start == taipan_engine::wal::state::STATE_MAGIC {
         return state::decode(subject);
     }
@@ -133,8 +137,9 @@ fn decode(subject: &Subject<'_>) -> Outcome<Decoded> {
         return calendar::decode(subject);
     }
     let what = format!(
-        "{} ({}) is no file of the appliance: it starts with {start:02x?}. Known are WAL files \
-         and state, memory regions, chunks, manifests, index parts, quarantine files, \
+        "{} ({}) is no file of the appliance: it starts with {start:02x?}. Known are WAL \
+         files, their state and noted headers, memory regions, chunks, manifests, index \
+         parts, quarantine files, \
          volume records, name entries and the time of the last sweep",
         subject.path.display(),
         human(subject.len)
