@@ -45,16 +45,10 @@ impl Batch {
         table: &[u8],
         records: u32,
     ) -> Outcome<Self> {
-        let mut found = Self::default();
-        for record in Records::new(batch, table, records) {
-            let Ok(record) = record else {
-                found.malformed = true;
-                break;
-            };
-            found
-                .bad_blocks
-                .extend(bad_blocks(subject, first_byte, &record)?);
-            found.entries.push(Entry::of(&record));
+        let mut found = Self::of_table(batch, table, records);
+        for record in Records::new(batch, table, records).map_while(Result::ok) {
+            let bad = bad_blocks(subject, first_byte, &record)?;
+            found.bad_blocks.extend(bad);
         }
         Ok(found)
     }

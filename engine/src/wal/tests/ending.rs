@@ -2,16 +2,15 @@
 //! it speaks of, or wrong, is not believed.
 
 use std::cell::Cell;
-use std::io;
 
 use crate::arena::Arena;
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::identity::{BatchNum, Epoch, Lsn, VolumeId};
 use crate::wal::format::{BatchHeader, HEAD_SLOTS, LogEnd, LogHead};
 use crate::wal::replay::ProblemKind;
-use crate::wal::{LogConfig, MarkKind, ReadMedia, Recovered, ShardLog, Shortage, recover_shard};
+use crate::wal::{LogConfig, MarkKind, Recovered, ShardLog, Shortage, recover_shard};
 
-use super::world::{World, blank_file, identity, small, without_end};
+use super::world::{Counting, World, blank_file, identity, small, without_end};
 
 /// A world of `batches` durable batches of three pages each, whose log has ended; a segment holds
 /// nine of them.
@@ -93,16 +92,6 @@ fn a_log_ends_only_at_rest_and_takes_nothing_more() {
 
 #[test]
 fn a_log_that_ended_is_not_searched() {
-    struct Counting(Vec<u8>, Cell<u64>);
-    impl ReadMedia for Counting {
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.1.set(self.1.get() + 1);
-            self.0.read_at(offset, out)
-        }
-    }
     let config = LogConfig {
         segments: 40,
         segment_bytes: 16 << 20,

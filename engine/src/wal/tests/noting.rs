@@ -2,15 +2,14 @@
 //! only if they are exactly what the file has.
 
 use std::cell::Cell;
-use std::io;
 
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::identity::BatchNum;
 use crate::wal::format::FIXED_BYTES;
 use crate::wal::record::RECORD_BYTES;
-use crate::wal::{ReadMedia, Recovered, recover_noted_shard, recover_shard};
+use crate::wal::{Recovered, recover_noted_shard, recover_shard};
 
-use super::world::{Crash, World, identity};
+use super::world::{Counting, Crash, World, identity};
 
 /// Bytes of a noted header of a batch of one record with one block.
 const NOTED_BYTES: usize = FIXED_BYTES + RECORD_BYTES + 4;
@@ -47,16 +46,6 @@ fn batches(found: &Recovered) -> Vec<(BatchNum, u64, u32)> {
 
 #[test]
 fn no_batch_is_read_whose_header_was_noted() {
-    struct Counting(Vec<u8>, Cell<u64>);
-    impl ReadMedia for Counting {
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.1.set(self.1.get() + 1);
-            self.0.read_at(offset, out)
-        }
-    }
     let (world, noted) = ended(30);
     let media = Counting(world.disk.view(), Cell::new(0));
     let read = recover_shard(&identity(2), &media, &[]).unwrap();
@@ -98,23 +87,19 @@ fn a_log_that_has_not_ended_notes_nothing() {
 /// A few bytes of data for each batch: then the file is as quickly read.
 #[test]
 fn too_many_headers_are_not_noted() {
-    let mut world = World::new(1);
-    for _ in 0..3 {
-        for _ in 0..90 {
-            world.mark(1).unwrap();
+    let marked = |rounds| {
+        let mut world = World::new(1);
+        for _ in 0..rounds {
+            for _ in 0..90 {
+                world.mark(1).unwrap();
+            }
+            world.settle();
         }
-        world.settle();
-    }
-    assert!(world.end(true));
-    notes(&world);
-    let mut world = World::new(1);
-    for _ in 0..13 {
-        for _ in 0..90 {
-            world.mark(1).unwrap();
-        }
-        world.settle();
-    }
-    assert!(world.end(true));
+        assert!(world.end(true));
+        world
+    };
+    notes(&marked(3));
+    let world = marked(13);
     let mut noted = Vec::new();
     assert!(!world.log.note_headers(&mut noted) && noted.is_empty());
 }

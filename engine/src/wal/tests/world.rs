@@ -4,7 +4,9 @@
 //! it completed. Power loss keeps any subset of 512-byte sectors of what is not durable; a killed
 //! process leaves its memory region and every completed write.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 
 use crate::arena::Arena;
 use crate::block::{BlockSize, LocalBlock, PAGE_BYTES, ShardId};
@@ -653,5 +655,19 @@ impl World {
                 );
             }
         }
+    }
+}
+
+/// A file whose reads are counted.
+pub(super) struct Counting(pub(super) Vec<u8>, pub(super) Cell<u64>);
+
+impl ReadMedia for Counting {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.1.set(self.1.get() + 1);
+        self.0.read_at(offset, out)
     }
 }
