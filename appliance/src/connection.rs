@@ -7,6 +7,7 @@ mod errors;
 mod failure_log;
 pub(crate) mod half_open;
 mod handed;
+mod in_place;
 mod input;
 mod lookup;
 mod pieces;
@@ -25,6 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
 use taipan_engine::core::{Core, Done, Ticket};
 use taipan_nbd::{
     ExportInfo, Features, HandshakeEnd, HandshakeLimits, Selected, ServerHandshake,
@@ -63,6 +65,9 @@ pub const SEND_BYTES_MAX: usize = 4 << 20;
 /// A client whose socket is not known to be full gets so many reply bytes in a turn, and perhaps
 /// one reply more: whether it takes them shows when they are sent.
 const BURST_BYTES: usize = 256 << 10;
+/// The kernel's buffer for replies of a unix socket, which it doubles for its own needs: with its
+/// default a reply of 256 KiB does not fit.
+const UNIX_SEND_BYTES: usize = 256 << 10;
 /// Every export that a LIST named gives the handshake so much more time: clients that list ask for
 /// each of them on the same connection, and `nbdinfo` 1.14 leaves 200 ms between two over TCP.
 const LISTED_EXPORT_MS: u64 = 500;
@@ -211,6 +216,8 @@ pub struct Connection {
     input: Input,
     output: Vec<u8>,
     sent: usize,
+    /// Bytes of replies that were sent in this turn without waiting in `output`.
+    sent_in_place: usize,
     /// The socket did not take all of it when it was last tried.
     unread: bool,
     progress: Progress,
@@ -247,6 +254,10 @@ impl Connection {
         tls: Option<Arc<TlsService>>,
     ) -> Self {
         let peer_ip = half_open::peer_ip(socket.as_fd());
+        if peer_ip.is_none() {
+            // Of TCP sockets the kernel finds the size by itself. Advisory.
+            let _ = sockopt::set_socket_send_buffer_size(&socket, UNIX_SEND_BYTES);
+        }
         let policy = tls.as_ref().map(|tls| tls.policy(peer_ip));
         let machine = Box::new(handshake(policy.unwrap_or_default()));
         let output = machine.greeting().to_vec();
@@ -266,6 +277,7 @@ impl Connection {
                 lookup: Lookup::Nothing,
                 refusals: RefusalLog::default(),
             },
+            sent_in_place: 0,
             unread: false,
             progress: Progress::default(),
             share: Share::new(allowance),

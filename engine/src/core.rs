@@ -9,6 +9,7 @@ mod cut;
 mod durability;
 mod exposure;
 mod gathering;
+mod in_place;
 mod map;
 mod nearfull;
 mod park;

@@ -307,9 +307,10 @@ impl Connection {
 
     fn take_what_fits(&mut self, around: &mut Surroundings<'_>) {
         let mut looks = 0;
+        self.sent_in_place = 0;
         while !self.finishing && !self.broken && !self.is_resting() && !self.is_paused(around) {
             looks += 1;
-            let is_burst = !self.unread && self.output.len() >= BURST_BYTES;
+            let is_burst = !self.unread && self.output.len() + self.sent_in_place >= BURST_BYTES;
             let is_much = looks > REQUESTS_PER_TURN && !self.input.bytes().is_empty();
             if is_burst || is_much {
                 self.late = true;
@@ -654,13 +655,17 @@ impl Connection {
         (offset, len, df): (u64, u32, bool),
         around: &mut Surroundings<'_>,
     ) {
-        let Phase::Transmission(session) = &mut self.phase else {
-            return;
-        };
-        let slot = session.volume.slot;
         let kind = (RequestKind::Read, Answer::Content { df });
         let request = InFlight::new(asked, kind, around.now_ns);
         let to = request.to;
+        let in_place = self.answer_in_place(to, (offset, len, df), around);
+        let Phase::Transmission(session) = &mut self.phase else {
+            return;
+        };
+        if in_place {
+            return session.book(&request, &self.peer, around);
+        }
+        let slot = session.volume.slot;
         let index = self.requests.insert(request);
         let origin = Origin::Client(self.id.ticket(index));
         let start = self.output.len();

@@ -22,6 +22,7 @@ use super::*;
 
 mod foreign;
 mod handed;
+mod in_place;
 mod lookup;
 mod payload;
 mod slow;

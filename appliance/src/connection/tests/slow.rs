@@ -6,6 +6,13 @@ const READ_BYTES: usize = 64 << 10;
 const MUCH_BYTES: usize = 2 << 20;
 
 impl Rig {
+    /// A client whose socket takes less than a burst.
+    fn narrow() -> Self {
+        let rig = Self::connect(Wishes::default());
+        sockopt::set_socket_send_buffer_size(&rig.connection.socket, 64 << 10).unwrap();
+        rig
+    }
+
     /// Asks for more than fits.
     fn ask_for_much(&mut self) {
         let read = self.header(command::READ, 0, (0, MUCH_BYTES as u64));
@@ -33,7 +40,7 @@ impl Rig {
 
 #[test]
 fn replies_to_a_client_that_always_leaves_some_unread_do_not_pile_up() {
-    let mut rig = Rig::connect(Wishes::default());
+    let mut rig = Rig::narrow();
     rig.ask_for(40);
     let mut piece = vec![0; READ_BYTES + 16];
     for round in 0..400 {
@@ -81,7 +88,7 @@ fn replies_are_sent_before_many_more_are_made() {
 
 #[test]
 fn a_client_gets_one_burst_before_it_has_shown_that_it_takes_replies() {
-    let mut rig = Rig::connect(Wishes::default());
+    let mut rig = Rig::narrow();
     rig.ask_for(40);
     let burst = rig.connection.output.len();
     assert!((BURST_BYTES..BURST_BYTES + 2 * READ_BYTES).contains(&burst));

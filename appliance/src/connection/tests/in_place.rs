@@ -1,0 +1,98 @@
+//! Long reads that are sent from where their blocks are.
+
+use super::*;
+
+const LEN: usize = 200_000;
+const OFFSET: u64 = 3 * BLOCK + 100;
+
+/// The bytes of the volume at `offset`, no block of them like another.
+fn pattern(offset: u64, len: usize) -> Vec<u8> {
+    let bytes = (offset..).take(len);
+    bytes.map(|at| ((at >> 9) as u8 | 1) ^ at as u8).collect()
+}
+
+impl Rig {
+    fn filled(wishes: Wishes) -> Self {
+        let mut rig = Self::connect(wishes);
+        let content = pattern(OFFSET, LEN);
+        let header = rig.header(command::WRITE, 0, (OFFSET, LEN as u64));
+        rig.send(&[&header[..], &content].concat());
+        rig
+    }
+
+    fn sent_in_place(&self) -> usize {
+        self.connection.sent_in_place
+    }
+}
+
+#[test]
+fn a_long_read_of_memory_is_sent_in_the_turn_that_takes_it() {
+    let mut rig = Rig::filled(Wishes::default());
+    let read = rig.header(command::READ, 0, (OFFSET, LEN as u64));
+    rig.client.write_all(&read).unwrap();
+    rig.turn();
+    assert_eq!(rig.sent_in_place(), LEN);
+    let expected = [&simple_reply(None, 77)[..], &pattern(OFFSET, LEN)].concat();
+    assert_eq!(rig.received(), expected);
+    let counted = rig.core.counters().memory_blocks;
+    assert_eq!(counted, (LEN as u64 + 100).div_ceil(BLOCK));
+}
+
+#[test]
+fn replies_stay_in_order_and_whole_whatever_the_client_takes() {
+    let mut rig = Rig::filled(Wishes::default());
+    let mut expected = Vec::new();
+    let mut asked = Vec::new();
+    // Short ones are copied and wait for the end of the turn.
+    for (nth, len) in [600, LEN, 70_000, 4096, LEN, 65_536, 1, LEN, LEN]
+        .iter()
+        .enumerate()
+    {
+        let offset = OFFSET + (nth as u64 * 37).min((LEN - len) as u64);
+        asked.extend(rig.header(command::READ, 0, (offset, *len as u64)));
+        expected.extend(simple_reply(None, 77));
+        expected.extend(pattern(offset, *len));
+    }
+    rig.client.write_all(&asked).unwrap();
+    let (mut got, mut in_place) = (Vec::new(), 0);
+    let mut piece = [0; 50_000];
+    for _ in 0..100 {
+        rig.turn();
+        in_place += rig.sent_in_place();
+        if let Ok(n) = rig.client.read(&mut piece) {
+            got.extend_from_slice(&piece[..n]);
+        }
+        rig.flush();
+    }
+    got.extend(rig.received());
+    assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
+    assert!(in_place >= 2 * LEN, "{in_place} bytes of it in place");
+}
+
+#[test]
+fn a_hole_in_a_long_read_goes_as_a_hole() {
+    for extended in [false, true] {
+        let mut rig = Rig::filled(wishes(extended));
+        let whole = [Seen::Data(OFFSET, LEN, pattern(OFFSET, 1)[0])];
+        let read = |rig: &mut Rig| rig.chunks(command::READ, 0, (OFFSET, LEN as u64), &[]);
+        assert_eq!(read(&mut rig), whole);
+        let hole = (8 * BLOCK, 10 * BLOCK);
+        let zero = |rig: &mut Rig| rig.chunks(command::WRITE, 0, hole, &[0; 10 * BLOCK as usize]);
+        assert_eq!(zero(&mut rig), [Seen::Success]);
+        let seen = read(&mut rig);
+        assert_eq!(seen[1], Seen::Hole(hole.0, hole.1 as u32));
+        assert_eq!(seen.len(), 3);
+    }
+}
+
+#[test]
+fn one_who_has_gone_breaks_the_connection() {
+    let mut rig = Rig::filled(Wishes::default());
+    let read = rig.header(command::READ, 0, (OFFSET, LEN as u64));
+    rig.client.write_all(&read).unwrap();
+    let (gone, _) = UnixStream::pair().unwrap();
+    drop(std::mem::replace(&mut rig.client, gone));
+    rig.turn();
+    assert!(rig.connection.is_broken());
+    assert!(rig.connection.is_answered());
+}
