@@ -185,6 +185,18 @@ impl Plot {
             ),
         );
         for (index, series) in self.series.iter().enumerate() {
+            if let [(px, py)] = series.points[..] {
+                // A line of one point is not seen.
+                add(
+                    &mut out,
+                    format_args!(
+                        "<circle class=\"c{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\"/>",
+                        index % COLOURS,
+                        x.place(px),
+                        y.place(py)
+                    ),
+                );
+            }
             let points = series.points.iter();
             let points = points.map(|&(px, py)| format!("{:.1},{:.1}", x.place(px), y.place(py)));
             let points = points.collect::<Vec<_>>().join(" ");
@@ -256,6 +268,8 @@ mod tests {
                 .contains("nothing was measured")
         );
         assert!(plot(false, &[(0.0, 0.0)]).figure().contains("<svg"));
+        let alone = plot(false, &[(1.0, 10.0)]).figure();
+        assert!(alone.contains("<circle class=\"c0\" cx=\"746.0\" cy=\"14.0\""));
     }
 
     #[test]
