@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::RunArgs;
+use crate::interruption;
 use crate::job_file::NamedJob;
 use crate::progress::{Progress, View};
 use crate::report::Report;
@@ -29,14 +30,33 @@ pub(crate) fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Report> {
     let progress = Progress::new(args.progress, args.interval);
     let mut report = Report::new(args.interval);
     for group in groups(jobs) {
-        let sections = group.into_iter().map(|job| {
-            let name = job.name.clone();
-            Section::prepare(job).with_context(|| format!("job {name}"))
-        });
-        let sections = sections.collect::<Result<Vec<_>>>()?;
+        let sections = match prepared(group) {
+            Ok(sections) => sections,
+            // What was measured before is not lost.
+            Err(error) if report.has_jobs() => {
+                report.broken_off(format!("{error:#}"));
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        if !report.has_jobs() {
+            interruption::watch(|| ())?;
+        }
         one_group(args, sections, log.as_ref(), &progress, &mut report)?;
+        if interruption::asked() {
+            report.interrupted();
+            break;
+        }
     }
     Ok(report)
+}
+
+fn prepared(group: Vec<NamedJob>) -> Result<Vec<Section>> {
+    let one = |job: NamedJob| {
+        let name = job.name.clone();
+        Section::prepare(job).with_context(|| format!("job {name}"))
+    };
+    group.into_iter().map(one).collect()
 }
 
 /// Jobs up to the next stone wall.
@@ -103,13 +123,22 @@ fn one_group(
         let cpu = process_cpu().saturating_sub(cpu_before);
         let joined = joined.into_iter();
         let measured = joined.map(|joined| joined.expect("a job does not panic"));
-        (measured.collect::<Result<Vec<_>>>(), cpu)
+        (measured.collect::<Vec<Result<Measured>>>(), cpu)
     });
     let mut elapsed = Duration::ZERO;
-    for ((section, mut measured), timeline) in sections.iter().zip(measured?).zip(timelines) {
+    for ((section, measured), timeline) in sections.iter().zip(measured).zip(timelines) {
+        // What goes wrong with one job, or after the load, takes no numbers away.
+        let (mut measured, ran) = match measured {
+            Ok(measured) => (measured, true),
+            Err(error) => (Measured::failed(&error), false),
+        };
         elapsed = elapsed.max(measured.elapsed);
-        measured.intervals = timeline.finish(measured.elapsed)?;
-        section.check(&mut measured)?;
+        let (intervals, log_error) = timeline.finish(measured.elapsed);
+        measured.intervals = intervals;
+        measured.errors.extend(log_error);
+        if ran && let Err(error) = section.check(&mut measured) {
+            measured.errors.push(format!("{error:#}"));
+        }
         report.add(section, measured)?;
     }
     report.group_ended(elapsed, cpu);

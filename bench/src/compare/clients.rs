@@ -1,13 +1,16 @@
 //! The clients that load a target: `taipan-bench run`, `qemu-img`, `nbdcopy`, `nbdinfo`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lines::{Load, Unit};
 use super::server::{children_cpu_seconds, pinned};
+use super::warden::Warden;
+use crate::interruption;
 use crate::outcome::{Latency, Outcome, Sums};
 use crate::uri::Address;
 
@@ -25,6 +28,7 @@ pub(crate) struct Clients {
     pub(crate) qemu_seconds: Duration,
     /// Where the files lie that are copied.
     pub(crate) dir: PathBuf,
+    pub(crate) warden: Arc<Warden>,
 }
 
 /// What one client measured.
@@ -118,11 +122,9 @@ impl Clients {
         let mut limited = ["timeout", CLIENT_SECONDS_MAX].map(str::to_owned).to_vec();
         limited.extend(command);
         let command = pinned(limited, self.cpus.as_deref());
-        let output = Command::new(&command[0])
-            .args(&command[1..])
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("starting {}", command[0]))?;
+        let output = self
+            .warden
+            .output(Command::new(&command[0]).args(&command[1..]))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             bail!(
@@ -204,6 +206,7 @@ pub(crate) fn write_data(path: &Path, bytes: u64, every: u64) -> Result<()> {
         let mut data = vec![0; 1 << 20];
         crate::random::SplitMix64::of(&[bytes]).fill(&mut data);
         for at in (0..bytes).step_by((every << 20) as usize) {
+            interruption::check().map_err(std::io::Error::other)?;
             data[..8].copy_from_slice(&at.to_le_bytes());
             let len = (bytes - at).min(1 << 20) as usize;
             file.write_all_at(&data[..len], at)?;

@@ -17,6 +17,7 @@ const SCHEMA: u32 = 1;
 /// Least part of a burst's answered bytes that is in the WAL.
 const WAL_SHARE_MIN: f64 = 0.95;
 const MEMORY: &str = "nbdkit memory";
+const INTERRUPTED: &str = "INTERRUPTED: what was not measured until then is missing.";
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -24,7 +25,8 @@ pub(crate) struct Sample {
     pub(crate) line: String,
     pub(crate) target: String,
     pub(crate) round: u32,
-    /// In the unit of the line: requests or megabytes per second, or seconds.
+    /// `requests_per_second`, `megabytes_per_second` or `seconds`.
+    pub(crate) unit: &'static str,
     pub(crate) value: f64,
     pub(crate) latency_us: Option<Latency>,
     pub(crate) server_us_per_request: Option<f64>,
@@ -69,6 +71,8 @@ pub(crate) struct Comparison {
     machine: Machine,
     disk: String,
     rounds: u32,
+    /// Whether a signal ended it before its time.
+    pub(crate) interrupted: bool,
     pub(crate) server_cpus: String,
     pub(crate) client_cpus: String,
     pub(crate) targets: Vec<TargetFacts>,
@@ -101,9 +105,12 @@ impl Sample {
             line: line.name.clone(),
             target: target.to_owned(),
             round,
+            unit: line.unit.name(),
             value: found.value,
             latency_us: found.latency.clone(),
-            server_us_per_request: server.then(|| each(after.cpu_seconds - before.cpu_seconds)),
+            // The process's clock is coarser than that of its threads.
+            server_us_per_request: server
+                .then(|| each(after.cpu_seconds - before.cpu_seconds).max(data)),
             data_core_us_per_request: (after.data_seconds > 0.0).then_some(data),
             client_us_per_request: each(found.client_cpu_seconds),
             resident_bytes: server.then_some(after.resident_bytes),
@@ -194,6 +201,8 @@ struct Row {
     value: Spread,
     /// How much better the subject is; above 1 it is.
     ratio: Option<f64>,
+    /// Whether an answer promises what the subject's promises.
+    comparable: bool,
     latency: [Option<f64>; 3],
     server_us: Option<f64>,
     data_us: Option<f64>,
@@ -217,6 +226,7 @@ impl Comparison {
             machine,
             disk,
             rounds,
+            interrupted: false,
             server_cpus: String::new(),
             client_cpus: String::new(),
             targets: Vec::new(),
@@ -268,6 +278,7 @@ impl Comparison {
             Some(Row {
                 target: target.clone(),
                 ratio: ratio.filter(|_| target != line.subject),
+                comparable: facts.durable_flush || !line.asks_for_durability(),
                 latency: [latency(|l| l.p50), latency(|l| l.p99), latency(|l| l.p999)],
                 server_us: self.median(name, target, |s| s.server_us_per_request),
                 data_us: self.median(name, target, |s| s.data_core_us_per_request),
@@ -345,6 +356,34 @@ impl Comparison {
         }
     }
 
+    /// Every single measurement, and every bar, as one JSON object.
+    pub(crate) fn json(&self) -> serde_json::Result<String> {
+        #[derive(Serialize)]
+        struct BarTold<'a> {
+            line: &'a str,
+            bar: String,
+            reached: Option<bool>,
+        }
+        #[derive(Serialize)]
+        struct Told<'a> {
+            #[serde(flatten)]
+            comparison: &'a Comparison,
+            bars: Vec<BarTold<'a>>,
+        }
+        let bars = self.lines.iter().flat_map(|line| {
+            let told = |verdict: Verdict| BarTold {
+                line: &line.name,
+                bar: verdict.words,
+                reached: verdict.reached,
+            };
+            self.verdicts(line).into_iter().map(told)
+        });
+        serde_json::to_string_pretty(&Told {
+            comparison: self,
+            bars: bars.collect(),
+        })
+    }
+
     /// The report as Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut out = format!(
@@ -360,6 +399,9 @@ impl Comparison {
                 out += &format!("\n* {}", verdict.sentence());
             }
             out += "\n";
+        }
+        if self.interrupted {
+            out += &format!("\n{INTERRUPTED}\n");
         }
         if !self.left.is_empty() {
             out += "\n### Not measured\n\n";
@@ -391,6 +433,9 @@ impl Comparison {
                     _ => page.paragraph(&verdict.sentence()),
                 }
             }
+        }
+        if self.interrupted {
+            page.alarm(INTERRUPTED);
         }
         for left in &self.left {
             page.alarm(&left.sentence());
@@ -452,8 +497,11 @@ impl Comparison {
             vec![
                 row.target,
                 format!("{} ({spread})", shown(line.unit, median)),
-                row.ratio
-                    .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+                match (row.ratio, row.comparable) {
+                    (None, _) => "–".to_owned(),
+                    (_, false) => "not durable".to_owned(),
+                    (Some(ratio), true) => format!("{ratio:.2}"),
+                },
                 latency.join(" / "),
                 server,
                 format!("{:.2}", row.client_us),
@@ -596,9 +644,25 @@ mod tests {
         assert_eq!(comparison.misses(), 1);
         let page = comparison.html();
         assert!(page.contains("what nbdkit memory keeps") && page.contains("MISSED"));
-        let json = serde_json::to_value(&comparison).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&comparison.json().unwrap()).unwrap();
         assert_eq!(json["samples"].as_array().unwrap().len(), 9);
+        assert_eq!(json["samples"][0]["unit"], "requests_per_second");
+        assert_eq!(json["bars"][1]["reached"], false);
         assert_eq!(json["lines"][0], "randwrite 4k d32 burst");
+    }
+
+    #[test]
+    fn an_answer_that_promises_less_has_no_ratio() {
+        let mut comparison = comparison();
+        comparison.lines[0].load = Load::Upload { bytes: 4096 };
+        comparison.targets[1].durable_flush = false;
+        measure(&mut comparison, OURS, [200.0; 3], 1.0);
+        measure(&mut comparison, MEMORY, [400.0; 3], 2.0);
+        measure(&mut comparison, RAW, [400.0; 3], 0.0);
+        let told = comparison.markdown();
+        let memory = "| nbdkit memory | 400 /s (400 /s–400 /s) | not durable |";
+        assert!(told.contains(memory), "{told}");
+        assert!(told.contains("| raw | 400 /s (400 /s–400 /s) | 0.50 |"));
     }
 
     #[test]
