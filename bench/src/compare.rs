@@ -20,7 +20,7 @@ use taipan_engine::size::ByteSize;
 use self::clients::{Clients, write_data};
 use self::lines::{Line, NULL, OURS, Prepare, RAW, Sizes, Suite, WITH_IDLE, lines};
 use self::peers::{Peer, Texts, Transport};
-use self::results::{Comparison, Left, Sample, TargetFacts};
+use self::results::{Comparison, Left, Sample, Settings, TargetFacts};
 use self::server::{Server, Site};
 use self::statistics::order;
 use self::warden::Warden;
@@ -53,6 +53,7 @@ pub(crate) struct CompareArgs {
     peers: Option<PathBuf>,
 
     /// Another taipand to compare, with more options: NAME=OPTIONS, such as 'two cores=--cores 0,1'
+    /// (with --server-cpus all, or two of them)
     #[arg(long, value_name = "NAME=OPTIONS")]
     variant: Vec<String>,
 
@@ -266,7 +267,7 @@ impl<'a> Course<'a> {
             transport: args.transport,
         };
         let mut course = Self {
-            comparison: Comparison::new(Machine::here(), disk_of(home), args.rounds),
+            comparison: Comparison::new(Machine::here(), disk_of(home), settings(args)),
             clients: Clients {
                 bench,
                 cpus: client_cpus.clone(),
@@ -580,6 +581,20 @@ impl<'a> Course<'a> {
 /// The warden's process.
 pub(crate) fn warden() -> Result<()> {
     warden::watch(std::io::stdin().lock())
+}
+
+fn settings(args: &CompareArgs) -> Settings {
+    Settings {
+        rounds: args.rounds,
+        transport: match args.transport {
+            Transport::Unix => "unix",
+            Transport::Tcp => "tcp",
+        },
+        seconds: args.seconds.as_secs_f64(),
+        qemu_seconds: args.qemu_seconds.as_secs_f64(),
+        burst_seconds: args.burst_seconds.as_secs_f64(),
+        wal_bytes: args.wal_size.0,
+    }
 }
 
 /// The lines that are asked for.

@@ -13,7 +13,7 @@ use crate::job_file::NamedJob;
 use crate::progress::{Progress, View};
 use crate::report::Report;
 use crate::section::{Begin, Measured, Section};
-use crate::tally::{Live, process_cpu};
+use crate::tally::{Live, Tally, process_cpu};
 use crate::timeline::{HistogramLog, Timeline, histogram_log};
 
 /// Runs `jobs` as `args` ask for.
@@ -138,6 +138,14 @@ fn one_group(
         measured.errors.extend(log_error);
         if ran && let Err(error) = section.check(&mut measured) {
             measured.errors.push(format!("{error:#}"));
+        }
+        let answered = measured.tally.as_ref().map_or(0, Tally::requests);
+        let silent = section.measures() && answered == 0 && !interruption::asked();
+        if silent && measured.errors.is_empty() {
+            let error = "no request was answered in the measured time";
+            measured
+                .errors
+                .push(format!("job {}: {error}", section.name));
         }
         report.add(section, measured)?;
     }

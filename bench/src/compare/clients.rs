@@ -41,6 +41,8 @@ pub(crate) struct Found {
     /// Bytes of answered writes.
     pub(crate) written_bytes: f64,
     pub(crate) latency: Option<Latency>,
+    /// Of a map.
+    pub(crate) extents: Option<u64>,
     pub(crate) client_cpu_seconds: f64,
 }
 
@@ -84,7 +86,7 @@ impl Clients {
                 ];
                 self.copy(&words, *bytes, unit)?
             }
-            Load::Map => self.copy(&["nbdinfo", "--map", target], 0, unit)?,
+            Load::Map => self.map(target)?,
         };
         found.client_cpu_seconds = children_cpu_seconds() - cpu;
         Ok(found)
@@ -149,6 +151,23 @@ impl Clients {
             requests: (bytes as f64 / f64::from(256 << 10)).max(1.0),
             written_bytes: 0.0,
             latency: None,
+            extents: None,
+            client_cpu_seconds: 0.0,
+        })
+    }
+
+    /// The map of the whole export; each of its extents counts as a request.
+    fn map(&self, target: &str) -> Result<Found> {
+        let begin = Instant::now();
+        let told = self.run(["nbdinfo", "--map", target].map(str::to_owned).to_vec())?;
+        let seconds = begin.elapsed().as_secs_f64();
+        let extents = told.lines().count() as u64;
+        Ok(Found {
+            value: seconds,
+            requests: extents as f64,
+            written_bytes: 0.0,
+            latency: None,
+            extents: Some(extents),
             client_cpu_seconds: 0.0,
         })
     }
@@ -178,6 +197,7 @@ impl Clients {
             requests: (count + TRIAL_REQUESTS) as f64,
             written_bytes: 0.0,
             latency: None,
+            extents: None,
             client_cpu_seconds: 0.0,
         })
     }
@@ -229,6 +249,7 @@ fn of_kind(sums: &Sums, kind: &str, latency: &str, unit: Unit) -> Result<Found> 
         requests: sums.requests as f64,
         written_bytes: find("write").map_or(0.0, |found| found.bytes as f64),
         latency: find(latency).map(|found| found.latency_us.clone()),
+        extents: None,
         client_cpu_seconds: 0.0,
     })
 }

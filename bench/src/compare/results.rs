@@ -1,6 +1,7 @@
 //! What a comparison found: samples, medians beside each other, bars; as Markdown, JSON and HTML.
 
 use serde::Serialize;
+use taipan_engine::size;
 use taipan_nbd::TransmissionFlags;
 
 use super::Target;
@@ -34,6 +35,8 @@ pub(crate) struct Sample {
     pub(crate) data_core_us_per_request: Option<f64>,
     pub(crate) client_us_per_request: f64,
     pub(crate) resident_bytes: Option<u64>,
+    /// Of a map; what it took says little without.
+    pub(crate) extents: Option<u64>,
     /// Part of the answered bytes that is in taipand's WAL.
     pub(crate) wal_share: Option<f64>,
 }
@@ -63,6 +66,32 @@ pub(crate) struct Left {
     pub(crate) failed: bool,
 }
 
+/// How it was measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Settings {
+    pub(crate) rounds: u32,
+    pub(crate) transport: &'static str,
+    /// Of a timed measurement, of `qemu-img bench`, of the burst before the reads.
+    pub(crate) seconds: f64,
+    pub(crate) qemu_seconds: f64,
+    pub(crate) burst_seconds: f64,
+    /// Of taipand; files and bursts are parts of it.
+    pub(crate) wal_bytes: u64,
+}
+
+impl Settings {
+    fn words(&self) -> String {
+        format!(
+            "Over {}; {} s a measurement, {} s of qemu-img bench, bursts of {} s; WAL of {}.",
+            self.transport,
+            self.seconds,
+            self.qemu_seconds,
+            self.burst_seconds,
+            size::exact(self.wal_bytes)
+        )
+    }
+}
+
 /// Everything that was found.
 #[derive(Serialize)]
 pub(crate) struct Comparison {
@@ -70,7 +99,8 @@ pub(crate) struct Comparison {
     version: &'static str,
     machine: Machine,
     disk: String,
-    rounds: u32,
+    #[serde(flatten)]
+    settings: Settings,
     /// Whether a signal ended it before its time.
     pub(crate) interrupted: bool,
     pub(crate) server_cpus: String,
@@ -114,6 +144,7 @@ impl Sample {
             data_core_us_per_request: (after.data_seconds > 0.0).then_some(data),
             client_us_per_request: each(found.client_cpu_seconds),
             resident_bytes: server.then_some(after.resident_bytes),
+            extents: found.extents,
             wal_share: share.filter(|_| line.wal_share),
         }
     }
@@ -199,6 +230,7 @@ pub(crate) fn shown(unit: Unit, value: f64) -> String {
 struct Row {
     target: String,
     value: Spread,
+    extents: Option<f64>,
     /// How much better the subject is; above 1 it is.
     ratio: Option<f64>,
     /// Whether an answer promises what the subject's promises.
@@ -219,13 +251,13 @@ pub(crate) struct Verdict {
 
 impl Comparison {
     /// Nothing was measured yet.
-    pub(crate) fn new(machine: Machine, disk: String, rounds: u32) -> Self {
+    pub(crate) fn new(machine: Machine, disk: String, settings: Settings) -> Self {
         Self {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             machine,
             disk,
-            rounds,
+            settings,
             interrupted: false,
             server_cpus: String::new(),
             client_cpus: String::new(),
@@ -285,6 +317,7 @@ impl Comparison {
                 client_us: self.median(name, target, |s| Some(s.client_us_per_request))?,
                 resident_bytes: self.median(name, target, resident),
                 survives: facts.survives.clone(),
+                extents: self.median(name, target, |s| s.extents.map(|count| count as f64)),
                 value,
             })
         };
@@ -387,9 +420,10 @@ impl Comparison {
     /// The report as Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut out = format!(
-            "Medians (least–most) of {} interleaved rounds. {}\n\n",
-            self.rounds,
-            self.machine_words()
+            "Medians (least–most) of {} interleaved rounds. {} {}\n\n",
+            self.settings.rounds,
+            self.machine_words(),
+            self.settings.words()
         );
         table(&mut out, &TARGET_HEAD, &self.target_rows());
         for line in &self.lines {
@@ -419,7 +453,8 @@ impl Comparison {
             ("disk", self.disk.clone()),
             ("CPUs of servers", self.server_cpus.clone()),
             ("CPUs of clients", self.client_cpus.clone()),
-            ("rounds", self.rounds.to_string()),
+            ("rounds", self.settings.rounds.to_string()),
+            ("measured", self.settings.words()),
             ("taipan-bench", self.version.to_owned()),
         ];
         page.facts(&self.machine, &more);
@@ -493,10 +528,12 @@ impl Comparison {
                 Some(data) => format!("{} ({data:.2} data cores)", micro(row.server_us)),
                 None => micro(row.server_us),
             };
+            let extents = row.extents.map(|count| format!(", {count:.0} extents"));
+            let extents = extents.unwrap_or_default();
             let mebibytes = row.resident_bytes.map(|bytes| bytes / f64::from(1 << 20));
             vec![
                 row.target,
-                format!("{} ({spread})", shown(line.unit, median)),
+                format!("{} ({spread}){extents}", shown(line.unit, median)),
                 match (row.ratio, row.comparable) {
                     (None, _) => "–".to_owned(),
                     (_, false) => "not durable".to_owned(),
@@ -582,7 +619,15 @@ mod tests {
             idle_volumes: 1,
             transport: Transport::Unix,
         };
-        let mut comparison = Comparison::new(Machine::default(), "a disk".to_owned(), 3);
+        let settings = Settings {
+            rounds: 3,
+            transport: "tcp",
+            seconds: 1.5,
+            qemu_seconds: 10.0,
+            burst_seconds: 1.0,
+            wal_bytes: 4 << 30,
+        };
+        let mut comparison = Comparison::new(Machine::default(), "a disk".to_owned(), settings);
         comparison.lines = lines(&[Suite::Kvm], &sizes);
         comparison.lines.truncate(1);
         for name in [OURS, MEMORY, NULL, RAW] {
@@ -603,6 +648,7 @@ mod tests {
                 requests: 1e6,
                 written_bytes: 1000.0,
                 latency: None,
+                extents: None,
                 client_cpu_seconds: 2.0,
             };
             let data = if target == OURS { cpu } else { 0.0 };
@@ -631,6 +677,7 @@ mod tests {
         measure(&mut comparison, RAW, [250_000.0; 3], 0.0);
         let told = comparison.markdown();
         for words in [
+            "Over tcp; 1.5 s a measurement, 10 s of qemu-img bench, bursts of 1 s; WAL of 4GiB.",
             "| taipand | 300.0 k/s (200.0 k/s–900.0 k/s) | – |",
             "| nbdkit memory | 200.0 k/s (200.0 k/s–200.0 k/s) | 1.50 |",
             "1.00 (1.00 data cores) | 2.00 | 5 | what taipand keeps",
@@ -659,7 +706,11 @@ mod tests {
         measure(&mut comparison, OURS, [200.0; 3], 1.0);
         measure(&mut comparison, MEMORY, [400.0; 3], 2.0);
         measure(&mut comparison, RAW, [400.0; 3], 0.0);
+        for sample in &mut comparison.samples[..3] {
+            sample.extents = Some(7);
+        }
         let told = comparison.markdown();
+        assert!(told.contains("200 /s), 7 extents |"), "{told}");
         let memory = "| nbdkit memory | 400 /s (400 /s–400 /s) | not durable |";
         assert!(told.contains(memory), "{told}");
         assert!(told.contains("| raw | 400 /s (400 /s–400 /s) | 0.50 |"));

@@ -108,6 +108,16 @@ fn a_job_that_cannot_begin_takes_no_other_with_it() {
 }
 
 #[test]
+fn a_run_that_ends_before_it_measures_is_no_result() {
+    let server = MemoryServer::start(MIB, |_| {});
+    let options = "--rw write --ramp-time 600 --json";
+    let output = command(&server.uri(), options).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = "job write: no request was answered in the measured time";
+    assert_eq!(json(&output)["errors"][0], error);
+}
+
+#[test]
 fn what_one_place_does_not_take_is_told_in_the_other() {
     let server = MemoryServer::start(MIB, |_| {});
     for option in ["--output", "--hist-log"] {
