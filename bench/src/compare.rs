@@ -197,9 +197,9 @@ pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
     let parent = tempfile::Builder::new()
         .prefix("taipan-compare-")
         .tempdir_in(&args.dir);
-    let home = parent.with_context(|| format!("a directory in {}", args.dir.display()))?;
-    warden.directory(&home.path().canonicalize()?)?;
-    let home = home.path().canonicalize()?;
+    let folder = parent.with_context(|| format!("a directory in {}", args.dir.display()))?;
+    let home = folder.path().canonicalize()?;
+    warden.directory(&home)?;
     let mut course = match Course::new(args, &home, &warden) {
         Ok(course) => course,
         Err(error) => return Ok(Ended::Misused(error)),
@@ -218,6 +218,8 @@ pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
         (&args.json, json),
         (&args.html, comparison.html()),
     ];
+    // The reports may need the room that the data took.
+    drop(folder);
     for (path, text) in files {
         if let Some(path) = path {
             let written = fs::write(path, text);

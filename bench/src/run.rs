@@ -1,6 +1,7 @@
 //! A run: its jobs beside each other, or after each other where a stone wall stands between them.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +26,11 @@ pub(crate) fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Report> {
             "two jobs have the same --state {}",
             state.display()
         );
+    }
+    if let Some(path) = &args.output {
+        // Better now than after hours.
+        let opened = File::options().create(true).append(true).open(path);
+        opened.with_context(|| format!("opening {}", path.display()))?;
     }
     let log = args.hist_log.as_deref().map(histogram_log).transpose()?;
     let progress = Progress::new(args.progress, args.interval);

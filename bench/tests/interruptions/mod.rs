@@ -128,6 +128,11 @@ fn what_one_place_does_not_take_is_told_in_the_other() {
         assert!(said.contains("No space left"), "{said}");
         assert_eq!(json(&output)["requests"], 256, "{option}");
     }
+    let before = server.seen.requests.load(Ordering::SeqCst);
+    let nowhere = command(&server.uri(), "--rw write --output /none/r.json").output();
+    assert_eq!(nowhere.unwrap().status.code(), Some(1));
+    let after = server.seen.requests.load(Ordering::SeqCst);
+    assert_eq!(before, after, "that is said before the run");
     let options = "--rw write --verify crc32c --json --state /dev/full";
     let output = command(&server.uri(), options).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
