@@ -184,11 +184,27 @@ impl Plot {
                 escaped(self.unit)
             ),
         );
+        self.draw(&x, &y, &mut out);
+        out.push_str("</svg>\n<p class=\"legend\">");
+        for (index, series) in self.series.iter().enumerate() {
+            let name = escaped(&series.name);
+            let colour = index % COLOURS;
+            add(
+                &mut out,
+                format_args!("<span class=\"k{colour}\">{name}</span>"),
+            );
+        }
+        out.push_str("</p></figure>\n");
+        out
+    }
+
+    /// The lines.
+    fn draw(&self, x: &Axis, y: &Axis, out: &mut String) {
         for (index, series) in self.series.iter().enumerate() {
             if let [(px, py)] = series.points[..] {
                 // A line of one point is not seen.
                 add(
-                    &mut out,
+                    out,
                     format_args!(
                         "<circle class=\"c{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\"/>",
                         index % COLOURS,
@@ -201,7 +217,7 @@ impl Plot {
             let points = points.map(|&(px, py)| format!("{:.1},{:.1}", x.place(px), y.place(py)));
             let points = points.collect::<Vec<_>>().join(" ");
             add(
-                &mut out,
+                out,
                 format_args!(
                     "<polyline class=\"c{}\" points=\"{points}\"><title>{}</title></polyline>",
                     index % COLOURS,
@@ -209,17 +225,6 @@ impl Plot {
                 ),
             );
         }
-        out.push_str("</svg>\n<p class=\"legend\">");
-        for (index, series) in self.series.iter().enumerate() {
-            let name = escaped(&series.name);
-            let colour = index % COLOURS;
-            add(
-                &mut out,
-                format_args!("<span class=\"k{colour}\">{name}</span>"),
-            );
-        }
-        out.push_str("</p></figure>\n");
-        out
     }
 }
 

@@ -133,30 +133,35 @@ fn one_group(
     });
     let mut elapsed = Duration::ZERO;
     for ((section, measured), timeline) in sections.iter().zip(measured).zip(timelines) {
-        // What goes wrong with one job, or after the load, takes no numbers away.
-        let (mut measured, ran) = match measured {
-            Ok(measured) => (measured, true),
-            Err(error) => (Measured::failed(&error), false),
-        };
+        let measured = outcome(section, measured, timeline);
         elapsed = elapsed.max(measured.elapsed);
-        let (intervals, log_error) = timeline.finish(measured.elapsed);
-        measured.intervals = intervals;
-        measured.errors.extend(log_error);
-        if ran && let Err(error) = section.check(&mut measured) {
-            measured.errors.push(format!("{error:#}"));
-        }
-        let answered = measured.tally.as_ref().map_or(0, Tally::requests);
-        let silent = section.measures() && answered == 0 && !interruption::asked();
-        if silent && measured.errors.is_empty() {
-            let error = "no request was answered in the measured time";
-            measured
-                .errors
-                .push(format!("job {}: {error}", section.name));
-        }
         report.add(section, measured)?;
     }
     report.group_ended(elapsed, cpu);
     Ok(())
+}
+
+/// What a job has to report. What goes wrong with it, or after the load, takes no numbers away.
+fn outcome(section: &Section, measured: Result<Measured>, timeline: Timeline<'_>) -> Measured {
+    let (mut measured, ran) = match measured {
+        Ok(measured) => (measured, true),
+        Err(error) => (Measured::failed(&error), false),
+    };
+    let (intervals, log_error) = timeline.finish(measured.elapsed);
+    measured.intervals = intervals;
+    measured.errors.extend(log_error);
+    if ran && let Err(error) = section.check(&mut measured) {
+        measured.errors.push(format!("{error:#}"));
+    }
+    let answered = measured.tally.as_ref().map_or(0, Tally::requests);
+    let silent = section.measures() && answered == 0 && !interruption::asked();
+    if silent && measured.errors.is_empty() {
+        let error = "no request was answered in the measured time";
+        measured
+            .errors
+            .push(format!("job {}: {error}", section.name));
+    }
+    measured
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use taipan_nbd::TransmissionFlags;
 
 use super::Target;
 use super::clients::Found;
-use super::lines::{Bar, Base, Line, Load, NULL, Prepare, RAW, Unit};
+use super::lines::{Bar, Base, Line, Load, NULL, Prepare, RAW, Unit, WITH_IDLE};
 use super::server::{Server, Usage};
 use super::statistics::Spread;
 use crate::machine::Machine;
@@ -428,7 +428,7 @@ impl Comparison {
         table(&mut out, &TARGET_HEAD, &self.target_rows());
         for line in &self.lines {
             out += &format!("\n### {}\n\n", line.name);
-            table(&mut out, &LINE_HEAD, &self.line_rows(line));
+            table(&mut out, &line_head(line), &self.line_rows(line));
             for verdict in self.verdicts(line) {
                 out += &format!("\n* {}", verdict.sentence());
             }
@@ -461,7 +461,7 @@ impl Comparison {
         cells(&mut page, &TARGET_HEAD, self.target_rows());
         for line in &self.lines {
             page.heading(&line.name);
-            cells(&mut page, &LINE_HEAD, self.line_rows(line));
+            cells(&mut page, &line_head(line), self.line_rows(line));
             for verdict in self.verdicts(line) {
                 match verdict.reached {
                     Some(false) => page.alarm(&verdict.sentence()),
@@ -559,16 +559,22 @@ const TARGET_HEAD: [&str; 7] = [
     "multi-conn",
     "block sizes",
 ];
-const LINE_HEAD: [&str; 8] = [
-    "target",
-    "median (least–most)",
-    "taipand / target",
-    "p50 / p99 / p99.9 µs",
-    "server CPU µs per request",
-    "client CPU µs",
-    "resident MiB",
-    "survives a power loss",
-];
+
+fn line_head(line: &Line) -> [&'static str; 8] {
+    [
+        "target",
+        "median (least–most)",
+        match line.subject {
+            WITH_IDLE => "with idle volumes / target",
+            _ => "taipand / target",
+        },
+        "p50 / p99 / p99.9 µs",
+        "server CPU µs per request",
+        "client CPU µs",
+        "resident MiB",
+        "survives a power loss",
+    ]
+}
 
 impl Verdict {
     fn sentence(&self) -> String {
@@ -714,6 +720,10 @@ mod tests {
         let memory = "| nbdkit memory | 400 /s (400 /s–400 /s) | not durable |";
         assert!(told.contains(memory), "{told}");
         assert!(told.contains("| raw | 400 /s (400 /s–400 /s) | 0.50 |"));
+        assert!(told.contains("| taipand / target |"));
+        comparison.lines[0].subject = WITH_IDLE;
+        let told = comparison.markdown();
+        assert!(told.contains("| with idle volumes / target |"), "{told}");
     }
 
     #[test]
