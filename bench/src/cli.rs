@@ -34,6 +34,9 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Compare servers: the same jobs on all of them in turn
     Compare(Box<CompareArgs>),
+    /// Clean up behind a comparison, told what by its standard input
+    #[command(hide = true)]
+    Warden,
     /// Serve an export that stores nothing and answers at once
     #[command(name = "null-server")]
     NullServer(NullServerArgs),
@@ -55,7 +58,8 @@ pub(crate) enum Command {
 /// Options of `taipan-bench run`.
 ///
 /// Exit codes: 0 all requests were answered and verified; 1 an error, or a request was refused;
-/// 2 the command line is wrong; 3 a block does not hold what was written.
+/// 2 the command line is wrong; 3 a block does not hold what was written; 130 interrupted, and what
+/// was measured until then is reported.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or a file or block device
@@ -121,7 +125,11 @@ impl RunArgs {
             let mut options = self.job.clone();
             options.filename = options.filename.or_else(|| self.target.clone());
             options.validate()?;
-            let name = options.rw.to_string();
+            let name = if options.verify_only && options.state.is_some() {
+                "verify".to_owned()
+            } else {
+                options.rw.to_string()
+            };
             return Ok(vec![NamedJob { name, options }]);
         };
         let text = std::fs::read_to_string(path)

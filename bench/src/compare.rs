@@ -6,9 +6,11 @@ mod peers;
 mod results;
 mod server;
 mod statistics;
+mod warden;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -18,9 +20,11 @@ use taipan_engine::size::ByteSize;
 use self::clients::{Clients, write_data};
 use self::lines::{Line, NULL, OURS, Prepare, RAW, Sizes, Suite, WITH_IDLE, lines};
 use self::peers::{Peer, Texts, Transport};
-use self::results::{Comparison, Left, Sample, TargetFacts};
+use self::results::{Comparison, Left, Sample, Settings, TargetFacts};
 use self::server::{Server, Site};
 use self::statistics::order;
+use self::warden::Warden;
+use crate::interruption;
 use crate::machine::{Machine, disk_of};
 use crate::options::duration;
 
@@ -29,7 +33,7 @@ const MIB: u64 = 1 << 20;
 /// Options of `taipan-bench compare`.
 ///
 /// Exit codes: 0 measured; 1 a measurement failed, or with --check a bar was missed; 2 the command
-/// line is wrong.
+/// line is wrong; 130 interrupted, and what was measured until then is reported.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Suites to run
@@ -49,6 +53,7 @@ pub(crate) struct CompareArgs {
     peers: Option<PathBuf>,
 
     /// Another taipand to compare, with more options: NAME=OPTIONS, such as 'two cores=--cores 0,1'
+    /// (with --server-cpus all, or two of them)
     #[arg(long, value_name = "NAME=OPTIONS")]
     variant: Vec<String>,
 
@@ -154,6 +159,7 @@ impl Target {
 struct Course<'a> {
     args: &'a CompareArgs,
     sizes: Sizes,
+    lines: Vec<Line>,
     home: &'a Path,
     texts: Texts,
     peers: Vec<Peer>,
@@ -165,32 +171,76 @@ struct Course<'a> {
     seed: u64,
 }
 
+/// How a comparison ended.
+pub(crate) enum Ended {
+    /// All was measured, and with --check all bars were reached.
+    Good,
+    /// A measurement failed, nothing was measured, or with --check a bar was missed.
+    Failed,
+    /// The command line is wrong.
+    Misused(anyhow::Error),
+}
+
 /// Compares, and reports.
-pub(crate) fn compare(args: &CompareArgs) -> Result<bool> {
+pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
+    for path in [&args.markdown, &args.json, &args.html]
+        .into_iter()
+        .flatten()
+    {
+        // Better now than after hours.
+        let opened = fs::File::options().create(true).append(true).open(path);
+        opened.with_context(|| format!("opening {}", path.display()))?;
+    }
+    let bench = std::env::current_exe().context("where this program is")?;
+    // Ends after everything below: what it removes is not to be there any more.
+    let warden = Warden::start(&bench)?;
     let parent = tempfile::Builder::new()
         .prefix("taipan-compare-")
         .tempdir_in(&args.dir);
-    let home = parent.with_context(|| format!("a directory in {}", args.dir.display()))?;
-    let home = home.path().canonicalize()?;
-    let mut course = Course::new(args, &home)?;
-    let outcome = course.run();
-    let comparison = &course.comparison;
+    let folder = parent.with_context(|| format!("a directory in {}", args.dir.display()))?;
+    let home = folder.path().canonicalize()?;
+    warden.directory(&home)?;
+    let mut course = match Course::new(args, &home, &warden) {
+        Ok(course) => course,
+        Err(error) => return Ok(Ended::Misused(error)),
+    };
+    let ending = Arc::clone(&warden);
+    interruption::watch(move || ending.end_client())?;
+    course.run();
+    let comparison = &mut course.comparison;
+    comparison.interrupted = interruption::asked();
     let markdown = comparison.markdown();
-    print!("{markdown}");
-    let mut files = vec![(&args.markdown, markdown)];
-    files.push((&args.json, serde_json::to_string_pretty(comparison)? + "\n"));
-    files.push((&args.html, comparison.html()));
+    // What one place does not take is still told in the others.
+    let mut told = crate::tell(&markdown);
+    let json = comparison.json()? + "\n";
+    let files = [
+        (&args.markdown, markdown),
+        (&args.json, json),
+        (&args.html, comparison.html()),
+    ];
+    // The reports may need the room that the data took.
+    drop(folder);
     for (path, text) in files {
         if let Some(path) = path {
-            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+            let written = fs::write(path, text);
+            let written = written.with_context(|| format!("writing {}", path.display()));
+            told = told.and(written);
         }
     }
-    outcome?;
-    Ok(comparison.failures().count() == 0 && !(args.check && comparison.misses() > 0))
+    told?;
+    ensure!(
+        comparison.interrupted || !comparison.samples.is_empty(),
+        "nothing was measured"
+    );
+    let missed = args.check && comparison.misses() > 0;
+    Ok(match comparison.failures().count() == 0 && !missed {
+        true => Ended::Good,
+        false => Ended::Failed,
+    })
 }
 
 impl<'a> Course<'a> {
-    fn new(args: &'a CompareArgs, home: &'a Path) -> Result<Self> {
+    fn new(args: &'a CompareArgs, home: &'a Path, warden: &Arc<Warden>) -> Result<Self> {
         let bench = std::env::current_exe().context("where this program is")?;
         let taipand = args.taipand.clone();
         let taipand = taipand.unwrap_or_else(|| bench.with_file_name("taipand"));
@@ -219,16 +269,18 @@ impl<'a> Course<'a> {
             transport: args.transport,
         };
         let mut course = Self {
-            comparison: Comparison::new(Machine::here(), disk_of(home), args.rounds),
+            comparison: Comparison::new(Machine::here(), disk_of(home), settings(args)),
             clients: Clients {
                 bench,
                 cpus: client_cpus.clone(),
                 qemu_seconds: args.qemu_seconds,
                 dir: home.to_owned(),
+                warden: Arc::clone(warden),
             },
             peers: Vec::new(),
             only: Vec::new(),
             args,
+            lines: wanted_lines(args, &sizes)?,
             sizes,
             home,
             texts,
@@ -247,14 +299,17 @@ impl<'a> Course<'a> {
         let mut peers = peers::all(self.args.peers.as_deref())?;
         let ours = peers.iter().find(|peer| peer.name == OURS).cloned();
         for variant in &self.args.variant {
-            let (name, options) = variant.split_once('=').context("--variant NAME=OPTIONS")?;
+            let (name, options) = variant
+                .split_once('=')
+                .with_context(|| format!("--variant {variant}: it is NAME=OPTIONS"))?;
             let mut peer = ours.clone().context("there is no peer named taipand")?;
             peer.name = format!("{OURS}, {name}");
             peer.command
                 .extend(options.split_whitespace().map(str::to_owned));
             peers.push(peer);
         }
-        peers.push(null_peer());
+        // The client's own ceiling comes first.
+        peers.insert(0, null_peer());
         let mut known: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
         known.push(RAW);
         self.only = names_in(&self.args.only, &known)?;
@@ -281,6 +336,9 @@ impl<'a> Course<'a> {
     }
 
     fn leave_out(&mut self, line: &str, target: &str, why: &str, failed: bool) {
+        if interruption::asked() {
+            return;
+        }
         eprintln!("{line}: without {target}: {why}");
         self.comparison.left.push(Left {
             line: line.to_owned(),
@@ -290,37 +348,28 @@ impl<'a> Course<'a> {
         });
     }
 
-    fn run(&mut self) -> Result<()> {
-        let wanted = |line: &Line| {
-            self.args.lines.is_empty()
-                || self
-                    .args
-                    .lines
-                    .iter()
-                    .any(|word| line.name.contains(word.as_str()))
-        };
-        let mut all = lines(&self.args.suite, &self.sizes);
-        all.retain(wanted);
-        ensure!(
-            !all.is_empty(),
-            "no line has one of these words in its name"
-        );
-        let (standing, fresh): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|line| line.fresh.is_none());
+    fn run(&mut self) {
+        let all = self.lines.clone().into_iter();
+        let (standing, fresh): (Vec<_>, Vec<_>) = all.partition(|line| line.fresh.is_none());
         if !standing.is_empty() {
             let mut targets = self.start_all(standing.iter().any(|line| line.idle_volumes));
             for line in &standing {
                 eprintln!("{}", line.name);
                 self.standing_line(line, &mut targets);
                 self.comparison.lines.push(line.clone());
+                if interruption::asked() {
+                    return;
+                }
             }
         }
         for line in &fresh {
             eprintln!("{}", line.name);
             self.fresh_line(line);
             self.comparison.lines.push(line.clone());
+            if interruption::asked() {
+                return;
+            }
         }
-        Ok(())
     }
 
     /// Starts all servers; one that does not start is said and left out.
@@ -391,6 +440,7 @@ impl<'a> Course<'a> {
                 disk: peer.disk.then_some(disk.as_path()),
                 cpus: self.server_cpus.as_deref(),
                 texts: &self.texts,
+                warden: &self.clients.warden,
             },
         )?;
         if peer.prefill {
@@ -485,8 +535,8 @@ impl<'a> Course<'a> {
     }
 
     fn prepare(&self, line: &Line, target: &Target) -> Result<()> {
-        if let (Target::Running(server), Some(why)) = (target, results::cannot(line, target)) {
-            anyhow::bail!("{}: {why}", server.peer.name);
+        if let Some(why) = results::cannot(line, target) {
+            anyhow::bail!(why);
         }
         match (&line.prepare, target) {
             (Prepare::Nothing, _) | (_, Target::Raw(_)) => Ok(()),
@@ -528,6 +578,38 @@ impl<'a> Course<'a> {
         self.comparison.samples.push(sample);
         Ok(())
     }
+}
+
+/// The warden's process.
+pub(crate) fn warden() -> Result<()> {
+    warden::watch(std::io::stdin().lock())
+}
+
+fn settings(args: &CompareArgs) -> Settings {
+    Settings {
+        rounds: args.rounds,
+        transport: match args.transport {
+            Transport::Unix => "unix",
+            Transport::Tcp => "tcp",
+        },
+        seconds: args.seconds.as_secs_f64(),
+        qemu_seconds: args.qemu_seconds.as_secs_f64(),
+        burst_seconds: args.burst_seconds.as_secs_f64(),
+        wal_bytes: args.wal_size.0,
+    }
+}
+
+/// The lines that are asked for.
+fn wanted_lines(args: &CompareArgs, sizes: &Sizes) -> Result<Vec<Line>> {
+    let mut all = lines(&args.suite, sizes);
+    let words = &args.lines;
+    all.retain(|line| words.is_empty() || words.iter().any(|word| line.name.contains(word)));
+    ensure!(
+        !all.is_empty(),
+        "no line of the suites has one of these words in its name: {}",
+        words.join(", ")
+    );
+    Ok(all)
 }
 
 /// The names in lists with commas between them. Names may have commas, too: the longest is meant.

@@ -117,6 +117,16 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<(File, u64)> {
     Ok((file, size))
 }
 
+/// What sizes and places of O_DIRECT requests are multiples of.
+pub(crate) fn direct_bytes(file: &File) -> u32 {
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+
+    let found = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let said = found.ok().map(|found| found.stx_dio_offset_align);
+    // Kernels before 6.1 do not say.
+    said.filter(|&bytes| bytes > 0).unwrap_or(512)
+}
+
 /// Writes random data from byte `from` to byte `to` of the file, so that a later overwrite touches
 /// no metadata, and flushes it.
 pub(crate) fn lay_out(path: &Path, from: u64, to: u64) -> Result<()> {

@@ -49,6 +49,12 @@ pub(crate) fn inspect(
                 (false, _) => Access::Read,
             };
             let (file, bytes) = file_target::open(path, access)?;
+            check_alignment(
+                &spec.request_bytes,
+                spec.offset,
+                file_target::direct_bytes(&file),
+                "O_DIRECT",
+            )?;
             let bytes = lay_out(options, path, bytes, writes)?;
             let request_bytes_max = REQUEST_BYTES_MAX;
             (
@@ -65,7 +71,12 @@ pub(crate) fn inspect(
             let max = sizes.map_or(32 << 20, |s| s.maximum_payload);
             check_flags(options, &export, rw, writes)?;
             if let Some(sizes) = sizes {
-                check_alignment(&spec.request_bytes, spec.offset, sizes.minimum)?;
+                check_alignment(
+                    &spec.request_bytes,
+                    spec.offset,
+                    sizes.minimum,
+                    "the export",
+                )?;
             }
             (
                 Abilities {
@@ -130,23 +141,29 @@ fn check_flags(options: &JobOptions, export: &ClientExport, rw: Rw, writes: bool
     Ok(())
 }
 
-fn check_alignment(request_bytes: &RequestBytes, offset: u64, minimum: u32) -> Result<()> {
+fn check_alignment(
+    request_bytes: &RequestBytes,
+    offset: u64,
+    minimum: u32,
+    who: &str,
+) -> Result<()> {
     let aligned =
         request_bytes.min.is_multiple_of(minimum) && offset.is_multiple_of(u64::from(minimum));
     ensure!(
         aligned,
-        "the export takes multiples of {minimum} bytes only"
+        "{who} takes multiples of {minimum} bytes only, for --bs and --offset"
     );
     Ok(())
 }
 
 /// Makes a file long enough for the run; its size in bytes.
 fn lay_out(options: &JobOptions, path: &Path, bytes: u64, writes: bool) -> Result<u64> {
-    let wanted = options.offset + options.size.map_or(0, |size| size.0);
+    let size = options.size.map_or(0, |size| size.0);
+    let wanted = options.offset.saturating_add(size);
     if wanted <= bytes || !writes {
         ensure!(
             bytes > 0,
-            "{} is empty; --size says how large to make it",
+            "{} is empty; a run that writes makes it as large as --size says",
             path.display()
         );
         return Ok(bytes);

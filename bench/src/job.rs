@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::interruption;
 use crate::ledger::{JobState, Ledger};
 use crate::random::SplitMix64;
 use crate::target::{Answer, Target};
@@ -13,6 +14,8 @@ use crate::workload::{Kind, Op};
 
 /// Longest wait for answers before the loop looks at its clock and the stop flag.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
+/// Longest wait for the last answers of a run that is interrupted.
+const INTERRUPTED_MAX: Duration = Duration::from_secs(2);
 /// Bytes at the front of every unverified write that differ from write to write.
 const SCRAMBLED_BYTES: usize = 16;
 
@@ -131,8 +134,10 @@ impl<T: Target> Job<'_, '_, T> {
         let mut end_flush = pace.end_flush;
         let mut now = Instant::now();
         loop {
+            let interrupted = interruption::asked();
             ending |= pace.deadline.is_some_and(|d| now >= d)
                 || self.error.is_some()
+                || interrupted
                 || pace.stop.load(Ordering::Relaxed);
             let mut patience = PATIENCE;
             while !ending && let Some(&slot) = self.free.last() {
@@ -165,7 +170,11 @@ impl<T: Target> Job<'_, '_, T> {
             now = Instant::now();
             self.recorder.tick(now);
             if answers.is_empty() {
-                self.look_for_overdue(now, pace.reply_timeout)?;
+                let timeout = match interrupted {
+                    true => pace.reply_timeout.min(INTERRUPTED_MAX),
+                    false => pace.reply_timeout,
+                };
+                self.look_for_overdue(now, timeout)?;
             }
             for answer in answers.drain(..) {
                 self.answered(&answer, now);

@@ -61,7 +61,7 @@ fn argument(long: &str, value: Option<&str>) -> String {
 /// The jobs of a file's text; `over` goes before what it says.
 pub(crate) fn parse(text: &str, over: &Settings) -> Result<Vec<NamedJob>> {
     let mut global = Settings::new();
-    let mut jobs: Vec<(String, Settings)> = Vec::new();
+    let mut jobs: Vec<(usize, String, Settings)> = Vec::new();
     let mut section: Option<String> = None;
     for (line, text) in (1..).zip(text.lines()) {
         let text = text.trim();
@@ -73,7 +73,7 @@ pub(crate) fn parse(text: &str, over: &Settings) -> Result<Vec<NamedJob>> {
             let name = name.filter(|name| !name.is_empty());
             let name = name.with_context(|| format!("line {line}: a section is [NAME]"))?;
             if name != GLOBAL {
-                jobs.push((name.to_owned(), global.clone()));
+                jobs.push((line, name.to_owned(), global.clone()));
             }
             section = Some(name.to_owned());
             continue;
@@ -87,14 +87,14 @@ pub(crate) fn parse(text: &str, over: &Settings) -> Result<Vec<NamedJob>> {
         let settings = match section.as_deref() {
             None => bail!("line {line}: {key} stands before the first [section]"),
             Some(GLOBAL) => &mut global,
-            Some(_) => &mut jobs.last_mut().expect("a section was begun").1,
+            Some(_) => &mut jobs.last_mut().expect("a section was begun").2,
         };
         settings.insert(id, argument);
     }
     ensure!(!jobs.is_empty(), "no job: a [section] is missing");
-    let build = |(name, mut settings): (String, Settings)| {
+    let build = |(line, name, mut settings): (usize, String, Settings)| {
         settings.extend(over.iter().map(|(id, text)| (id.clone(), text.clone())));
-        let options = options(&settings).with_context(|| format!("job [{name}]"))?;
+        let options = options(&settings).with_context(|| format!("line {line}: job [{name}]"))?;
         Ok(NamedJob { name, options })
     };
     jobs.into_iter().map(build).collect()
@@ -153,7 +153,8 @@ fn nearest(wanted: &str, command: &Command) -> Option<String> {
     let (distance, name) = names
         .map(|name| (edits(wanted, &name.replace('_', "-")), name))
         .min()?;
-    (distance <= NEAR).then(|| name.replace('-', "_"))
+    // A slip leaves something of the word.
+    (distance <= NEAR && distance < wanted.len()).then(|| name.replace('-', "_"))
 }
 
 /// Insertions, deletions and replacements that make one word of the other.
@@ -252,6 +253,9 @@ percentile_list=50:99.9
                 "io_depth=3",
                 "line 3: unknown key \"io_depth\"; did you mean iodepth?",
             ),
+            ("=3", "line 3: unknown key \"\"; the keys are the flags"),
+            ("state=s", "line 1: job [a]: --state needs --verify"),
+            ("size=0", "line 1: job [a]: --size is at least one byte"),
             ("ramptime=3", "did you mean ramp_time?"),
             (
                 "group_reporting",
@@ -267,7 +271,7 @@ percentile_list=50:99.9
             ("[b", "line 3: a section is [NAME]"),
             (
                 "ioengine=nbd",
-                "job [a]: --ioengine nbd needs an nbd:// address",
+                "line 1: job [a]: --ioengine nbd needs an nbd:// address",
             ),
         ] {
             let text = with(line);

@@ -10,6 +10,7 @@ mod glommio_file;
 mod glommio_nbd;
 mod hot_path;
 mod inspect;
+mod interruption;
 mod job;
 mod job_file;
 mod ledger;
@@ -40,12 +41,14 @@ mod uri;
 mod wire;
 mod workload;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command, RunArgs};
+use crate::compare::Ended;
 use crate::job_file::NamedJob;
 use crate::report::Verdict;
 
@@ -65,9 +68,15 @@ fn main() -> ExitCode {
             load(&args)
         }
         Command::Report(args) => exit_code(run_page::write(&args)),
+        Command::Warden => exit_code(compare::warden()),
         Command::Compare(args) => match compare::compare(&args) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::from(FAILED),
+            Ok(_) if interruption::asked() => ExitCode::from(interruption::EXIT),
+            Ok(Ended::Good) => ExitCode::SUCCESS,
+            Ok(Ended::Failed) => ExitCode::from(FAILED),
+            Ok(Ended::Misused(error)) => {
+                failed(&error);
+                ExitCode::from(USAGE)
+            }
             Err(error) => failed(&error),
         },
         Command::NullServer(args) => exit_code(null_server::serve(&args)),
@@ -91,6 +100,7 @@ fn load(args: &RunArgs) -> ExitCode {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Failed) => ExitCode::from(FAILED),
         Ok(Verdict::Corrupt) => ExitCode::from(CORRUPT),
+        Ok(Verdict::Interrupted) => ExitCode::from(interruption::EXIT),
         Err(error) => failed(&error),
     }
 }
@@ -106,16 +116,26 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Verdict> {
     let report = run::run(args, jobs)?;
-    if let Some(path) = &args.output {
-        report.save(path)?;
-    }
-    if args.json {
-        println!("{}", report.json()?);
+    // What one place does not take is still told in the other.
+    let saved = args
+        .output
+        .as_ref()
+        .map_or(Ok(()), |path| report.save(path));
+    let told = if args.json {
+        tell(&(report.json()? + "\n"))
     } else {
-        print!("{}", report.table());
-    }
+        tell(&report.table())
+    };
     for complaint in report.complaints() {
         eprintln!("error: {complaint}");
     }
+    saved.and(told)?;
     Ok(report.verdict())
+}
+
+/// Writes to standard output.
+pub(crate) fn tell(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.context("writing to standard output")
 }

@@ -218,6 +218,11 @@ impl JobOptions {
             !self.fua || self.rw.writes(),
             "--fua needs a workload that writes"
         );
+        ensure!(
+            self.size.is_none_or(|size| size.0 > 0),
+            "--size is at least one byte"
+        );
+        crate::section::checking(self)?;
         Ok(())
     }
 

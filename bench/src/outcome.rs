@@ -19,6 +19,9 @@ pub(crate) struct Outcome {
     /// Seconds since 1970 when the run began.
     pub(crate) started_unix: u64,
     pub(crate) machine: Machine,
+    /// Whether a signal ended the run before its time.
+    #[serde(default)]
+    pub(crate) interrupted: bool,
     #[serde(flatten)]
     pub(crate) sums: Sums,
     pub(crate) jobs: Vec<JobOutcome>,
@@ -75,6 +78,24 @@ pub(crate) struct Latency {
     /// As `--percentile-list` asks: percentile to µs.
     #[serde(default)]
     pub(crate) percentiles: BTreeMap<String, f64>,
+}
+
+impl Latency {
+    /// The percentiles that were asked for beyond those that are always listed, in words.
+    pub(crate) fn asked_for(&self) -> String {
+        let usual = ["50", "90", "99", "99.9", "99.99"];
+        if self.percentiles.keys().all(|name| usual.contains(&&**name)) {
+            return String::new();
+        }
+        let mut list: Vec<(f64, f64)> = self.percentiles.iter().filter_map(number).collect();
+        list.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let words = list.iter().map(|(name, us)| format!("p{name} {us:.1} µs"));
+        words.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn number((name, us): (&String, &f64)) -> Option<(f64, f64)> {
+    Some((name.parse().ok()?, *us))
 }
 
 /// Processor time of this program.

@@ -24,7 +24,7 @@ figure { margin: 1rem 0; } svg { width: 100%; height: auto; }
 svg text { fill: var(--dim); font-size: 11px; } svg .x { text-anchor: middle; }
 svg .y { text-anchor: end; dominant-baseline: middle; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
-svg polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+svg polyline, svg circle { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 .legend span::before { content: '\\2014\\00a0'; font-weight: 700; }
 .legend span { margin-right: 1.2rem; }
 ";

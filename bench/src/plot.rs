@@ -184,19 +184,7 @@ impl Plot {
                 escaped(self.unit)
             ),
         );
-        for (index, series) in self.series.iter().enumerate() {
-            let points = series.points.iter();
-            let points = points.map(|&(px, py)| format!("{:.1},{:.1}", x.place(px), y.place(py)));
-            let points = points.collect::<Vec<_>>().join(" ");
-            add(
-                &mut out,
-                format_args!(
-                    "<polyline class=\"c{}\" points=\"{points}\"><title>{}</title></polyline>",
-                    index % COLOURS,
-                    escaped(&series.name)
-                ),
-            );
-        }
+        self.draw(&x, &y, &mut out);
         out.push_str("</svg>\n<p class=\"legend\">");
         for (index, series) in self.series.iter().enumerate() {
             let name = escaped(&series.name);
@@ -208,6 +196,35 @@ impl Plot {
         }
         out.push_str("</p></figure>\n");
         out
+    }
+
+    /// The lines.
+    fn draw(&self, x: &Axis, y: &Axis, out: &mut String) {
+        for (index, series) in self.series.iter().enumerate() {
+            if let [(px, py)] = series.points[..] {
+                // A line of one point is not seen.
+                add(
+                    out,
+                    format_args!(
+                        "<circle class=\"c{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\"/>",
+                        index % COLOURS,
+                        x.place(px),
+                        y.place(py)
+                    ),
+                );
+            }
+            let points = series.points.iter();
+            let points = points.map(|&(px, py)| format!("{:.1},{:.1}", x.place(px), y.place(py)));
+            let points = points.collect::<Vec<_>>().join(" ");
+            add(
+                out,
+                format_args!(
+                    "<polyline class=\"c{}\" points=\"{points}\"><title>{}</title></polyline>",
+                    index % COLOURS,
+                    escaped(&series.name)
+                ),
+            );
+        }
     }
 }
 
@@ -256,6 +273,8 @@ mod tests {
                 .contains("nothing was measured")
         );
         assert!(plot(false, &[(0.0, 0.0)]).figure().contains("<svg"));
+        let alone = plot(false, &[(1.0, 10.0)]).figure();
+        assert!(alone.contains("<circle class=\"c0\" cx=\"746.0\" cy=\"14.0\""));
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub(crate) struct Report {
     tally: Tally,
     percentiles: Percentiles,
     jobs: Vec<JobOutcome>,
+    /// Why later jobs did not begin.
+    errors: Vec<String>,
+    interrupted: bool,
 }
 
 /// How a run ended, for the exit code.
@@ -34,6 +37,8 @@ pub(crate) enum Verdict {
     Failed,
     /// A block holds something else than was written.
     Corrupt,
+    /// A signal ended it.
+    Interrupted,
 }
 
 impl Report {
@@ -47,7 +52,24 @@ impl Report {
             tally: Tally::new(),
             percentiles: Percentiles(Vec::new()),
             jobs: Vec::new(),
+            errors: Vec::new(),
+            interrupted: false,
         }
+    }
+
+    /// Whether a job was added.
+    pub(crate) fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// The other jobs did not begin.
+    pub(crate) fn broken_off(&mut self, error: String) {
+        self.errors.push(error);
+    }
+
+    /// A signal ended the run.
+    pub(crate) fn interrupted(&mut self) {
+        self.interrupted = true;
     }
 
     /// Adds a job.
@@ -102,7 +124,8 @@ impl Report {
 
     fn outcome(&self) -> Outcome {
         let jobs = || self.jobs.iter().map(|job| &job.sums);
-        let errors = jobs().flat_map(|sums| sums.errors.clone()).collect();
+        let errors = jobs().flat_map(|sums| sums.errors.clone());
+        let errors = errors.chain(self.errors.iter().cloned()).collect();
         let verified = jobs().filter_map(|sums| sums.verify.clone());
         let verified = verified.reduce(|mut all, job| {
             all.blocks_checked += job.blocks_checked;
@@ -117,6 +140,7 @@ impl Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix: started.map_or(0, |since| since.as_secs()),
             machine: Machine::here(),
+            interrupted: self.interrupted,
             sums: sums(&self.tally, times, &self.percentiles, errors, verified),
             jobs: self.jobs.clone(),
         }
@@ -132,8 +156,10 @@ impl Report {
         };
         if sums().any(corrupt) {
             Verdict::Corrupt
-        } else if sums().any(|sums| !sums.errors.is_empty()) {
+        } else if !self.errors.is_empty() || sums().any(|sums| !sums.errors.is_empty()) {
             Verdict::Failed
+        } else if self.interrupted {
+            Verdict::Interrupted
         } else {
             Verdict::Good
         }
@@ -141,10 +167,11 @@ impl Report {
 
     /// The errors and bad blocks, one a line, for standard error.
     pub(crate) fn complaints(&self) -> impl Iterator<Item = &str> {
-        self.jobs.iter().flat_map(|job| {
+        let of_jobs = self.jobs.iter().flat_map(|job| {
             let samples = job.sums.verify.iter().flat_map(|found| &found.samples);
             job.sums.errors.iter().chain(samples).map(String::as_str)
-        })
+        });
+        of_jobs.chain(self.errors.iter().map(String::as_str))
     }
 
     /// The report as one JSON object.
@@ -292,6 +319,12 @@ fn rows(out: &mut String, sums: &Sums) {
                 ),
             );
         }
+        for kind in &sums.kinds {
+            let asked = kind.latency_us.asked_for();
+            if !asked.is_empty() {
+                push(out, format_args!("{:>6} {asked}", kind.kind));
+            }
+        }
         push(
             out,
             format_args!(
@@ -301,9 +334,10 @@ fn rows(out: &mut String, sums: &Sums) {
         );
     }
     if let Some(found) = &sums.verify {
-        let verdict = match found.blocks_bad {
-            0 => "all as written".to_owned(),
-            bad => format!("{bad} BAD"),
+        let verdict = match (found.blocks_checked, found.blocks_bad) {
+            (0, _) => "nothing was read".to_owned(),
+            (_, 0) => "all as written".to_owned(),
+            (_, bad) => format!("{bad} BAD"),
         };
         push(
             out,

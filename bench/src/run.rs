@@ -1,6 +1,7 @@
 //! A run: its jobs beside each other, or after each other where a stone wall stands between them.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,11 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::RunArgs;
+use crate::interruption;
 use crate::job_file::NamedJob;
 use crate::progress::{Progress, View};
 use crate::report::Report;
 use crate::section::{Begin, Measured, Section};
-use crate::tally::{Live, process_cpu};
+use crate::tally::{Live, Tally, process_cpu};
 use crate::timeline::{HistogramLog, Timeline, histogram_log};
 
 /// Runs `jobs` as `args` ask for.
@@ -25,18 +27,42 @@ pub(crate) fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Report> {
             state.display()
         );
     }
+    if let Some(path) = &args.output {
+        // Better now than after hours.
+        let opened = File::options().create(true).append(true).open(path);
+        opened.with_context(|| format!("opening {}", path.display()))?;
+    }
     let log = args.hist_log.as_deref().map(histogram_log).transpose()?;
     let progress = Progress::new(args.progress, args.interval);
     let mut report = Report::new(args.interval);
     for group in groups(jobs) {
-        let sections = group.into_iter().map(|job| {
-            let name = job.name.clone();
-            Section::prepare(job).with_context(|| format!("job {name}"))
-        });
-        let sections = sections.collect::<Result<Vec<_>>>()?;
+        let sections = match prepared(group) {
+            Ok(sections) => sections,
+            // What was measured before is not lost.
+            Err(error) if report.has_jobs() => {
+                report.broken_off(format!("{error:#}"));
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        if !report.has_jobs() {
+            interruption::watch(|| ())?;
+        }
         one_group(args, sections, log.as_ref(), &progress, &mut report)?;
+        if interruption::asked() {
+            report.interrupted();
+            break;
+        }
     }
     Ok(report)
+}
+
+fn prepared(group: Vec<NamedJob>) -> Result<Vec<Section>> {
+    let one = |job: NamedJob| {
+        let name = job.name.clone();
+        Section::prepare(job).with_context(|| format!("job {name}"))
+    };
+    group.into_iter().map(one).collect()
 }
 
 /// Jobs up to the next stone wall.
@@ -103,17 +129,39 @@ fn one_group(
         let cpu = process_cpu().saturating_sub(cpu_before);
         let joined = joined.into_iter();
         let measured = joined.map(|joined| joined.expect("a job does not panic"));
-        (measured.collect::<Result<Vec<_>>>(), cpu)
+        (measured.collect::<Vec<Result<Measured>>>(), cpu)
     });
     let mut elapsed = Duration::ZERO;
-    for ((section, mut measured), timeline) in sections.iter().zip(measured?).zip(timelines) {
+    for ((section, measured), timeline) in sections.iter().zip(measured).zip(timelines) {
+        let measured = outcome(section, measured, timeline);
         elapsed = elapsed.max(measured.elapsed);
-        measured.intervals = timeline.finish(measured.elapsed)?;
-        section.check(&mut measured)?;
         report.add(section, measured)?;
     }
     report.group_ended(elapsed, cpu);
     Ok(())
+}
+
+/// What a job has to report. What goes wrong with it, or after the load, takes no numbers away.
+fn outcome(section: &Section, measured: Result<Measured>, timeline: Timeline<'_>) -> Measured {
+    let (mut measured, ran) = match measured {
+        Ok(measured) => (measured, true),
+        Err(error) => (Measured::failed(&error), false),
+    };
+    let (intervals, log_error) = timeline.finish(measured.elapsed);
+    measured.intervals = intervals;
+    measured.errors.extend(log_error);
+    if ran && let Err(error) = section.check(&mut measured) {
+        measured.errors.push(format!("{error:#}"));
+    }
+    let answered = measured.tally.as_ref().map_or(0, Tally::requests);
+    let silent = section.measures() && answered == 0 && !interruption::asked();
+    if silent && measured.errors.is_empty() {
+        let error = "no request was answered in the measured time";
+        measured
+            .errors
+            .push(format!("job {}: {error}", section.name));
+    }
+    measured
 }
 
 #[cfg(test)]

@@ -26,7 +26,13 @@ pub(crate) struct ReportArgs {
 /// Writes the page.
 pub(crate) fn write(args: &ReportArgs) -> Result<()> {
     let mut outcomes = Vec::new();
+    let place = args.output.canonicalize().ok();
     for path in &args.results {
+        ensure!(
+            place.is_none() || place != path.canonicalize().ok(),
+            "{} is a result: the page has no place there",
+            path.display()
+        );
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let outcome: Outcome = serde_json::from_slice(&bytes)
             .with_context(|| format!("{} is no result of this version", path.display()))?;
@@ -41,8 +47,7 @@ pub(crate) fn write(args: &ReportArgs) -> Result<()> {
     }
     std::fs::write(&args.output, page(&outcomes))
         .with_context(|| format!("writing {}", args.output.display()))?;
-    println!("{}", args.output.display());
-    Ok(())
+    crate::tell(&format!("{}\n", args.output.display()))
 }
 
 /// The page of named results.
@@ -59,6 +64,9 @@ fn page(outcomes: &[(String, Outcome)]) -> String {
             ),
         ];
         page.facts(&outcome.machine, &more);
+        if outcome.interrupted {
+            page.alarm("The run was interrupted.");
+        }
         for error in &outcome.sums.errors {
             page.alarm(error);
         }
@@ -73,13 +81,18 @@ fn overview(page: &mut Page, outcomes: &[(String, Outcome)]) {
     let mut rows = Vec::new();
     for (name, outcome) in outcomes {
         for job in &outcome.jobs {
+            let ok = || match job.sums.ok {
+                true => text("yes"),
+                false => Cell::Bad("NO".to_owned()),
+            };
+            if job.sums.kinds.is_empty() {
+                let mut row = vec![text(name), text(&job.name), text("nothing answered")];
+                row.extend((0..7).map(|_| Cell::Number("–".to_owned())));
+                row.push(ok());
+                rows.push(row);
+            }
             for kind in &job.sums.kinds {
                 let latency = &kind.latency_us;
-                let ok = if job.sums.ok {
-                    text("yes")
-                } else {
-                    Cell::Bad("NO".to_owned())
-                };
                 rows.push(vec![
                     text(name),
                     text(&job.name),
@@ -91,7 +104,7 @@ fn overview(page: &mut Page, outcomes: &[(String, Outcome)]) {
                     number(latency.p999, 1),
                     number(latency.max, 1),
                     number(job.sums.client_cpu.us_per_request, 2),
-                    ok,
+                    ok(),
                 ]);
             }
         }
@@ -118,14 +131,17 @@ fn one_job(page: &mut Page, job: &JobOutcome) {
         0 => String::new(),
         count => format!(", flush every {count}"),
     };
+    let places = match spec.rw.sequential() {
+        true => "in order".to_owned(),
+        false => spec.distribution.to_string(),
+    };
     page.paragraph(&format!(
-        "[{}] {} {}, depth {}, {} thread(s), places {}{fsync}{}, engine {}, {:.2} s on {}",
+        "[{}] {} {}, depth {}, {} thread(s), places {places}{fsync}{}, engine {}, {:.2} s on {}",
         job.name,
         spec.rw,
         spec.request_bytes,
         job.iodepth,
         spec.jobs,
-        spec.distribution,
         if job.fua { ", FUA" } else { "" },
         job.engine,
         job.sums.elapsed_seconds,
@@ -137,21 +153,28 @@ fn one_job(page: &mut Page, job: &JobOutcome) {
             verified.blocks_checked, verified.blocks_bad
         ));
     }
-    page.html(&rates(job).figure());
+    page.html(
+        &rates(job, "requests per second", "1/s", |kind| {
+            kind.requests as f64
+        })
+        .figure(),
+    );
+    let megabytes = |kind: &KindInterval| kind.bytes as f64 / 1e6;
+    page.html(&rates(job, "throughput", "MB/s", megabytes).figure());
     for kind in &job.sums.kinds {
         page.html(&latencies(job, &kind.kind).figure());
     }
 }
 
-/// Requests per second of every kind.
-fn rates(job: &JobOutcome) -> Plot {
+/// Something per second of every kind.
+fn rates(job: &JobOutcome, what: &str, unit: &'static str, count: Value) -> Plot {
     let series = |kind: &str| {
         let mut begin = 0.0;
         let point = |interval: &Interval| {
             let seconds = interval.at_seconds - begin;
             begin = interval.at_seconds;
-            let requests = of(interval, kind).map_or(0, |found| found.requests);
-            (interval.at_seconds, requests as f64 / seconds.max(1e-9))
+            let found = of(interval, kind).map_or(0.0, count);
+            (interval.at_seconds, found / seconds.max(1e-9))
         };
         Series {
             name: kind.to_owned(),
@@ -159,13 +182,14 @@ fn rates(job: &JobOutcome) -> Plot {
         }
     };
     Plot {
-        title: format!("[{}] requests per second", job.name),
-        unit: "1/s",
+        title: format!("[{}] {what}", job.name),
+        unit,
         logarithmic: false,
         series: job
             .sums
             .kinds
             .iter()
+            .filter(|kind| unit == "1/s" || kind.bytes > 0)
             .map(|kind| series(&kind.kind))
             .collect(),
     }

@@ -13,6 +13,7 @@ use crate::file_target::FileTarget;
 use crate::glommio_file::GlommioFile;
 use crate::glommio_nbd::GlommioNbd;
 use crate::inspect::{self, Opened, area, inspect};
+use crate::interruption;
 use crate::job::{Content, Ending, Pace, drive};
 use crate::job_file::NamedJob;
 use crate::ledger::{Findings, JobState, Ledger, State};
@@ -31,7 +32,7 @@ const READ_BACK_BYTES: u32 = 256 << 10;
 
 /// What verified runs do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Checking {
+pub(crate) enum Checking {
     /// Nothing.
     Off,
     /// Reads of blocks that an earlier run may have written.
@@ -81,7 +82,18 @@ pub(crate) struct Begin<'a> {
     pub(crate) stop: &'a AtomicBool,
 }
 
-fn checking(options: &JobOptions) -> Result<Checking> {
+impl Measured {
+    /// A job that came to nothing.
+    pub(crate) fn failed(error: &anyhow::Error) -> Self {
+        Self {
+            errors: vec![format!("{error:#}")],
+            ..Self::default()
+        }
+    }
+}
+
+/// Refuses what cannot be verified.
+pub(crate) fn checking(options: &JobOptions) -> Result<Checking> {
     let from_state = options.verify_only && options.state.is_some();
     Ok(match (options.verify.is_some(), options.verify_only) {
         (false, false) => {
@@ -321,7 +333,9 @@ impl Section {
         if self.checking == Checking::Earlier {
             ledgers = self.replayed()?;
         }
-        let read_back = measured.errors.is_empty() && self.checking != Checking::Strangers;
+        let read_back = measured.errors.is_empty()
+            && self.checking != Checking::Strangers
+            && (self.checking == Checking::Earlier || !interruption::asked());
         let mut findings = Findings::default();
         for ledger in ledgers {
             if !read_back {

@@ -107,19 +107,19 @@ impl<'a> Timeline<'a> {
         Some((kind, at(0.5), at(0.99)))
     }
 
-    /// All intervals, after the last thread has ended, `elapsed` after the begin.
-    pub(crate) fn finish(self, elapsed: Duration) -> Result<Vec<Interval>> {
+    /// All intervals, after the last thread has ended, `elapsed` after the begin; and what went
+    /// wrong with the log.
+    pub(crate) fn finish(self, elapsed: Duration) -> (Vec<Interval>, Option<String>) {
         let mut state = self.state.lock().expect("no thread panics with the lock");
         while !state.open.is_empty() {
             self.close_next(&mut state);
         }
-        if let Some(error) = state.log_error.take() {
-            anyhow::bail!("writing the log of histograms: {error}");
-        }
+        let log_error = state.log_error.take();
+        let log_error = log_error.map(|error| format!("writing the log of histograms: {error}"));
         if let Some(last) = state.closed.last_mut() {
             last.at_seconds = elapsed.as_secs_f64();
         }
-        Ok(std::mem::take(&mut state.closed))
+        (std::mem::take(&mut state.closed), log_error)
     }
 }
 
@@ -274,7 +274,7 @@ mod tests {
                 (3, SECOND * 6)
             );
         }
-        let intervals = timeline.finish(SECOND * 6).unwrap();
+        let intervals = timeline.finish(SECOND * 6).0;
         // The second thread is late for the first intervals: its requests are counted behind.
         assert_eq!(requests(&intervals).iter().sum::<u64>(), 6);
         assert_eq!(intervals.len(), 6);
@@ -302,7 +302,7 @@ mod tests {
             "the late answer belongs to the last interval"
         );
         assert_eq!(recorded.elapsed, SECOND * 2);
-        let intervals = timeline.finish(SECOND * 2).unwrap();
+        let intervals = timeline.finish(SECOND * 2).0;
         assert_eq!(requests(&intervals), [10, 11]);
         let first = &intervals[0].kinds[0];
         assert_eq!((first.kind.as_str(), first.bytes), ("write", 5120));
@@ -322,7 +322,7 @@ mod tests {
             recorder.record(Kind::Flush, 0, US * us);
         }
         recorder.finish(start + SECOND);
-        timeline.finish(SECOND).unwrap();
+        assert_eq!(timeline.finish(SECOND).1, None);
         let text = std::fs::read_to_string(&path).unwrap();
         let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!(

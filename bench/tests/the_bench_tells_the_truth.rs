@@ -1,5 +1,6 @@
 //! `taipan-bench run` against a server that counts, and that loses, damages and refuses on demand.
 
+mod interruptions;
 mod memory_server;
 
 use std::process::{Command, Output};
@@ -360,6 +361,12 @@ fn a_page_shows(result: &str, page: &str) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
+    let over = Command::new(env!("CARGO_BIN_EXE_taipan-bench"))
+        .args(["report", result, "-o", result])
+        .output()
+        .unwrap();
+    assert_fails(&over, 1, "the page has no place there");
+    assert!(std::fs::read_to_string(result).unwrap().starts_with('{'));
     let page = std::fs::read_to_string(page).unwrap();
     for words in [
         "[writer]",
@@ -372,8 +379,8 @@ fn a_page_shows(result: &str, page: &str) {
         assert!(page.contains(words), "{words} is not on the page");
     }
     assert!(page.contains("prefers-color-scheme: dark"));
-    // Rates of three jobs; latencies of writes, flushes, reads and trims.
-    assert_eq!(page.matches("<svg").count(), 7);
+    // Rates and throughput of three jobs; latencies of writes, flushes, reads and trims.
+    assert_eq!(page.matches("<svg").count(), 10);
     for elsewhere in ["<script", "src=", "href=", "url(", "@import"] {
         assert!(!page.contains(elsewhere), "the page has {elsewhere}");
     }
@@ -448,4 +455,7 @@ fn a_file_is_laid_out_loaded_and_verified() {
     std::fs::write(path, bytes).unwrap();
     assert_fails(&bench(path, &check), 3, "expected write");
     assert_fails(&bench(path, "--rw trim"), 1, "not supported");
+    for odd in ["--rw read --bs 100", "--rw read --offset 100"] {
+        assert_fails(&bench(path, odd), 1, "O_DIRECT takes multiples of");
+    }
 }

@@ -1,13 +1,16 @@
 //! The clients that load a target: `taipan-bench run`, `qemu-img`, `nbdcopy`, `nbdinfo`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::lines::{Load, Unit};
 use super::server::{children_cpu_seconds, pinned};
+use super::warden::Warden;
+use crate::interruption;
 use crate::outcome::{Latency, Outcome, Sums};
 use crate::uri::Address;
 
@@ -25,6 +28,7 @@ pub(crate) struct Clients {
     pub(crate) qemu_seconds: Duration,
     /// Where the files lie that are copied.
     pub(crate) dir: PathBuf,
+    pub(crate) warden: Arc<Warden>,
 }
 
 /// What one client measured.
@@ -37,6 +41,8 @@ pub(crate) struct Found {
     /// Bytes of answered writes.
     pub(crate) written_bytes: f64,
     pub(crate) latency: Option<Latency>,
+    /// Of a map.
+    pub(crate) extents: Option<u64>,
     pub(crate) client_cpu_seconds: f64,
 }
 
@@ -80,7 +86,7 @@ impl Clients {
                 ];
                 self.copy(&words, *bytes, unit)?
             }
-            Load::Map => self.copy(&["nbdinfo", "--map", target], 0, unit)?,
+            Load::Map => self.map(target)?,
         };
         found.client_cpu_seconds = children_cpu_seconds() - cpu;
         Ok(found)
@@ -118,11 +124,9 @@ impl Clients {
         let mut limited = ["timeout", CLIENT_SECONDS_MAX].map(str::to_owned).to_vec();
         limited.extend(command);
         let command = pinned(limited, self.cpus.as_deref());
-        let output = Command::new(&command[0])
-            .args(&command[1..])
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("starting {}", command[0]))?;
+        let output = self
+            .warden
+            .output(Command::new(&command[0]).args(&command[1..]))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             bail!(
@@ -147,6 +151,23 @@ impl Clients {
             requests: (bytes as f64 / f64::from(256 << 10)).max(1.0),
             written_bytes: 0.0,
             latency: None,
+            extents: None,
+            client_cpu_seconds: 0.0,
+        })
+    }
+
+    /// The map of the whole export; each of its extents counts as a request.
+    fn map(&self, target: &str) -> Result<Found> {
+        let begin = Instant::now();
+        let told = self.run(["nbdinfo", "--map", target].map(str::to_owned).to_vec())?;
+        let seconds = begin.elapsed().as_secs_f64();
+        let extents = told.lines().count() as u64;
+        Ok(Found {
+            value: seconds,
+            requests: extents as f64,
+            written_bytes: 0.0,
+            latency: None,
+            extents: Some(extents),
             client_cpu_seconds: 0.0,
         })
     }
@@ -176,6 +197,7 @@ impl Clients {
             requests: (count + TRIAL_REQUESTS) as f64,
             written_bytes: 0.0,
             latency: None,
+            extents: None,
             client_cpu_seconds: 0.0,
         })
     }
@@ -204,6 +226,7 @@ pub(crate) fn write_data(path: &Path, bytes: u64, every: u64) -> Result<()> {
         let mut data = vec![0; 1 << 20];
         crate::random::SplitMix64::of(&[bytes]).fill(&mut data);
         for at in (0..bytes).step_by((every << 20) as usize) {
+            interruption::check().map_err(std::io::Error::other)?;
             data[..8].copy_from_slice(&at.to_le_bytes());
             let len = (bytes - at).min(1 << 20) as usize;
             file.write_all_at(&data[..len], at)?;
@@ -226,6 +249,7 @@ fn of_kind(sums: &Sums, kind: &str, latency: &str, unit: Unit) -> Result<Found> 
         requests: sums.requests as f64,
         written_bytes: find("write").map_or(0.0, |found| found.bytes as f64),
         latency: find(latency).map(|found| found.latency_us.clone()),
+        extents: None,
         client_cpu_seconds: 0.0,
     })
 }

@@ -73,6 +73,17 @@ pub(crate) enum Unit {
     Seconds,
 }
 
+impl Unit {
+    /// Its name in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests_per_second",
+            Self::Megabytes => "megabytes_per_second",
+            Self::Seconds => "seconds",
+        }
+    }
+}
+
 /// What loads a target.
 #[derive(Clone, Debug)]
 pub(crate) enum Load {
@@ -220,6 +231,18 @@ impl Line {
         }
     }
 
+    /// Whether what is measured is how fast data becomes durable.
+    pub(crate) fn asks_for_durability(&self) -> bool {
+        let durable = ["--fsync=", "--end-fsync", "--fua"];
+        match &self.load {
+            Load::Own { flags, .. } => flags
+                .iter()
+                .any(|flag| durable.iter().any(|word| flag.starts_with(word))),
+            Load::Upload { .. } => true,
+            _ => false,
+        }
+    }
+
     fn fill(mut self, bytes: u64) -> Self {
         self.prepare = Prepare::Fill(bytes);
         self
@@ -275,8 +298,12 @@ pub(crate) fn lines(suites: &[Suite], sizes: &Sizes) -> Vec<Line> {
     let mut lines: Vec<Line> = suites.iter().flat_map(of).collect();
     if sizes.transport == Transport::Tcp {
         for line in lines.iter_mut().filter(|line| line.suite == Suite::Kvm) {
-            line.bars = vec![vec![(Base::Target(MEMORY), 1.2)]];
             line.cpu_bar = None;
+            // That server cannot show what is on disk only.
+            line.bars = match line.prepare {
+                Prepare::Cold(_) => Vec::new(),
+                _ => vec![vec![(Base::Target(MEMORY), 1.2)]],
+            };
         }
     }
     lines
@@ -573,5 +600,7 @@ mod tests {
             panic!("the first line is ours");
         };
         assert_eq!((*kind, *latency), ("write", "flush"));
+        let durable = lines.iter().filter(|line| line.asks_for_durability());
+        assert_eq!(durable.count(), lines.len() - 1, "all but plain writes");
     }
 }

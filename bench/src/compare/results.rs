@@ -1,11 +1,12 @@
 //! What a comparison found: samples, medians beside each other, bars; as Markdown, JSON and HTML.
 
 use serde::Serialize;
+use taipan_engine::size;
 use taipan_nbd::TransmissionFlags;
 
 use super::Target;
 use super::clients::Found;
-use super::lines::{Bar, Base, Line, Load, NULL, Prepare, RAW, Unit};
+use super::lines::{Bar, Base, Line, Load, NULL, Prepare, RAW, Unit, WITH_IDLE};
 use super::server::{Server, Usage};
 use super::statistics::Spread;
 use crate::machine::Machine;
@@ -17,6 +18,7 @@ const SCHEMA: u32 = 1;
 /// Least part of a burst's answered bytes that is in the WAL.
 const WAL_SHARE_MIN: f64 = 0.95;
 const MEMORY: &str = "nbdkit memory";
+const INTERRUPTED: &str = "INTERRUPTED: what was not measured until then is missing.";
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -24,7 +26,8 @@ pub(crate) struct Sample {
     pub(crate) line: String,
     pub(crate) target: String,
     pub(crate) round: u32,
-    /// In the unit of the line: requests or megabytes per second, or seconds.
+    /// `requests_per_second`, `megabytes_per_second` or `seconds`.
+    pub(crate) unit: &'static str,
     pub(crate) value: f64,
     pub(crate) latency_us: Option<Latency>,
     pub(crate) server_us_per_request: Option<f64>,
@@ -32,6 +35,8 @@ pub(crate) struct Sample {
     pub(crate) data_core_us_per_request: Option<f64>,
     pub(crate) client_us_per_request: f64,
     pub(crate) resident_bytes: Option<u64>,
+    /// Of a map; what it took says little without.
+    pub(crate) extents: Option<u64>,
     /// Part of the answered bytes that is in taipand's WAL.
     pub(crate) wal_share: Option<f64>,
 }
@@ -61,6 +66,32 @@ pub(crate) struct Left {
     pub(crate) failed: bool,
 }
 
+/// How it was measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Settings {
+    pub(crate) rounds: u32,
+    pub(crate) transport: &'static str,
+    /// Of a timed measurement, of `qemu-img bench`, of the burst before the reads.
+    pub(crate) seconds: f64,
+    pub(crate) qemu_seconds: f64,
+    pub(crate) burst_seconds: f64,
+    /// Of taipand; files and bursts are parts of it.
+    pub(crate) wal_bytes: u64,
+}
+
+impl Settings {
+    fn words(&self) -> String {
+        format!(
+            "Over {}; {} s a measurement, {} s of qemu-img bench, bursts of {} s; WAL of {}.",
+            self.transport,
+            self.seconds,
+            self.qemu_seconds,
+            self.burst_seconds,
+            size::exact(self.wal_bytes)
+        )
+    }
+}
+
 /// Everything that was found.
 #[derive(Serialize)]
 pub(crate) struct Comparison {
@@ -68,7 +99,10 @@ pub(crate) struct Comparison {
     version: &'static str,
     machine: Machine,
     disk: String,
-    rounds: u32,
+    #[serde(flatten)]
+    settings: Settings,
+    /// Whether a signal ended it before its time.
+    pub(crate) interrupted: bool,
     pub(crate) server_cpus: String,
     pub(crate) client_cpus: String,
     pub(crate) targets: Vec<TargetFacts>,
@@ -101,12 +135,16 @@ impl Sample {
             line: line.name.clone(),
             target: target.to_owned(),
             round,
+            unit: line.unit.name(),
             value: found.value,
             latency_us: found.latency.clone(),
-            server_us_per_request: server.then(|| each(after.cpu_seconds - before.cpu_seconds)),
+            // The process's clock is coarser than that of its threads.
+            server_us_per_request: server
+                .then(|| each(after.cpu_seconds - before.cpu_seconds).max(data)),
             data_core_us_per_request: (after.data_seconds > 0.0).then_some(data),
             client_us_per_request: each(found.client_cpu_seconds),
             resident_bytes: server.then_some(after.resident_bytes),
+            extents: found.extents,
             wal_share: share.filter(|_| line.wal_share),
         }
     }
@@ -192,8 +230,11 @@ pub(crate) fn shown(unit: Unit, value: f64) -> String {
 struct Row {
     target: String,
     value: Spread,
+    extents: Option<f64>,
     /// How much better the subject is; above 1 it is.
     ratio: Option<f64>,
+    /// Whether an answer promises what the subject's promises.
+    comparable: bool,
     latency: [Option<f64>; 3],
     server_us: Option<f64>,
     data_us: Option<f64>,
@@ -210,13 +251,14 @@ pub(crate) struct Verdict {
 
 impl Comparison {
     /// Nothing was measured yet.
-    pub(crate) fn new(machine: Machine, disk: String, rounds: u32) -> Self {
+    pub(crate) fn new(machine: Machine, disk: String, settings: Settings) -> Self {
         Self {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             machine,
             disk,
-            rounds,
+            settings,
+            interrupted: false,
             server_cpus: String::new(),
             client_cpus: String::new(),
             targets: Vec::new(),
@@ -268,12 +310,14 @@ impl Comparison {
             Some(Row {
                 target: target.clone(),
                 ratio: ratio.filter(|_| target != line.subject),
+                comparable: facts.durable_flush || !line.asks_for_durability(),
                 latency: [latency(|l| l.p50), latency(|l| l.p99), latency(|l| l.p999)],
                 server_us: self.median(name, target, |s| s.server_us_per_request),
                 data_us: self.median(name, target, |s| s.data_core_us_per_request),
                 client_us: self.median(name, target, |s| Some(s.client_us_per_request))?,
                 resident_bytes: self.median(name, target, resident),
                 survives: facts.survives.clone(),
+                extents: self.median(name, target, |s| s.extents.map(|count| count as f64)),
                 value,
             })
         };
@@ -345,21 +389,53 @@ impl Comparison {
         }
     }
 
+    /// Every single measurement, and every bar, as one JSON object.
+    pub(crate) fn json(&self) -> serde_json::Result<String> {
+        #[derive(Serialize)]
+        struct BarTold<'a> {
+            line: &'a str,
+            bar: String,
+            reached: Option<bool>,
+        }
+        #[derive(Serialize)]
+        struct Told<'a> {
+            #[serde(flatten)]
+            comparison: &'a Comparison,
+            bars: Vec<BarTold<'a>>,
+        }
+        let bars = self.lines.iter().flat_map(|line| {
+            let told = |verdict: Verdict| BarTold {
+                line: &line.name,
+                bar: verdict.words,
+                reached: verdict.reached,
+            };
+            self.verdicts(line).into_iter().map(told)
+        });
+        serde_json::to_string_pretty(&Told {
+            comparison: self,
+            bars: bars.collect(),
+        })
+    }
+
     /// The report as Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut out = format!(
-            "Medians (least–most) of {} interleaved rounds. {}\n\n",
-            self.rounds,
-            self.machine_words()
+            "Medians (least–most) of {} interleaved rounds. {} {}\n\n",
+            self.settings.rounds,
+            self.machine_words(),
+            self.settings.words()
         );
         table(&mut out, &TARGET_HEAD, &self.target_rows());
         for line in &self.lines {
             out += &format!("\n### {}\n\n", line.name);
-            table(&mut out, &LINE_HEAD, &self.line_rows(line));
+            table(&mut out, &line_head(line), &self.line_rows(line));
             for verdict in self.verdicts(line) {
                 out += &format!("\n* {}", verdict.sentence());
             }
             out += "\n";
+        }
+        if self.interrupted {
+            out += &format!("\n{INTERRUPTED}\n");
         }
         if !self.left.is_empty() {
             out += "\n### Not measured\n\n";
@@ -377,20 +453,24 @@ impl Comparison {
             ("disk", self.disk.clone()),
             ("CPUs of servers", self.server_cpus.clone()),
             ("CPUs of clients", self.client_cpus.clone()),
-            ("rounds", self.rounds.to_string()),
+            ("rounds", self.settings.rounds.to_string()),
+            ("measured", self.settings.words()),
             ("taipan-bench", self.version.to_owned()),
         ];
         page.facts(&self.machine, &more);
         cells(&mut page, &TARGET_HEAD, self.target_rows());
         for line in &self.lines {
             page.heading(&line.name);
-            cells(&mut page, &LINE_HEAD, self.line_rows(line));
+            cells(&mut page, &line_head(line), self.line_rows(line));
             for verdict in self.verdicts(line) {
                 match verdict.reached {
                     Some(false) => page.alarm(&verdict.sentence()),
                     _ => page.paragraph(&verdict.sentence()),
                 }
             }
+        }
+        if self.interrupted {
+            page.alarm(INTERRUPTED);
         }
         for left in &self.left {
             page.alarm(&left.sentence());
@@ -448,12 +528,17 @@ impl Comparison {
                 Some(data) => format!("{} ({data:.2} data cores)", micro(row.server_us)),
                 None => micro(row.server_us),
             };
+            let extents = row.extents.map(|count| format!(", {count:.0} extents"));
+            let extents = extents.unwrap_or_default();
             let mebibytes = row.resident_bytes.map(|bytes| bytes / f64::from(1 << 20));
             vec![
                 row.target,
-                format!("{} ({spread})", shown(line.unit, median)),
-                row.ratio
-                    .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+                format!("{} ({spread}){extents}", shown(line.unit, median)),
+                match (row.ratio, row.comparable) {
+                    (None, _) => "–".to_owned(),
+                    (_, false) => "not durable".to_owned(),
+                    (Some(ratio), true) => format!("{ratio:.2}"),
+                },
                 latency.join(" / "),
                 server,
                 format!("{:.2}", row.client_us),
@@ -474,16 +559,22 @@ const TARGET_HEAD: [&str; 7] = [
     "multi-conn",
     "block sizes",
 ];
-const LINE_HEAD: [&str; 8] = [
-    "target",
-    "median (least–most)",
-    "taipand / target",
-    "p50 / p99 / p99.9 µs",
-    "server CPU µs per request",
-    "client CPU µs",
-    "resident MiB",
-    "survives a power loss",
-];
+
+fn line_head(line: &Line) -> [&'static str; 8] {
+    [
+        "target",
+        "median (least–most)",
+        match line.subject {
+            WITH_IDLE => "with idle volumes / target",
+            _ => "taipand / target",
+        },
+        "p50 / p99 / p99.9 µs",
+        "server CPU µs per request",
+        "client CPU µs",
+        "resident MiB",
+        "survives a power loss",
+    ]
+}
 
 impl Verdict {
     fn sentence(&self) -> String {
@@ -534,7 +625,15 @@ mod tests {
             idle_volumes: 1,
             transport: Transport::Unix,
         };
-        let mut comparison = Comparison::new(Machine::default(), "a disk".to_owned(), 3);
+        let settings = Settings {
+            rounds: 3,
+            transport: "tcp",
+            seconds: 1.5,
+            qemu_seconds: 10.0,
+            burst_seconds: 1.0,
+            wal_bytes: 4 << 30,
+        };
+        let mut comparison = Comparison::new(Machine::default(), "a disk".to_owned(), settings);
         comparison.lines = lines(&[Suite::Kvm], &sizes);
         comparison.lines.truncate(1);
         for name in [OURS, MEMORY, NULL, RAW] {
@@ -555,6 +654,7 @@ mod tests {
                 requests: 1e6,
                 written_bytes: 1000.0,
                 latency: None,
+                extents: None,
                 client_cpu_seconds: 2.0,
             };
             let data = if target == OURS { cpu } else { 0.0 };
@@ -583,6 +683,7 @@ mod tests {
         measure(&mut comparison, RAW, [250_000.0; 3], 0.0);
         let told = comparison.markdown();
         for words in [
+            "Over tcp; 1.5 s a measurement, 10 s of qemu-img bench, bursts of 1 s; WAL of 4GiB.",
             "| taipand | 300.0 k/s (200.0 k/s–900.0 k/s) | – |",
             "| nbdkit memory | 200.0 k/s (200.0 k/s–200.0 k/s) | 1.50 |",
             "1.00 (1.00 data cores) | 2.00 | 5 | what taipand keeps",
@@ -596,9 +697,33 @@ mod tests {
         assert_eq!(comparison.misses(), 1);
         let page = comparison.html();
         assert!(page.contains("what nbdkit memory keeps") && page.contains("MISSED"));
-        let json = serde_json::to_value(&comparison).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&comparison.json().unwrap()).unwrap();
         assert_eq!(json["samples"].as_array().unwrap().len(), 9);
+        assert_eq!(json["samples"][0]["unit"], "requests_per_second");
+        assert_eq!(json["bars"][1]["reached"], false);
         assert_eq!(json["lines"][0], "randwrite 4k d32 burst");
+    }
+
+    #[test]
+    fn an_answer_that_promises_less_has_no_ratio() {
+        let mut comparison = comparison();
+        comparison.lines[0].load = Load::Upload { bytes: 4096 };
+        comparison.targets[1].durable_flush = false;
+        measure(&mut comparison, OURS, [200.0; 3], 1.0);
+        measure(&mut comparison, MEMORY, [400.0; 3], 2.0);
+        measure(&mut comparison, RAW, [400.0; 3], 0.0);
+        for sample in &mut comparison.samples[..3] {
+            sample.extents = Some(7);
+        }
+        let told = comparison.markdown();
+        assert!(told.contains("200 /s), 7 extents |"), "{told}");
+        let memory = "| nbdkit memory | 400 /s (400 /s–400 /s) | not durable |";
+        assert!(told.contains(memory), "{told}");
+        assert!(told.contains("| raw | 400 /s (400 /s–400 /s) | 0.50 |"));
+        assert!(told.contains("| taipand / target |"));
+        comparison.lines[0].subject = WITH_IDLE;
+        let told = comparison.markdown();
+        assert!(told.contains("| with idle volumes / target |"), "{told}");
     }
 
     #[test]

@@ -4,23 +4,23 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
 use taipan_nbd::ClientExport;
 
 use super::peers::{Peer, Texts, Transport};
+use super::warden::{Process, Warden};
 use crate::connection::Connection;
+use crate::interruption;
 use crate::options::Replies;
 use crate::uri::Address;
 
 const START_MAX: Duration = Duration::from_secs(120);
-const STOP_MAX: Duration = Duration::from_secs(60);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const CONTROL_MAX: Duration = Duration::from_secs(300);
 /// A server that uses less of a CPU than this is idle.
@@ -43,6 +43,7 @@ pub(crate) struct Site<'a> {
     pub(crate) cpus: Option<&'a str>,
     /// Texts that hold for all servers.
     pub(crate) texts: &'a Texts,
+    pub(crate) warden: &'a Arc<Warden>,
 }
 
 /// A running server.
@@ -51,12 +52,13 @@ pub(crate) struct Server {
     pub(crate) uri: String,
     command: Vec<String>,
     log: PathBuf,
-    child: Child,
+    process: Process,
     /// What it says of its export.
     pub(crate) export: ClientExport,
     run: tempfile::TempDir,
     control: Option<PathBuf>,
     metrics: Option<String>,
+    warden: Arc<Warden>,
 }
 
 /// CPU time since the start of a process group, in seconds, and what it holds in memory.
@@ -77,6 +79,7 @@ impl Server {
         let run = tempfile::Builder::new()
             .prefix("taipan-compare-")
             .tempdir_in(memory)?;
+        site.warden.directory(run.path())?;
         let socket = run.path().join("nbd.sock");
         let mut texts = site.texts.clone();
         texts
@@ -102,11 +105,12 @@ impl Server {
         let command = pinned(command, site.cpus);
         let uri = texts.fill(uri);
         let log = site.dir.join("log");
-        let mut child = spawn(&command, &log)?;
-        let export = wait_for(&mut child, &uri, peer, &log)?;
+        let mut process = spawn(&command, &log, site.warden)?;
+        let export = wait_for(&mut process, &uri, peer, &log)?;
         let server = Self {
             export,
-            child,
+            process,
+            warden: Arc::clone(site.warden),
             peer: peer.clone(),
             uri,
             command,
@@ -117,6 +121,7 @@ impl Server {
         };
         for number in 0..peer.idle_volumes {
             let body = format!("{{\"name\": \"idle{number}\", \"size\": \"{IDLE_VOLUME}\"}}");
+            interruption::check()?;
             server.control("POST", "/v1/volumes", &body)?;
         }
         Ok(server)
@@ -124,11 +129,11 @@ impl Server {
 
     /// Stops it and starts it again on the same data.
     pub(crate) fn restart(&mut self) -> Result<()> {
-        self.stop();
+        self.process.end();
         // A name that is left in the way is taken for a server that runs.
         let _ = fs::remove_file(self.run.path().join("nbd.sock"));
-        self.child = spawn(&self.command, &self.log)?;
-        self.export = wait_for(&mut self.child, &self.uri, &self.peer, &self.log)?;
+        self.process = spawn(&self.command, &self.log, &self.warden)?;
+        self.export = wait_for(&mut self.process, &self.uri, &self.peer, &self.log)?;
         Ok(())
     }
 
@@ -141,6 +146,7 @@ impl Server {
         let pause = Duration::from_millis(300);
         let mut before = self.usage();
         while begin.elapsed() < IDLE_MAX {
+            interruption::check()?;
             thread::sleep(pause);
             let now = self.usage();
             if now.cpu_seconds - before.cpu_seconds <= IDLE_SHARE * pause.as_secs_f64() {
@@ -153,7 +159,7 @@ impl Server {
 
     /// What it has used.
     pub(crate) fn usage(&self) -> Usage {
-        usage(self.child.id())
+        usage(self.process.id())
     }
 
     /// Bytes that are in the WAL, or zero for servers without counters.
@@ -183,16 +189,6 @@ impl Server {
         stream.set_read_timeout(Some(CONTROL_MAX))?;
         http(stream, method, path, body).with_context(|| format!("{method} {path}"))
     }
-
-    fn stop(&mut self) {
-        end(&mut self.child);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
 }
 
 /// The command on certain CPUs.
@@ -205,59 +201,34 @@ pub(crate) fn pinned(command: Vec<String>, cpus: Option<&str>) -> Vec<String> {
     words
 }
 
-fn spawn(command: &[String], log: &Path) -> Result<Child> {
+fn spawn(command: &[String], log: &Path, warden: &Arc<Warden>) -> Result<Process> {
     let log = File::options().create(true).append(true).open(log)?;
-    Command::new(&command[0])
+    let mut program = Command::new(&command[0]);
+    program
         .args(&command[1..])
-        .stdin(Stdio::null())
         .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("starting {}", command.join(" ")))
+        .stderr(log);
+    Process::start(&mut program, warden).with_context(|| format!("starting {}", command.join(" ")))
 }
 
-/// Ends a process with its children: asks, and after a while does not ask.
-fn end(child: &mut Child) {
-    let group = Pid::from_raw(child.id() as i32);
-    let begin = Instant::now();
-    let mut signal = Signal::TERM;
-    loop {
-        // It may have ended by itself.
-        let _ = group.map(|group| kill_process_group(group, signal));
-        for _ in 0..100 {
-            if !matches!(child.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        if begin.elapsed() > STOP_MAX {
-            signal = Signal::KILL;
-        }
-    }
-}
-
-fn wait_for(child: &mut Child, uri: &str, peer: &Peer, log: &Path) -> Result<ClientExport> {
+fn wait_for(process: &mut Process, uri: &str, peer: &Peer, log: &Path) -> Result<ClientExport> {
     let address: Address = uri.parse()?;
     let begin = Instant::now();
     loop {
         match Connection::open(&address, Replies::Simple) {
             Ok(connection) => return Ok(connection.export),
             Err(error) => {
-                let ended = child.try_wait()?.is_some();
-                if ended || begin.elapsed() > START_MAX {
-                    end(child);
+                if process.has_ended() || begin.elapsed() > START_MAX {
+                    process.end();
                     let text = fs::read_to_string(log).unwrap_or_default();
                     let count = text.lines().count();
                     let tail: Vec<_> = text.lines().skip(count.saturating_sub(5)).collect();
-                    let tail = tail.join(
-                        "
-",
-                    );
+                    let tail = tail.join("\n");
                     bail!("{} did not start: {error:#}\n{tail}", peer.name);
                 }
             }
         }
+        interruption::check()?;
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -351,13 +322,15 @@ pub(crate) fn children_cpu_seconds() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+
     use super::*;
 
     #[test]
     fn a_child_that_worked_shows_in_the_usage() {
-        let dir = tempfile::tempdir().unwrap();
-        let busy = ["sh", "-c", "while :; do :; done"].map(str::to_owned);
-        let mut child = spawn(&busy, &dir.path().join("log")).unwrap();
+        let mut busy = Command::new("sh");
+        busy.args(["-c", "while :; do :; done"]).process_group(0);
+        let mut child = busy.spawn().unwrap();
         let begin = Instant::now();
         while usage(child.id()).cpu_seconds == 0.0 {
             assert!(
@@ -368,7 +341,8 @@ mod tests {
         }
         assert!(usage(child.id()).resident_bytes > 0);
         let before = children_cpu_seconds();
-        end(&mut child);
+        child.kill().unwrap();
+        child.wait().unwrap();
         assert!(children_cpu_seconds() > before);
     }
 
