@@ -106,7 +106,7 @@ impl CheckedBackend {
         ))
     }
 
-    /// The probe under way, or a new one. Fifteen requests to a slow server take longer than those
+    /// The probe under way, or a new one. Sixteen requests to a slow server take longer than those
     /// who want to put something wait.
     fn under_way(&self) -> Probing {
         let mut probing = self.probing.lock().unwrap_or_else(PoisonError::into_inner);

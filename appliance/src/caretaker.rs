@@ -82,11 +82,19 @@ pub(crate) struct Unlisted {
 enum Tail {
     /// The cores have heard of it; what is on its way between them comes within a turn.
     Seen(Instant),
-    /// The last batches that can hold its records; they are written within a turn.
-    Known(Instant, [u64; SHARD_COUNT]),
+    /// What can hold its records is known; it is written within a turn.
+    Known(Instant, Last),
     /// The copy failed; tried again then.
-    Failed(Instant, [u64; SHARD_COUNT]),
+    Failed(Instant, Last),
     Done,
+}
+
+/// The last that can be of a fenced volume, however late it is copied out.
+#[derive(Clone, Copy)]
+struct Last {
+    batches: [u64; SHARD_COUNT],
+    /// None of its records is newer.
+    at: SystemTime,
 }
 
 impl Caretaker {
@@ -137,37 +145,39 @@ impl Caretaker {
         let now = Instant::now();
         match tail {
             None => Tail::Seen(now),
-            Some(Tail::Seen(at)) if now >= at + TURN => match self.last_batches() {
-                Some(batches) => Tail::Known(now, batches),
+            Some(Tail::Seen(at)) if now >= at + TURN => match self.last() {
+                Some(last) => Tail::Known(now, last),
                 None => Tail::Seen(now),
             },
-            Some(Tail::Known(at, batches)) if now >= at + TURN => self.try_copy(volume, batches),
-            Some(Tail::Failed(at, batches)) if now >= at + PAUSE => self.try_copy(volume, batches),
+            Some(Tail::Known(at, last)) if now >= at + TURN => self.try_copy(volume, last),
+            Some(Tail::Failed(at, last)) if now >= at + PAUSE => self.try_copy(volume, last),
             Some(waits) => waits,
         }
     }
 
-    fn try_copy(&self, volume: &Volume, batches: [u64; SHARD_COUNT]) -> Tail {
-        match self.copy_tail(volume, &batches) {
+    fn try_copy(&self, volume: &Volume, last: Last) -> Tail {
+        match self.copy_tail(volume, &last) {
             Ok(()) => Tail::Done,
             Err(error) => {
                 tracing::error!(
                     volume = %volume.name, %error,
                     "the tail of a fenced volume is not copied out yet; the WAL keeps it"
                 );
-                Tail::Failed(Instant::now(), batches)
+                Tail::Failed(Instant::now(), last)
             }
         }
     }
 
     /// The last batch with content of every shard; `None` if a core does not report.
-    fn last_batches(&self) -> Option<[u64; SHARD_COUNT]> {
+    fn last(&self) -> Option<Last> {
         let mut batches = [None; SHARD_COUNT];
         for shard in self.shards() {
             batches[usize::from(shard.shard)] = Some(shard.last_batch);
         }
         let known: Vec<u64> = batches.into_iter().collect::<Option<_>>()?;
-        known.try_into().ok()
+        let batches = known.try_into().ok()?;
+        let at = SystemTime::now();
+        Some(Last { batches, at })
     }
 
     fn shards(&self) -> Vec<ShardStatus> {
@@ -185,14 +195,15 @@ impl Caretaker {
     }
 
     /// Copies the records that no manifest of ours holds, then lets the WAL go.
-    fn copy_tail(&self, volume: &Volume, batches: &[u64; SHARD_COUNT]) -> Result<()> {
+    fn copy_tail(&self, volume: &Volume, last: &Last) -> Result<()> {
         let id = volume.id;
         let Some(mut local) = self.heads.load(id)? else {
             return Ok(());
         };
         let head = self.ask(registry::read_head(&*self.backend, id, None))?;
         let logs = self.logs.scan()?;
-        let unwritten = |log: &&ScannedLog| log.found.next_batch.0 <= batches[log.shard.index()];
+        let unwritten =
+            |log: &&ScannedLog| log.found.next_batch.0 <= last.batches[log.shard.index()];
         if let Some(log) = logs.iter().find(unwritten) {
             let text = "the WAL does not hold everything yet";
             return Err(Error::new(ErrorKind::Transient, text).with_shard(log.shard));
@@ -206,7 +217,7 @@ impl Caretaker {
         }
         let former = local.clone();
         local.disown(self.clock.now());
-        self.keep_apart(&former, &mut local, &logs)?;
+        self.keep_apart(&former, &mut local, &logs, last.at)?;
         for core in &self.cores {
             core.send(CoreMessage::ForgetVolume { id });
         }
@@ -228,12 +239,14 @@ impl Caretaker {
     }
 
     /// Copies what the WAL files hold of a volume that nobody writes and `local` wants quarantined,
-    /// and notes that durably; `former` is what was known of the volume until now.
+    /// and notes that durably; `former` is what was known of the volume until now, and no record is
+    /// newer than `newest`.
     fn keep_apart(
         &self,
         former: &LocalHead,
         local: &mut LocalHead,
         logs: &[ScannedLog],
+        newest: SystemTime,
     ) -> Result<()> {
         let id = local.id;
         let range = local.quarantine.unwrap_or_else(|| QuarantineRange {
@@ -250,7 +263,7 @@ impl Caretaker {
             after: range.after,
             through: range.through,
             since_ms: oldest_ms(former, &self.heads_dir),
-            until_ms: unix_ms(SystemTime::now()),
+            until_ms: unix_ms(newest),
         };
         let judged = local.clone();
         let foreign = |epoch| judged.fate(epoch) == RecordFate::Quarantine;

@@ -223,6 +223,15 @@ impl FakeS3 {
         self.world.store().put(key, store::Object::of(body.into()));
     }
 
+    /// Lets an object look as if it had been stored so much earlier.
+    pub fn age_object(&self, key: &str, by: Duration) {
+        let mut store = self.world.store();
+        let found = store.get(key).cloned();
+        let mut object = found.unwrap_or_else(|| panic!("{key} is not there"));
+        object.modified -= by;
+        store.put(key, object);
+    }
+
     /// Removes an object from outside.
     pub fn remove_object(&self, key: &str) {
         self.world.store().delete(key);

@@ -41,6 +41,7 @@ pub use flatten::{is_clone, release_clone, snapshots_in_need};
 pub use groups::{GroupEntry, GroupVerdict, settle_group};
 pub use history::{
     Appended, History, append, read_head, read_history, read_history_at, read_manifest,
+    read_manifest_bytes,
 };
 pub use images::{ChangedRange, Image, changed_ranges, read_images};
 pub use kept_point::{prepare_kept_point, put_kept_point};

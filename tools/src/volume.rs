@@ -340,7 +340,9 @@ fn show(volume: &VolumeInfo) -> String {
     };
     let lineage = match volume.lineage {
         Lineage::Intact => "intact",
-        Lineage::Broken => "BROKEN: a power cut took answered writes after the last FLUSH",
+        Lineage::Broken => {
+            "BROKEN: a power cut may have taken answered writes after the last FLUSH"
+        }
     };
     let share = percent(data, settings.size_bytes);
     let mut fields = Fields::default();

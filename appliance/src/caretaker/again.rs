@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use taipan_engine::api::VolumeState;
 use taipan_engine::error::{Error, ErrorKind, Result};
@@ -141,7 +141,8 @@ impl Caretaker {
         if let Some(local) = local.as_mut().filter(|local| has_replaced_writes(local)) {
             // A start could not, or first heard of it later: nobody has written it since.
             let former = local.clone();
-            self.keep_apart(&former, local, &self.logs.scan()?)?;
+            let logs = self.logs.scan()?;
+            self.keep_apart(&former, local, &logs, SystemTime::now())?;
         }
         let head = self.ask(registry::read_head(&*self.backend, id, None))?;
         let is_known = local.is_some();

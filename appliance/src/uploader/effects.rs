@@ -14,7 +14,7 @@ use taipan_engine::error::{Error, ErrorKind, Result};
 use taipan_engine::failpoint::pass;
 use taipan_engine::object::{ObjectKey, SealedRef};
 use taipan_engine::pack::ChunkJob;
-use taipan_engine::registry::{LocalHead, LocalHeads};
+use taipan_engine::registry::{LocalHead, LocalHeads, read_manifest_bytes};
 
 use super::chunks::{BlockSource, CutPlaces};
 use super::patience::{deadline, within};
@@ -88,7 +88,8 @@ impl Means {
     /// Reads the manifest that has our number.
     pub(super) async fn get_manifest(self: Rc<Self>, key: ObjectKey) -> Event {
         let started = Instant::now();
-        let result = within(deadline(0), "get a manifest", self.backend.get(&key)).await;
+        let read = read_manifest_bytes(&*self.backend, &key);
+        let result = within(deadline(0), "get a manifest", read).await;
         let bytes = result.as_ref().ok().map(|bytes| bytes.len() as u64);
         self.counters.done(BackendOp::Get, bytes, started.elapsed());
         Event::ManifestGot(result)

@@ -2,7 +2,7 @@
 //! its next commit and acknowledges nothing any more; its tail is in quarantine, not in the image,
 //! and nothing that the second one has is lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::daemon::{Daemon, Rig};
 use crate::harness::s3::{Bucket, FakeS3, SeaweedFs};
@@ -214,4 +214,29 @@ fn a_tail_that_a_start_had_no_room_for_is_copied_out_by_itself() {
     assert_eq!(client.write(1 << 20, &data(4)).unwrap(), None);
     old.taipan().arg("drain").succeed();
     old.stop();
+}
+
+#[test]
+fn a_tail_is_as_old_as_its_writes_however_late_it_is_copied_out() {
+    let server = FakeS3::start();
+    let bucket = server.bucket();
+    let (rig, other) = (first(&bucket), second(&bucket));
+    // Twice there is no room; it is tried again after 5 s.
+    let old = rig.start_with(&[], "quarantine.write=2*error(ENOSPC)");
+    let mut client = old.client("vol0");
+    assert_eq!(client.write(0, &[1; 4096]).unwrap(), None);
+    old.taipan().arg("drain").succeed();
+    let committed = Instant::now();
+    let new = other.start();
+    assert_eq!(client.write(4096, &[2; 4096]).unwrap(), None);
+    is_out(&old);
+    wait_until("the tail to be in quarantine", LIMIT, || {
+        quarantined(&old) > 0
+    });
+    let since_commit = committed.elapsed().as_secs_f64();
+    let seconds = old.volume("vol0")["quarantine"]["seconds"].as_f64();
+    let seconds = seconds.expect("a number");
+    assert!(seconds + 9.0 < since_commit, "{seconds} of {since_commit}");
+    old.kill();
+    new.stop();
 }

@@ -91,6 +91,29 @@ fn flipped_bits_of_what_a_start_reads_are_fetched_again() {
 }
 
 #[test]
+fn flipped_bits_of_a_manifest_that_a_commit_reads_back_are_counted() {
+    let server = FakeS3::start();
+    let rig = Rig::new(&["vol0:64MiB"])
+        .with_bucket(&server.bucket())
+        .with_flags(&["--wal-size=128MiB"]);
+    let daemon = rig.start();
+    // The commit's answer is lost, so it looks whose manifest is there.
+    server.faults(&json!([
+        { "action": { "kind": "error_after" }, "contains": "/manifests/", "verbs": ["put"],
+          "count": 1 },
+        { "action": { "kind": "flip" }, "contains": "/manifests/", "verbs": ["get"],
+          "count": 1 },
+    ]));
+    let mut client = daemon.client("vol0");
+    assert_eq!(client.write(0, &content(0)).unwrap(), None);
+    daemon.taipan().arg("drain").succeed();
+    assert_eq!(server.fired(), [1; 2], "no manifest was read back wrong");
+    assert_eq!(daemon.volume("vol0")["state"], "online");
+    assert_eq!(daemon.metric("taipan_backend_mismatches_total"), 1.0);
+    daemon.stop();
+}
+
+#[test]
 fn replies_that_end_early_are_fetched_again() {
     let server = FakeS3::start();
     let rig = in_the_bucket(&server.bucket());

@@ -10,6 +10,7 @@ mod credentials;
 mod direct;
 mod failure;
 mod lane;
+mod leftovers;
 mod live_keys;
 mod location;
 mod multipart;

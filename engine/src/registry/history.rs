@@ -74,18 +74,35 @@ pub async fn read_manifest(
     number: ManifestNum,
 ) -> Result<Manifest> {
     let key = ObjectKey::manifest(volume, number);
+    let read = read_as(backend, &key, |manifest, _| manifest).await;
+    read.map_err(|e| match e.kind() {
+        ErrorKind::Corrupt => e.with_volume(volume),
+        _ => e,
+    })
+}
+
+/// The manifest of this name as it is stored, for who has to know whether it is his own.
+pub async fn read_manifest_bytes(backend: &dyn Backend, key: &ObjectKey) -> Result<Bytes> {
+    read_as(backend, key, |_, bytes| bytes.clone()).await
+}
+
+async fn read_as<T>(
+    backend: &dyn Backend,
+    key: &ObjectKey,
+    wanted: impl Fn(Manifest, &Bytes) -> T,
+) -> Result<T> {
     let parse = |bytes: &Bytes| {
         let manifest = Manifest::decode(bytes)?;
-        match (manifest.volume, manifest.number) == (volume, number) {
-            true => Ok(manifest),
+        match manifest.object() == *key {
+            true => Ok(wanted(manifest, bytes)),
             false => Err(Error::corrupt("another manifest is stored here")),
         }
     };
     let located = |e: Error| match e.kind() {
-        ErrorKind::Corrupt => e.with_volume(volume).with_path(key.as_str()),
+        ErrorKind::Corrupt => e.with_path(key.as_str()),
         _ => e,
     };
-    let read = read_checked(backend, &key, Portion::Whole, parse).await;
+    let read = read_checked(backend, key, Portion::Whole, parse).await;
     read.map_err(located)
 }
 

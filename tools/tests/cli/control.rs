@@ -83,7 +83,9 @@ fn show_resize_set_and_delete_name_the_volume_in_the_path() {
             .contains("\nsize            10GiB (10737418240 bytes)\n")
     );
     assert!(
-        shown.out.contains("\nlineage         BROKEN: "),
+        shown
+            .out
+            .contains("\nlineage         BROKEN: a power cut may have taken "),
         "{}",
         shown.out
     );

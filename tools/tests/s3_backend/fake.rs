@@ -215,6 +215,35 @@ fn servers_are_classified_by_what_they_do() {
     assert_eq!(fake.server.objects("").len(), 0);
 }
 
+#[test]
+fn a_probe_removes_what_probes_left_that_never_ended() {
+    let fake = Fake::start(Config::default());
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    let put = |key: &str, bytes: usize, age: Duration| {
+        let key = format!("p/v1/probe/{key}");
+        fake.server.put_object(&key, vec![1; bytes]);
+        fake.server.age_object(&key, age);
+        key
+    };
+    for name in ["a1", "a4", "race1", "race8", "b", "c"] {
+        put(&format!("00000000000000aa/{name}"), 64, hours(25));
+    }
+    // May be in use; and what no probe has made.
+    let mut kept = vec![put("00000000000000ab/a1", 28, hours(23))];
+    for name in ["a", "a0", "a10", "a1x", "race0", "race", "d", "b/c"] {
+        kept.push(put(&format!("00000000000000ac/{name}"), 28, hours(1000)));
+    }
+    for key in ["a1", "aa/a1", "00000000000000AD/a1", "00000000000000ad0/a1"] {
+        kept.push(put(key, 28, hours(1000)));
+    }
+    kept.push(put("00000000000000ae/b", 65, hours(1000)));
+    kept.sort();
+    let probe = block_on(fake.backend("p").probe()).unwrap();
+    assert_eq!(probe.notes, [""; 0]);
+    let left = fake.server.objects("").into_iter().map(|o| o.key);
+    assert_eq!(left.collect::<Vec<_>>(), kept);
+}
+
 /// Each request of a probe fails once, whatever became of it: the class is the same, and nothing is
 /// left.
 #[test]

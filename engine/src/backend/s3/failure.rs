@@ -84,7 +84,11 @@ impl Failure {
             true => Remedy::Unsent,
             false => Remedy::Again,
         };
-        let message = format!("{what}: {}", causes(error));
+        let text = causes(error);
+        let message = match connection_hint(&text) {
+            "" => format!("{what}: {text}"),
+            hint => format!("{what}: {text} ({hint})"),
+        };
         Self::new(remedy, ErrorKind::Transient, message)
     }
 
@@ -106,6 +110,18 @@ impl Failure {
         }
         Self::new(remedy, kind, message)
     }
+}
+
+/// What an operator may have set wrong where no connection comes about.
+fn connection_hint(text: &str) -> &'static str {
+    let says = |part| text.contains(part);
+    if says("UnknownIssuer") {
+        return "is ca_file the authority of the server's certificate?";
+    }
+    if says("InvalidContentType") {
+        return "does the endpoint speak http, without TLS?";
+    }
+    ""
 }
 
 /// What an answer means. A code says more than a status, where there is one: a quota comes as 403
@@ -210,6 +226,21 @@ mod tests {
             "{shown}"
         );
         (failure.remedy, failure.error.kind())
+    }
+
+    #[test]
+    fn connections_that_fail_for_a_setting_say_which() {
+        let shown = |text: &str| {
+            let error = io::Error::other(text.to_owned());
+            Failure::of_connection("putting x", &error)
+                .error
+                .to_string()
+        };
+        let unknown = shown("TLS handshake failed: invalid peer certificate: UnknownIssuer");
+        assert!(unknown.contains("(is ca_file the authority"), "{unknown}");
+        let plain = shown("received corrupt message of type InvalidContentType");
+        assert!(plain.contains("speak http, without TLS?"), "{plain}");
+        assert_eq!(shown("connection reset"), "putting x: connection reset");
     }
 
     #[test]

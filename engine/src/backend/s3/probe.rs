@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::failure::{Failure, Remedy};
+use super::leftovers::{FOLDER, leftovers};
 use super::requests::{Attempt, Condition, Requests, crc_header};
 use super::retry::{Repeat, Retries};
 use super::tally::Verb;
@@ -20,7 +21,10 @@ const RACERS: usize = 3;
 /// Races that may end without a winner.
 const RACES_MAX: usize = 8;
 
-/// All of a probe ends within this: some fifteen requests, each of which may take its 15 s.
+/// So many objects that earlier probes left are removed at most.
+const LEFTOVERS_MAX: usize = 100;
+
+/// All of a probe ends within this: some sixteen requests, each of which may take its 15 s.
 const PROBE_TIME: Duration = Duration::from_secs(240);
 
 const FIRST: Bytes = Bytes::from_static(b"taipan probe: the first body");
@@ -47,7 +51,7 @@ pub(super) async fn probe(requests: Arc<Requests>, retries: Retries) -> Result<P
     let mut trial = Trial {
         requests,
         retries,
-        folder: format!("v1/probe/{:016x}", u64::from_be_bytes(name)),
+        folder: format!("{FOLDER}/{:016x}", u64::from_be_bytes(name)),
         used: BTreeSet::new(),
         notes: Vec::new(),
     };
@@ -138,7 +142,9 @@ impl Trial {
         let conditional_writes = self.try_conditions().await?;
         self.try_checksum().await?;
         self.try_range().await?;
-        self.try_list().await?;
+        if let Some(now_secs) = self.try_list().await? {
+            self.look_for_leftovers(now_secs).await;
+        }
         Ok(conditional_writes)
     }
 
@@ -258,7 +264,8 @@ impl Trial {
         Ok(())
     }
 
-    async fn try_list(&mut self) -> Attempt<()> {
+    /// Gives the server's clock, in seconds since 1970, if it tells it.
+    async fn try_list(&mut self) -> Attempt<Option<i64>> {
         let (wanted, last) = (self.key("b"), self.key("c"));
         self.put(&last, FIRST, Condition::Always).await?;
         let prefix = format!("{}/", self.folder);
@@ -271,8 +278,20 @@ impl Trial {
         let next = self.repeated(Verb::List, list).await?;
         if !is_one || next.objects.first().map(|object| &object.key) != Some(&last) {
             self.note("lists are wrong in order or paging: this server cannot be used");
+            return Ok(None);
         }
-        Ok(())
+        Ok(next.stored_secs.first().copied().flatten())
+    }
+
+    /// Lets what earlier probes left be removed with the scratch keys of this one. What is not
+    /// found, or cannot be asked for, is left to the next probe.
+    async fn look_for_leftovers(&mut self, now_secs: i64) {
+        let prefix = format!("{FOLDER}/");
+        let list = self.requests.list(&prefix, None, None, 1000);
+        if let Ok(page) = self.once(list).await {
+            let keys = leftovers(&page, now_secs).take(LEFTOVERS_MAX);
+            self.used.extend(keys.map(ToOwned::to_owned));
+        }
     }
 
     /// Removes the scratch keys, all at once if the server can. Of one that does not answer it is

@@ -46,6 +46,8 @@ impl Condition<'_> {
 /// One page of a listing.
 pub(super) struct Page {
     pub(super) objects: Vec<Listed>,
+    /// When each was stored, in seconds since 1970 by the server's clock, if it says so.
+    pub(super) stored_secs: Vec<Option<i64>>,
     /// Where the next page goes on; `None`: there is none.
     pub(super) next: Option<String>,
 }
@@ -211,6 +213,7 @@ impl Requests {
             .await
             .map_err(|e| Failure::of(&format!("listing {prefix}"), &e))?;
         let mut objects = Vec::with_capacity(answer.contents().len());
+        let mut stored_secs = Vec::with_capacity(answer.contents().len());
         for object in answer.contents() {
             let own = object.key().and_then(|key| location.own_key(key));
             let bytes = object.size().and_then(|n| u64::try_from(n).ok());
@@ -220,12 +223,17 @@ impl Requests {
             };
             let key = key.to_owned();
             objects.push(Listed { key, bytes });
+            stored_secs.push(object.last_modified().map(|time| time.secs()));
         }
         let next = match answer.is_truncated() {
             Some(true) => answer.next_continuation_token().map(ToOwned::to_owned),
             _ => None,
         };
-        Ok(Page { objects, next })
+        Ok(Page {
+            objects,
+            stored_secs,
+            next,
+        })
     }
 
     /// Removes an object; an absent one is fine.
