@@ -216,7 +216,7 @@ pub struct Connection {
     input: Input,
     output: Vec<u8>,
     sent: usize,
-    /// Bytes of replies that were sent in this turn without waiting in `output`.
+    /// Bytes of replies that the socket took in this turn without their waiting in `output`.
     sent_in_place: usize,
     /// The socket did not take all of it when it was last tried.
     unread: bool,
@@ -254,8 +254,10 @@ impl Connection {
         tls: Option<Arc<TlsService>>,
     ) -> Self {
         let peer_ip = half_open::peer_ip(socket.as_fd());
-        if peer_ip.is_none() {
-            // Of TCP sockets the kernel finds the size by itself. Advisory.
+        // Of TCP sockets the kernel finds the size by itself. Advisory.
+        if peer_ip.is_none()
+            && sockopt::socket_send_buffer_size(&socket).is_ok_and(|n| n < 2 * UNIX_SEND_BYTES)
+        {
             let _ = sockopt::set_socket_send_buffer_size(&socket, UNIX_SEND_BYTES);
         }
         let policy = tls.as_ref().map(|tls| tls.policy(peer_ip));
@@ -373,6 +375,7 @@ impl Connection {
 
     /// One turn: works on what was received earlier, then receives once.
     pub fn turn(&mut self, around: &mut Surroundings<'_>) -> Outcome {
+        self.sent_in_place = 0;
         if !self.input.bytes().is_empty() || self.is_told() {
             match self.work(around) {
                 Outcome::Waiting | Outcome::Ready => {}

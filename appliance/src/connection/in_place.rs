@@ -1,22 +1,22 @@
 //! Long reads whose blocks are in batch memory: their bytes go to the socket from there.
 
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice, Write};
+use std::os::fd::AsFd;
 
-use rustix::io::Errno as Os;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use taipan_engine::arena::prefetch;
+use taipan_engine::block::PAGE_BYTES;
 use taipan_nbd::ReplyTo;
 
 use super::replies::data_head;
-use super::wire::Wire;
+use super::wire::{Socket, Wire};
 use super::{Connection, Phase, Surroundings, pieces};
 
 /// Shorter reads are copied: several replies then go in one piece.
 const READ_BYTES_MIN: u32 = 64 << 10;
 /// Longer ones would keep others waiting.
 const READ_BYTES_MAX: u32 = 1 << 20;
-/// Most blocks; the kernel takes 1,024 slices.
-const PIECES_MAX: usize = 512;
+/// The kernel takes 1,024 slices: what waits, the head, and blocks of which the first and the last
+/// are partly wanted.
+const _: () = assert!(READ_BYTES_MAX as usize / PAGE_BYTES + 3 <= 1024);
 
 impl Connection {
     /// Answers a READ of (offset, length) with what is in memory, and sends that at once. False,
@@ -35,19 +35,19 @@ impl Connection {
             return false;
         };
         let range = (offset, u64::from(len));
-        let Some(content) = around.core.resident(session.volume.slot, range, PIECES_MAX) else {
+        let Some(content) = around.core.resident(session.volume.slot, range) else {
             return false;
         };
-        // Zeros may be worth a hole.
-        if !df && !to.is_simple() && content.iter().any(|piece| pieces::is_zero(piece)) {
+        if !df && !to.is_simple() && content.iter().any(|piece| pieces::has_zeros(piece)) {
             return false;
         }
         let head = data_head(to, (offset, len), df);
         let blocks = content.len();
-        content.iter().for_each(|piece| prefetch(piece));
         self.send_pieces(head.as_bytes(), &content);
-        self.sent_in_place += len as usize;
         around.core.count_resident(blocks);
+        if self.broken {
+            self.gone(around);
+        }
         true
     }
 
@@ -57,17 +57,11 @@ impl Connection {
         let mut slices = Vec::with_capacity(content.len() + 2);
         slices.extend([waiting, head].map(IoSlice::new));
         slices.extend(content.iter().map(|piece| IoSlice::new(piece)));
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let mut taken = loop {
-            match sendmsg(
-                &self.socket,
-                &slices,
-                &mut SendAncillaryBuffer::default(),
-                flags,
-            ) {
+            match Socket(self.socket.as_fd()).write_vectored(&slices) {
                 Ok(taken) => break taken,
-                Err(Os::INTR) => {}
-                Err(Os::AGAIN) => break 0,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break 0,
                 Err(_) => {
                     self.broken = true;
                     return;
@@ -77,6 +71,7 @@ impl Connection {
         self.progress.took(taken);
         let of_waiting = taken.min(waiting.len());
         taken -= of_waiting;
+        self.sent_in_place += taken;
         self.sent += of_waiting;
         if self.sent == self.output.len() {
             self.output.clear();

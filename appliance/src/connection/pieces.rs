@@ -113,6 +113,11 @@ fn zeros_from(offset: u64, data: &[u8], mut at: usize) -> usize {
     at
 }
 
+/// Whether zeros are in it that may be a part of a hole.
+pub(super) fn has_zeros(data: &[u8]) -> bool {
+    data.chunks(GRAIN_BYTES).any(is_zero)
+}
+
 /// Whether all bytes are zeros.
 pub(super) fn is_zero(data: &[u8]) -> bool {
     // Whole lines at once, which the compiler makes wide; the first that is not zeros ends it.

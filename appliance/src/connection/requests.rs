@@ -307,7 +307,6 @@ impl Connection {
 
     fn take_what_fits(&mut self, around: &mut Surroundings<'_>) {
         let mut looks = 0;
-        self.sent_in_place = 0;
         while !self.finishing && !self.broken && !self.is_resting() && !self.is_paused(around) {
             looks += 1;
             let is_burst = !self.unread && self.output.len() + self.sent_in_place >= BURST_BYTES;

@@ -1,29 +1,29 @@
 //! Reads whose bytes are taken from where they are: a driver can send them without a copy.
 
 use super::Core;
+use crate::arena;
 use crate::block::BlockNum;
 use crate::shard::{Found, VolumeSlot};
 
 impl Core {
     /// The `len` bytes at `offset`, piece after piece, if each of them is in batch memory of this
     /// core. They stay what they are until the core is called again, which the borrow says.
-    /// `None`: some are elsewhere, or nowhere, or there are more than `pieces_max` pieces;
-    /// [`Core::read`] finds them.
-    pub fn resident(
-        &self,
-        slot: VolumeSlot,
-        (offset, len): (u64, u64),
-        pieces_max: usize,
-    ) -> Option<Vec<&[u8]>> {
+    /// `None`: some are elsewhere, or nowhere; [`Core::read`] finds them.
+    pub fn resident(&self, slot: VolumeSlot, (offset, len): (u64, u64)) -> Option<Vec<&[u8]>> {
         let span = self.served(slot)?.span(offset, len);
-        if len == 0 || self.cores > 1 || span.blocks() > pieces_max as u64 {
+        if len == 0 || self.cores > 1 {
             return None;
         }
         let piece = |number| {
             let block = BlockNum(number);
             let position = self.position(block.shard())?;
             match self.shards[position].find(slot, block.local())? {
-                Found::Memory(bytes) => Some(&bytes[span.part(block).0]),
+                Found::Memory(bytes) => {
+                    let wanted = &bytes[span.part(block).0];
+                    // It comes near while the next is looked up.
+                    arena::prefetch(wanted);
+                    Some(wanted)
+                }
                 Found::Zero | Found::Wal(_) | Found::Chunk(_) => None,
             }
         };

@@ -31,7 +31,7 @@ fn a_long_read_of_memory_is_sent_in_the_turn_that_takes_it() {
     let read = rig.header(command::READ, 0, (OFFSET, LEN as u64));
     rig.client.write_all(&read).unwrap();
     rig.turn();
-    assert_eq!(rig.sent_in_place(), LEN);
+    assert_eq!(rig.sent_in_place(), LEN + 16);
     let expected = [&simple_reply(None, 77)[..], &pattern(OFFSET, LEN)].concat();
     assert_eq!(rig.received(), expected);
     let counted = rig.core.counters().memory_blocks;
@@ -54,11 +54,12 @@ fn replies_stay_in_order_and_whole_whatever_the_client_takes() {
         expected.extend(pattern(offset, *len));
     }
     rig.client.write_all(&asked).unwrap();
-    let (mut got, mut in_place) = (Vec::new(), 0);
+    let (mut got, mut in_place, mut partly) = (Vec::new(), 0, 0);
     let mut piece = [0; 50_000];
     for _ in 0..100 {
         rig.turn();
         in_place += rig.sent_in_place();
+        partly += u32::from(rig.sent_in_place() > 0 && rig.connection.has_output());
         if let Ok(n) = rig.client.read(&mut piece) {
             got.extend_from_slice(&piece[..n]);
         }
@@ -67,6 +68,7 @@ fn replies_stay_in_order_and_whole_whatever_the_client_takes() {
     got.extend(rig.received());
     assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
     assert!(in_place >= 2 * LEN, "{in_place} bytes of it in place");
+    assert!(partly > 0, "the socket always took all of it");
 }
 
 #[test]
@@ -86,13 +88,39 @@ fn a_hole_in_a_long_read_goes_as_a_hole() {
 }
 
 #[test]
-fn one_who_has_gone_breaks_the_connection() {
+fn zeros_within_a_large_block_go_as_a_hole() {
+    const LARGE: u64 = 64 << 10;
+    let settings = VolumeSettings {
+        block_size_bytes: LARGE as u32,
+        ..VolumeSettings::with_size(SIZE)
+    };
+    let mut large = Rig::connect(wishes(true));
+    large.core.detach_volume(VolumeSlot(0));
+    let parts = ShardId::all().map(|id| (id, Overlay::new(), ShardBase::default()));
+    let parts = parts.collect();
+    let (slot, id) = (VolumeSlot(0), VolumeId(7));
+    large
+        .core
+        .add_volume(slot, id, &settings, false, Epoch(0), parts);
+    let mut content = pattern(0, 3 * LARGE as usize);
+    content[LARGE as usize..][..32 << 10].fill(0);
+    let header = large.header(command::WRITE, 0, (0, 3 * LARGE));
+    large.send(&[&header[..], &content].concat());
+    let seen = large.chunks(command::READ, 0, (0, 3 * LARGE), &[]);
+    assert_eq!(seen[1], Seen::Hole(LARGE, 32 << 10));
+}
+
+#[test]
+fn who_has_gone_gets_nothing_and_what_waits_is_cancelled() {
     let mut rig = Rig::filled(Wishes::default());
+    // A flush waits for the disk, which does nothing here.
+    let flush = rig.header(command::FLUSH, 0, (0, 0));
     let read = rig.header(command::READ, 0, (OFFSET, LEN as u64));
-    rig.client.write_all(&read).unwrap();
+    rig.client.write_all(&[flush, read].concat()).unwrap();
     let (gone, _) = UnixStream::pair().unwrap();
     drop(std::mem::replace(&mut rig.client, gone));
     rig.turn();
     assert!(rig.connection.is_broken());
-    assert!(rig.connection.is_answered());
+    assert!(rig.connection.finishing, "what it asked for is cancelled");
+    assert_eq!(rig.sent_in_place(), 0);
 }
