@@ -222,7 +222,8 @@ impl Left {
         for line in lines.lines() {
             let is_over = matches!(&line, Err(error) if error.kind() != ErrorKind::InvalidData);
             let line = line.context("listening to the comparison");
-            heard = heard.and(line.and_then(|line| self.note(&line)));
+            let noted = line.and_then(|line| self.note(&line));
+            heard = heard.and(noted);
             if is_over {
                 break;
             }
@@ -255,8 +256,8 @@ impl Left {
         let mut removed = Ok(());
         for directory in self.directories.iter().filter(|path| path.exists()) {
             let gone = fs::remove_dir_all(directory);
-            removed =
-                removed.and(gone.with_context(|| format!("removing {}", directory.display())));
+            let gone = gone.with_context(|| format!("removing {}", directory.display()));
+            removed = removed.and(gone);
         }
         removed
     }
