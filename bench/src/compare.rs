@@ -27,6 +27,7 @@ use self::warden::Warden;
 use crate::interruption;
 use crate::machine::{Machine, disk_of};
 use crate::options::duration;
+use crate::report_files::NewFiles;
 
 const MIB: u64 = 1 << 20;
 
@@ -183,14 +184,8 @@ pub(crate) enum Ended {
 
 /// Compares, and reports.
 pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
-    for path in [&args.markdown, &args.json, &args.html]
-        .into_iter()
-        .flatten()
-    {
-        // Better now than after hours.
-        let opened = fs::File::options().create(true).append(true).open(path);
-        opened.with_context(|| format!("opening {}", path.display()))?;
-    }
+    let places = [&args.markdown, &args.json, &args.html];
+    let new_files = NewFiles::claim(places.into_iter().flatten())?;
     let bench = std::env::current_exe().context("where this program is")?;
     // Ends after everything below: what it removes is not to be there any more.
     let warden = Warden::start(&bench)?;
@@ -204,8 +199,13 @@ pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
         Ok(course) => course,
         Err(error) => return Ok(Ended::Misused(error)),
     };
-    let ending = Arc::clone(&warden);
-    interruption::watch(move || ending.end_client())?;
+    // It ends with the comparison, not with the thread that waits for signals.
+    let ending = Arc::downgrade(&warden);
+    interruption::watch(move || {
+        if let Some(warden) = ending.upgrade() {
+            warden.end_client();
+        }
+    })?;
     course.run();
     let comparison = &mut course.comparison;
     comparison.interrupted = interruption::asked();
@@ -220,6 +220,7 @@ pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
     ];
     // The reports may need the room that the data took.
     drop(folder);
+    new_files.keep();
     for (path, text) in files {
         if let Some(path) = path {
             let written = fs::write(path, text);
@@ -421,6 +422,7 @@ impl<'a> Course<'a> {
     }
 
     fn start(&self, peer: &Peer, size_bytes: u64, wal_bytes: u64) -> Result<Server> {
+        interruption::check()?;
         let place = format!(
             "{}-{size_bytes}",
             peer.name.replace(|c: char| !c.is_alphanumeric(), "-")
@@ -478,6 +480,9 @@ impl<'a> Course<'a> {
                     let name = target.name().to_owned();
                     self.leave_out(&line.name, &name, &format!("{error:#}"), true);
                 }
+                if interruption::asked() {
+                    return;
+                }
             }
         }
     }
@@ -517,6 +522,9 @@ impl<'a> Course<'a> {
                     self.leave_out(&line.name, &peer.name, &format!("{error:#}"), true);
                 }
                 self.tidy_up(&peer.name);
+                if interruption::asked() {
+                    return;
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! SIGINT and SIGTERM: the first asks for an end that keeps what was measured, the second is the
 //! end.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -42,8 +43,12 @@ pub(crate) fn watch(stop: impl FnOnce() + Send + 'static) -> Result<()> {
         runtime.block_on(async {
             next(&mut terminate, &mut interrupt).await;
             ASKED.store(true, Ordering::Relaxed);
-            eprintln!("interrupted: reporting what was measured; a second signal ends at once");
             stop();
+            // Nobody may be listening any more.
+            let _ = writeln!(
+                std::io::stderr(),
+                "interrupted: reporting what was measured; a second signal ends at once"
+            );
             next(&mut terminate, &mut interrupt).await;
             std::process::exit(EXIT.into());
         });

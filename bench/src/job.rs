@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::interruption;
 use crate::ledger::{JobState, Ledger};
@@ -14,7 +14,7 @@ use crate::workload::{Kind, Op};
 
 /// Longest wait for answers before the loop looks at its clock and the stop flag.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
-/// Longest wait for the last answers of a run that is interrupted.
+/// Longest wait for an answer after the interruption of a run.
 const INTERRUPTED_MAX: Duration = Duration::from_secs(2);
 /// Bytes at the front of every unverified write that differ from write to write.
 const SCRAMBLED_BYTES: usize = 16;
@@ -52,6 +52,17 @@ pub(crate) struct Ending {
     pub(crate) state: JobState,
     /// The first error.
     pub(crate) error: Option<String>,
+}
+
+impl Ending {
+    /// A job whose target could not be opened; the others end as well.
+    pub(crate) fn unopened(error: &anyhow::Error, stop: &AtomicBool) -> Self {
+        stop.store(true, Ordering::Relaxed);
+        Self {
+            state: JobState::default(),
+            error: Some(format!("{error:#}")),
+        }
+    }
 }
 
 /// What writes hold and reads must return.
@@ -133,11 +144,14 @@ impl<T: Target> Job<'_, '_, T> {
         let mut ending = false;
         let mut end_flush = pace.end_flush;
         let mut now = Instant::now();
+        let mut interrupted: Option<Instant> = None;
         loop {
-            let interrupted = interruption::asked();
+            if interruption::asked() {
+                interrupted.get_or_insert_with(Instant::now);
+            }
             ending |= pace.deadline.is_some_and(|d| now >= d)
                 || self.error.is_some()
-                || interrupted
+                || interrupted.is_some()
                 || pace.stop.load(Ordering::Relaxed);
             let mut patience = PATIENCE;
             while !ending && let Some(&slot) = self.free.last() {
@@ -169,15 +183,15 @@ impl<T: Target> Job<'_, '_, T> {
             self.target.turn(patience, &mut answers).await?;
             now = Instant::now();
             self.recorder.tick(now);
-            if answers.is_empty() {
-                let timeout = match interrupted {
-                    true => pace.reply_timeout.min(INTERRUPTED_MAX),
-                    false => pace.reply_timeout,
-                };
-                self.look_for_overdue(now, timeout)?;
-            }
+            let silent = answers.is_empty();
             for answer in answers.drain(..) {
                 self.answered(&answer, now);
+            }
+            if silent {
+                self.look_for_overdue(now, pace.reply_timeout)?;
+            }
+            if let Some(at) = interrupted {
+                self.look_for_late(now, at)?;
             }
         }
     }
@@ -239,17 +253,34 @@ impl<T: Target> Job<'_, '_, T> {
     }
 
     fn look_for_overdue(&self, now: Instant, timeout: Duration) -> Result<()> {
-        let oldest = self.in_flight.iter().flatten().min_by_key(|f| f.since);
-        if let Some(InFlight { op, since }) = oldest
-            && now.saturating_duration_since(*since) > timeout
-        {
-            anyhow::bail!(
-                "{}: no answer for {} s",
-                describe(op),
-                timeout.as_secs_f64()
-            );
-        }
+        let Some(InFlight { op, since }) = self.oldest() else {
+            return Ok(());
+        };
+        ensure!(
+            now.saturating_duration_since(*since) <= timeout,
+            "{}: no answer for {} s",
+            describe(op),
+            timeout.as_secs_f64()
+        );
         Ok(())
+    }
+
+    /// With an interruption the patience begins anew, and is short.
+    fn look_for_late(&self, now: Instant, interrupted: Instant) -> Result<()> {
+        let Some(InFlight { op, since }) = self.oldest() else {
+            return Ok(());
+        };
+        ensure!(
+            now.saturating_duration_since(interrupted.max(*since)) <= INTERRUPTED_MAX,
+            "{}: no answer for {} s after the interruption",
+            describe(op),
+            INTERRUPTED_MAX.as_secs_f64()
+        );
+        Ok(())
+    }
+
+    fn oldest(&self) -> Option<&InFlight> {
+        self.in_flight.iter().flatten().min_by_key(|f| f.since)
     }
 
     fn fail(&mut self, error: String) {

@@ -37,6 +37,8 @@ pub(crate) struct Findings {
     pub(crate) blocks_bad: u64,
     /// The first of these, described.
     pub(crate) samples: Vec<String>,
+    /// Whether some of what was to be read back was not.
+    pub(crate) cut_short: bool,
 }
 
 impl Findings {
@@ -46,6 +48,7 @@ impl Findings {
         self.blocks_bad += other.blocks_bad;
         self.samples.extend(other.samples);
         self.samples.truncate(SAMPLES_MAX);
+        self.cut_short |= other.cut_short;
     }
 
     fn bad(&mut self, sample: impl FnOnce() -> String) {

@@ -28,6 +28,7 @@ mod progress;
 mod random;
 mod replies;
 mod report;
+mod report_files;
 mod run;
 mod run_page;
 #[cfg(feature = "s3-loop")]

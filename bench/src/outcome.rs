@@ -112,6 +112,9 @@ pub(crate) struct Verified {
     pub(crate) blocks_checked: u64,
     pub(crate) blocks_bad: u64,
     pub(crate) samples: Vec<String>,
+    /// Whether some of what was to be read back was not.
+    #[serde(default)]
+    pub(crate) cut_short: bool,
 }
 
 /// One interval of a job.

@@ -95,6 +95,7 @@ impl Report {
             blocks_checked: found.blocks_checked,
             blocks_bad: found.blocks_bad,
             samples: found.samples,
+            cut_short: found.cut_short,
         });
         self.jobs.push(JobOutcome {
             name: name.clone(),
@@ -131,6 +132,7 @@ impl Report {
             all.blocks_checked += job.blocks_checked;
             all.blocks_bad += job.blocks_bad;
             all.samples.extend(job.samples);
+            all.cut_short |= job.cut_short;
             all
         });
         let started = self.started.duration_since(SystemTime::UNIX_EPOCH);
@@ -206,6 +208,9 @@ impl Report {
                 format_args!("all jobs, {:.2} s", sums.elapsed_seconds),
             );
             rows(&mut out, &sums);
+        }
+        if self.interrupted {
+            push(&mut out, format_args!("interrupted: it ended early"));
         }
         out
     }
@@ -336,6 +341,7 @@ fn rows(out: &mut String, sums: &Sums) {
     if let Some(found) = &sums.verify {
         let verdict = match (found.blocks_checked, found.blocks_bad) {
             (0, _) => "nothing was read".to_owned(),
+            (_, 0) if found.cut_short => "as written, but not all was read back".to_owned(),
             (_, 0) => "all as written".to_owned(),
             (_, bad) => format!("{bad} BAD"),
         };

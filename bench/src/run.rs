@@ -1,7 +1,6 @@
 //! A run: its jobs beside each other, or after each other where a stone wall stands between them.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use crate::interruption;
 use crate::job_file::NamedJob;
 use crate::progress::{Progress, View};
 use crate::report::Report;
+use crate::report_files::NewFiles;
 use crate::section::{Begin, Measured, Section};
 use crate::tally::{Live, Tally, process_cpu};
 use crate::timeline::{HistogramLog, Timeline, histogram_log};
@@ -27,11 +27,7 @@ pub(crate) fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Report> {
             state.display()
         );
     }
-    if let Some(path) = &args.output {
-        // Better now than after hours.
-        let opened = File::options().create(true).append(true).open(path);
-        opened.with_context(|| format!("opening {}", path.display()))?;
-    }
+    let files = NewFiles::claim([&args.output, &args.hist_log].into_iter().flatten())?;
     let log = args.hist_log.as_deref().map(histogram_log).transpose()?;
     let progress = Progress::new(args.progress, args.interval);
     let mut report = Report::new(args.interval);
@@ -54,6 +50,7 @@ pub(crate) fn run(args: &RunArgs, jobs: Vec<NamedJob>) -> Result<Report> {
             break;
         }
     }
+    files.keep();
     Ok(report)
 }
 

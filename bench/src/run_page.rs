@@ -148,9 +148,13 @@ fn one_job(page: &mut Page, job: &JobOutcome) {
         job.target
     ));
     if let Some(verified) = &job.sums.verify {
+        let rest = match verified.cut_short {
+            true => "; not all was read back",
+            false => "",
+        };
         page.paragraph(&format!(
-            "Verified {} blocks, {} of them bad.",
-            verified.blocks_checked, verified.blocks_bad
+            "Verified {} blocks, {} of them bad{}.",
+            verified.blocks_checked, verified.blocks_bad, rest
         ));
     }
     page.html(

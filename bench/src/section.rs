@@ -259,9 +259,9 @@ impl Section {
         };
         let mut recorder = Recorder::new(timeline, live, measured_from, deadline);
         recorder.tick(Instant::now());
-        let ending = self.with(opened, workload, bytes, &mut content, &mut recorder, pace)?;
+        let ending = self.with(opened, workload, bytes, &mut content, &mut recorder, pace);
         Ok(Brought {
-            ending,
+            ending: ending.unwrap_or_else(|error| Ending::unopened(&error, begin.stop)),
             recorded: recorder.finish(Instant::now()),
             content,
         })
@@ -333,10 +333,14 @@ impl Section {
         if self.checking == Checking::Earlier {
             ledgers = self.replayed()?;
         }
+        let wanted = self.checking != Checking::Strangers;
         let read_back = measured.errors.is_empty()
-            && self.checking != Checking::Strangers
+            && wanted
             && (self.checking == Checking::Earlier || !interruption::asked());
-        let mut findings = Findings::default();
+        let mut findings = Findings {
+            cut_short: wanted && !read_back,
+            ..Findings::default()
+        };
         for ledger in ledgers {
             if !read_back {
                 findings.merge(ledger.into_findings());
@@ -344,7 +348,7 @@ impl Section {
             }
             let opened = inspect::open(&self.options, false);
             let opened = opened.context("connecting again to read back")?;
-            let (found, error) = self.read_back(opened, ledger)?;
+            let (found, error) = self.read_back(opened, ledger);
             findings.merge(found);
             let error = error.map(|error| format!("reading back: {error}"));
             measured.errors.extend(error);
@@ -361,10 +365,11 @@ impl Section {
         (0..self.spec.jobs).map(job).collect()
     }
 
-    fn read_back(&self, opened: Opened, ledger: Ledger) -> Result<(Findings, Option<String>)> {
+    fn read_back(&self, opened: Opened, ledger: Ledger) -> (Findings, Option<String>) {
         let stop = AtomicBool::new(false);
         let bytes = READ_BACK_BYTES.min(self.request_bytes_max);
         let ops = ledger.read_back(bytes);
+        let count = ops.len() as u64;
         let start = Instant::now();
         let pace = Pace {
             start,
@@ -380,11 +385,14 @@ impl Section {
         let live = Live::default();
         let mut recorder = Recorder::new(&timeline, &live, start, None);
         let ops = ops.into_iter();
-        let ending = self.with(opened, ops, bytes, &mut content, &mut recorder, pace)?;
+        let ending = self.with(opened, ops, bytes, &mut content, &mut recorder, pace);
+        let ending = ending.unwrap_or_else(|error| Ending::unopened(&error, &stop));
         let Content::Verified(ledger) = content else {
             unreachable!("it was made just above")
         };
-        Ok((ledger.into_findings(), ending.error))
+        let mut findings = ledger.into_findings();
+        findings.cut_short = ending.error.is_some() || ending.state.issued < count;
+        (findings, ending.error)
     }
 }
 

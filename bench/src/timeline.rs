@@ -116,7 +116,10 @@ impl<'a> Timeline<'a> {
         }
         let log_error = state.log_error.take();
         let log_error = log_error.map(|error| format!("writing the log of histograms: {error}"));
-        if let Some(last) = state.closed.last_mut() {
+        // A job that came to nothing says no end.
+        if !elapsed.is_zero()
+            && let Some(last) = state.closed.last_mut()
+        {
             last.at_seconds = elapsed.as_secs_f64();
         }
         (std::mem::take(&mut state.closed), log_error)
@@ -307,6 +310,18 @@ mod tests {
         let first = &intervals[0].kinds[0];
         assert_eq!((first.kind.as_str(), first.bytes), ("write", 5120));
         assert!((first.p50_us - 15.0).abs() < 0.1 && (first.max_us - 20.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn the_last_interval_of_a_job_that_came_to_nothing_has_an_end() {
+        let timeline = Timeline::new("a", SECOND, None);
+        let (start, live) = (Instant::now(), Live::default());
+        let mut recorder = Recorder::new(&timeline, &live, start, None);
+        recorder.tick(start);
+        recorder.record(Kind::Write, 512, US);
+        recorder.finish(start + SECOND);
+        let intervals = timeline.finish(Duration::ZERO).0;
+        assert_eq!(intervals[0].at_seconds, 1.0);
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! `taipan-bench compare` on servers that a user names, and on one that is not there.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,8 +43,12 @@ fn compare(dir: &tempfile::TempDir, options: &[&str]) -> Output {
 }
 
 fn command(dir: &tempfile::TempDir, options: &[&str]) -> Command {
+    command_for(dir, PEERS, options)
+}
+
+fn command_for(dir: &tempfile::TempDir, text: &str, options: &[&str]) -> Command {
     let peers = dir.path().join("peers.toml");
-    fs::write(&peers, PEERS).unwrap();
+    fs::write(&peers, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_taipan-bench"));
     command
         .args(["compare", "--wal-size", "256MiB", "--rounds", "2"])
@@ -133,27 +141,58 @@ fn a_server_that_does_not_start_is_a_failure_with_its_words() {
 #[test]
 fn a_wrong_command_line_measures_nothing() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let json = dir.path().join("r.json");
     for (options, words) in [
         (["--only", "nobody"], "there is no target \"nobody\""),
         (["--lines", "nothing"], "in its name: nothing"),
         (["--variant", "nothing"], "it is NAME=OPTIONS"),
     ] {
-        let output = compare(&dir, &options);
+        let place = ["--json", json.to_str().unwrap()];
+        let output = compare(&dir, &[options, place].concat());
         assert_eq!(output.status.code(), Some(2), "{options:?}");
+        assert!(!json.exists(), "a report of nothing is left");
         assert!(text(&output.stderr).contains(words), "{options:?}");
         assert!(output.stdout.is_empty());
     }
 }
 
-/// Processes that a comparison has started, found by what they inherit.
-fn started_with(mark: &str) -> Vec<String> {
+/// Processes that a comparison has started, found by what they inherit: numbers and command lines.
+fn processes_of(mark: &str) -> Vec<(i32, String)> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let found = entries.filter(|entry| {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
         text(&environment).contains(mark)
     });
-    let name = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).unwrap_or_default();
-    found.map(|entry| text(&name(entry))).collect()
+    let process = |entry: fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let number = entry.file_name().into_string().unwrap();
+        (number.parse().unwrap(), text(&line))
+    };
+    found.map(process).collect()
+}
+
+fn started_with(mark: &str) -> Vec<String> {
+    let found = processes_of(mark).into_iter();
+    found.map(|(_, line)| line).collect()
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The directory in memory of the server that runs.
+fn run_directory(mark: &str) -> PathBuf {
+    let lines = started_with(mark);
+    let socket = |line: &String| {
+        let mut words = line.split('\0').skip_while(|&word| word != "--socket");
+        words.nth(1).map(PathBuf::from)
+    };
+    let socket = lines.iter().find_map(socket).expect("a server runs");
+    socket.parent().unwrap().to_owned()
 }
 
 #[test]
@@ -172,14 +211,10 @@ fn nothing_is_left_of_a_comparison_that_is_killed() {
         let told = BufReader::new(child.stderr.take().unwrap());
         let mut told = told.lines().map(Result::unwrap);
         assert!(told.any(|line| line == "randread 4k d1"), "{signal:?}");
-        let begin = Instant::now();
-        while !started_with(&mark)
-            .iter()
-            .any(|name| name.contains("--rw="))
-        {
-            assert!(begin.elapsed() < Duration::from_secs(60), "no client");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let is_client = |line: &String| line.contains("--rw=");
+        until("no client", || started_with(&mark).iter().any(is_client));
+        let run = run_directory(&mark);
+        assert!(run.join("nbd.sock").exists(), "{}", run.display());
         kill_process(Pid::from_child(&child), signal).unwrap();
         // Its end is that of the last process which has it.
         told.for_each(drop);
@@ -192,7 +227,117 @@ fn nothing_is_left_of_a_comparison_that_is_killed() {
         assert_eq!(started_with(&mark), [""; 0], "{signal:?}");
         let left = fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(left, 1, "the peers are all that is left after {signal:?}");
+        assert!(!run.exists(), "{} is left after {signal:?}", run.display());
     }
+}
+
+/// A control socket in a directory; how often it was asked. It answers, or leaves all waiting.
+fn control(dir: &tempfile::TempDir, answers: bool) -> (String, Arc<AtomicU32>) {
+    let path = dir.path().join("control.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let asked: Arc<AtomicU32> = Arc::default();
+    let counter = Arc::clone(&asked);
+    thread::spawn(move || {
+        let mut waiting = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut head = BufReader::new(stream.try_clone().unwrap()).lines();
+            while head.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            counter.fetch_add(1, Ordering::SeqCst);
+            if answers {
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            } else {
+                waiting.push(stream);
+            }
+        }
+    });
+    let line = format!(
+        "control = '{}'\nsurvives = 'nothing of mine'",
+        path.display()
+    );
+    (PEERS.replace("survives = 'nothing of mine'", &line), asked)
+}
+
+#[test]
+fn an_interrupted_comparison_drains_no_more() {
+    for answers in [true, false] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let sockets = tempfile::tempdir().unwrap();
+        let (peers, drains) = control(&sockets, answers);
+        let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
+        let (name, value) = mark.split_once('=').unwrap();
+        let options = ["--only", "mine", "--lines", "4k d1", "--seconds", "60"];
+        let mut child = command_for(&dir, &peers, &options)
+            .env(name, value)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let is_client = |line: &String| line.contains("--rw=rand");
+        let drained = || drains.load(Ordering::SeqCst);
+        until("no drain", || drained() == 1);
+        if answers {
+            until("no client", || started_with(&mark).iter().any(is_client));
+        }
+        let begin = Instant::now();
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        while child.try_wait().unwrap().is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it goes on");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_eq!(drained(), 1, "it answers: {answers}");
+    }
+}
+
+#[test]
+fn a_comparison_to_which_nobody_listens_is_interrupted_as_well() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
+    let (name, value) = mark.split_once('=').unwrap();
+    let options = ["--only", "mine", "--lines", "4k d1", "--seconds", "600"];
+    let mut child = command(&dir, &options)
+        .env(name, value)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let is_client = |line: &String| line.contains("--rw=rand");
+    until("no client", || started_with(&mark).iter().any(is_client));
+    drop(child.stderr.take());
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    until("a client goes on", || {
+        !started_with(&mark).iter().any(is_client)
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_comparison_ends_after_its_warden() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
+    let (name, value) = mark.split_once('=').unwrap();
+    let mut child = command(&dir, &["--only", "mine", "--lines", "randread 4k d1"])
+        .env(name, value)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut report = BufReader::new(child.stdout.take().unwrap());
+    let is_warden = |line: &str| line.split('\0').nth(1) == Some("warden");
+    let warden = || {
+        processes_of(&mark)
+            .into_iter()
+            .find(|found| is_warden(&found.1))
+    };
+    until("no warden", || warden().is_some());
+    let warden = Pid::from_raw(warden().unwrap().0).unwrap();
+    kill_process(warden, Signal::STOP).unwrap();
+    report.read_line(&mut String::new()).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let ended = child.try_wait().unwrap();
+    kill_process(warden, Signal::CONT).unwrap();
+    assert_eq!(ended, None, "the warden is waited for");
+    std::io::copy(&mut report, &mut std::io::sink()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

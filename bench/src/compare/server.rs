@@ -1,7 +1,7 @@
 //! A server that runs for a comparison: started on its CPUs, watched, stopped.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use super::peers::{Peer, Texts, Transport};
 use super::warden::{Process, Warden};
 use crate::connection::Connection;
 use crate::interruption;
+use crate::job::PATIENCE;
 use crate::options::Replies;
 use crate::uri::Address;
 
@@ -139,6 +140,7 @@ impl Server {
 
     /// Waits until nothing is left to be done in the background.
     pub(crate) fn settle(&self) -> Result<()> {
+        interruption::check()?;
         if self.control.is_some() {
             self.control("POST", "/v1/drain", "")?;
         }
@@ -186,8 +188,42 @@ impl Server {
         let socket = self.control.as_ref().context("no control socket")?;
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connecting to {}", socket.display()))?;
-        stream.set_read_timeout(Some(CONTROL_MAX))?;
-        http(stream, method, path, body).with_context(|| format!("{method} {path}"))
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let begin = Instant::now();
+        http(Patient { stream, begin }, method, path, body)
+            .with_context(|| format!("{method} {path}"))
+    }
+}
+
+/// A control connection whose answer may take long, but not after an interruption.
+struct Patient {
+    stream: UnixStream,
+    begin: Instant,
+}
+
+impl Read for Patient {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.read(out) {
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock
+                        && self.begin.elapsed() < CONTROL_MAX =>
+                {
+                    interruption::check().map_err(io::Error::other)?;
+                }
+                read => return read,
+            }
+        }
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.stream.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 
@@ -360,15 +396,15 @@ mod tests {
     fn an_answer_of_a_server_is_its_body_or_an_error() {
         struct Canned(&'static [u8]);
         impl Read for Canned {
-            fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
                 self.0.read(out)
             }
         }
         impl Write for Canned {
-            fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
                 Ok(data.len())
             }
-            fn flush(&mut self) -> std::io::Result<()> {
+            fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }

@@ -1,6 +1,7 @@
 //! `taipan-bench run` that is interrupted, or cannot write or go on, still tells what it measured.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -67,6 +68,77 @@ fn an_interrupted_run_does_not_wait_for_a_silent_server() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(json(&output)["requests"].as_u64().unwrap() >= 900);
+}
+
+#[test]
+fn the_patience_with_a_slow_server_begins_with_the_interruption() {
+    let server = MemoryServer::start(MIB, |_| {});
+    server.inject(Fault::Hold(9));
+    let options = LONG.replace("--iodepth 4", "--iodepth 1");
+    let mut child = command(&server.uri(), &options).spawn().unwrap();
+    let requests = || server.seen.requests.load(Ordering::SeqCst);
+    until("no request comes", || requests() > 9);
+    thread::sleep(Duration::from_millis(2500));
+    signal(&child, Signal::INT);
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let mut said = said.lines().map(Result::unwrap);
+    assert!(said.any(|line| line.starts_with("interrupted")));
+    thread::sleep(Duration::from_millis(300));
+    server.inject(Fault::None);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert_eq!(json(&output)["requests"], 10);
+}
+
+#[test]
+fn an_interrupted_run_says_so_and_does_not_call_verified_what_it_has_not_read_back() {
+    let server = MemoryServer::start(MIB, |_| {});
+    let options = "--rw randrw --bs 4k --seed 3 --runtime 600 --verify crc32c";
+    let child = command(&server.uri(), options).spawn().unwrap();
+    let reads = || server.seen.reads.load(Ordering::SeqCst);
+    until("no read comes", || reads() > 1000);
+    signal(&child, Signal::INT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.ends_with("interrupted: it ended early\n"), "{told}");
+    assert!(
+        told.contains("as written, but not all was read back"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_thread_that_cannot_connect_takes_no_numbers_of_the_others_with_it() {
+    let server = MemoryServer::start(MIB, |_| {});
+    // The first looks at the export.
+    server.inject(Fault::TurnAway {
+        first: 2,
+        after: 1000,
+    });
+    let options = "--rw randread --numjobs 2 --runtime 20 --ioengine glommio --json";
+    let output = command(&server.uri(), options).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report = json(&output);
+    assert!(report["requests"].as_u64().unwrap() >= 999, "{report}");
+    let errors = report["errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    let lasted = report["elapsed_seconds"].as_f64().unwrap();
+    assert!(lasted < 20.0, "the other thread ended with it: {lasted}");
+}
+
+#[test]
+fn nothing_is_left_where_a_report_of_nothing_would_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let options = format!(
+        "--rw read --output {} --hist-log {}",
+        path("r.json"),
+        path("log")
+    );
+    let output = command("nbd+unix:///?socket=/none", &options).output();
+    assert_eq!(output.unwrap().status.code(), Some(1));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

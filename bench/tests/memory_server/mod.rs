@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use taipan_nbd::{
     Errno, ExportDirectory, ExportInfo, HandshakeEnd, HandshakeLimits, LookupError, Op,
@@ -32,11 +33,16 @@ pub(crate) enum Fault {
     Silence(u64),
     /// The answer names a request that is not in flight.
     WrongCookie(u64),
+    /// The request is answered when the fault is taken away.
+    Hold(u64),
+    /// Connections from the number `first` on are closed once `after` requests have come.
+    TurnAway { first: u64, after: u64 },
 }
 
 /// Counts of what the server has seen.
 #[derive(Default)]
 pub(crate) struct Seen {
+    pub(crate) connections: AtomicU64,
     pub(crate) requests: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,
@@ -173,6 +179,16 @@ struct Session<S> {
 impl<S: Read + Write> Session<S> {
     /// Serves until the client leaves or a fault closes the connection.
     fn serve(mut self) {
+        let number = self.seen.connections.fetch_add(1, Ordering::SeqCst);
+        let fault = *self.fault.lock().unwrap();
+        if let Fault::TurnAway { first, after } = fault
+            && number >= first
+        {
+            while self.seen.requests.load(Ordering::SeqCst) < after {
+                thread::sleep(Duration::from_millis(1));
+            }
+            return;
+        }
         if let Some(export) = self.shake_hands() {
             while self.request(&export).is_some() {}
         }
@@ -219,6 +235,11 @@ impl<S: Read + Write> Session<S> {
             }
             Fault::Close { at, stored: false } if at == number => return None,
             Fault::Silence(n) if n == number => return Some(()),
+            Fault::Hold(n) if n == number => {
+                while *self.fault.lock().unwrap() == fault {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
             Fault::WrongCookie(n) if n == number => {
                 return self.stream.write_all(&simple_reply(None, 0xdead)).ok();
             }
