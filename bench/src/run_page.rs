@@ -157,21 +157,27 @@ fn one_job(page: &mut Page, job: &JobOutcome) {
             verified.blocks_checked, verified.blocks_bad, rest
         ));
     }
-    page.html(
-        &rates(job, "requests per second", "1/s", |kind| {
-            kind.requests as f64
-        })
-        .figure(),
-    );
-    let megabytes = |kind: &KindInterval| kind.bytes as f64 / 1e6;
-    page.html(&rates(job, "throughput", "MB/s", megabytes).figure());
+    let kinds = job.sums.kinds.iter();
+    let names = |has_bytes: bool| {
+        let kinds = kinds.clone().filter(move |k| !has_bytes || k.bytes > 0);
+        kinds.map(|kind| kind.kind.as_str())
+    };
+    let requests: Value = |kind| kind.requests as f64;
+    let megabytes: Value = |kind| kind.bytes as f64 / 1e6;
+    page.html(&rates(job, names(false), ("requests per second", "1/s"), requests).figure());
+    page.html(&rates(job, names(true), ("throughput", "MB/s"), megabytes).figure());
     for kind in &job.sums.kinds {
         page.html(&latencies(job, &kind.kind).figure());
     }
 }
 
-/// Something per second of every kind.
-fn rates(job: &JobOutcome, what: &str, unit: &'static str, count: Value) -> Plot {
+/// Something per second, of each of `kinds`.
+fn rates<'a>(
+    job: &JobOutcome,
+    kinds: impl Iterator<Item = &'a str>,
+    (what, unit): (&str, &'static str),
+    count: Value,
+) -> Plot {
     let series = |kind: &str| {
         let mut begin = 0.0;
         let point = |interval: &Interval| {
@@ -189,13 +195,7 @@ fn rates(job: &JobOutcome, what: &str, unit: &'static str, count: Value) -> Plot
         title: format!("[{}] {what}", job.name),
         unit,
         logarithmic: false,
-        series: job
-            .sums
-            .kinds
-            .iter()
-            .filter(|kind| unit == "1/s" || kind.bytes > 0)
-            .map(|kind| series(&kind.kind))
-            .collect(),
+        series: kinds.map(series).collect(),
     }
 }
 

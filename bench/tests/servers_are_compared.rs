@@ -38,6 +38,9 @@ survives = ''
 durable_flush = true
 ";
 
+/// What all processes of a comparison inherit: its directory.
+const MARK: &str = "TAIPAN_COMPARED";
+
 fn compare(dir: &tempfile::TempDir, options: &[&str]) -> Output {
     command(dir, options).output().unwrap()
 }
@@ -57,7 +60,8 @@ fn command_for(dir: &tempfile::TempDir, text: &str, options: &[&str]) -> Command
         .arg("--peers")
         .arg(peers)
         .args(["--server-cpus", "all", "--client-cpus", "all"])
-        .args(options);
+        .args(options)
+        .env(MARK, dir.path());
     if !options.contains(&"--seconds") {
         command.args(["--seconds", "0.5"]);
     }
@@ -157,11 +161,12 @@ fn a_wrong_command_line_measures_nothing() {
 }
 
 /// Processes that a comparison has started, found by what they inherit: numbers and command lines.
-fn processes_of(mark: &str) -> Vec<(i32, String)> {
+fn processes_of(dir: &tempfile::TempDir) -> Vec<(i32, String)> {
+    let mark = format!("{MARK}={}", dir.path().display());
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let found = entries.filter(|entry| {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        text(&environment).contains(mark)
+        text(&environment).contains(&mark)
     });
     let process = |entry: fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -171,9 +176,15 @@ fn processes_of(mark: &str) -> Vec<(i32, String)> {
     found.map(process).collect()
 }
 
-fn started_with(mark: &str) -> Vec<String> {
-    let found = processes_of(mark).into_iter();
+fn started_in(dir: &tempfile::TempDir) -> Vec<String> {
+    let found = processes_of(dir).into_iter();
     found.map(|(_, line)| line).collect()
+}
+
+fn has_client(dir: &tempfile::TempDir) -> bool {
+    started_in(dir)
+        .iter()
+        .any(|line| line.contains("--rw=rand"))
 }
 
 fn until(what: &str, done: impl Fn() -> bool) {
@@ -185,8 +196,8 @@ fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// The directory in memory of the server that runs.
-fn run_directory(mark: &str) -> PathBuf {
-    let lines = started_with(mark);
+fn run_directory(dir: &tempfile::TempDir) -> PathBuf {
+    let lines = started_in(dir);
     let socket = |line: &String| {
         let mut words = line.split('\0').skip_while(|&word| word != "--socket");
         words.nth(1).map(PathBuf::from)
@@ -199,11 +210,8 @@ fn run_directory(mark: &str) -> PathBuf {
 fn nothing_is_left_of_a_comparison_that_is_killed() {
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
-        let (name, value) = mark.split_once('=').unwrap();
         let options = ["--only", "mine", "--lines", "4k d1", "--seconds", "60"];
         let mut child = command(&dir, &options)
-            .env(name, value)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -211,9 +219,8 @@ fn nothing_is_left_of_a_comparison_that_is_killed() {
         let told = BufReader::new(child.stderr.take().unwrap());
         let mut told = told.lines().map(Result::unwrap);
         assert!(told.any(|line| line == "randread 4k d1"), "{signal:?}");
-        let is_client = |line: &String| line.contains("--rw=");
-        until("no client", || started_with(&mark).iter().any(is_client));
-        let run = run_directory(&mark);
+        until("no client", || has_client(&dir));
+        let run = run_directory(&dir);
         assert!(run.join("nbd.sock").exists(), "{}", run.display());
         kill_process(Pid::from_child(&child), signal).unwrap();
         // Its end is that of the last process which has it.
@@ -224,7 +231,7 @@ fn nothing_is_left_of_a_comparison_that_is_killed() {
             let told = text(&output.stdout);
             assert!(told.contains("nothing of mine") && told.contains("INTERRUPTED"));
         }
-        assert_eq!(started_with(&mark), [""; 0], "{signal:?}");
+        assert_eq!(started_in(&dir), [""; 0], "{signal:?}");
         let left = fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(left, 1, "the peers are all that is left after {signal:?}");
         assert!(!run.exists(), "{} is left after {signal:?}", run.display());
@@ -263,20 +270,16 @@ fn an_interrupted_comparison_drains_no_more() {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let sockets = tempfile::tempdir().unwrap();
         let (peers, drains) = control(&sockets, answers);
-        let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
-        let (name, value) = mark.split_once('=').unwrap();
         let options = ["--only", "mine", "--lines", "4k d1", "--seconds", "60"];
         let mut child = command_for(&dir, &peers, &options)
-            .env(name, value)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let is_client = |line: &String| line.contains("--rw=rand");
         let drained = || drains.load(Ordering::SeqCst);
         until("no drain", || drained() == 1);
         if answers {
-            until("no client", || started_with(&mark).iter().any(is_client));
+            until("no client", || has_client(&dir));
         }
         let begin = Instant::now();
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
@@ -292,39 +295,30 @@ fn an_interrupted_comparison_drains_no_more() {
 #[test]
 fn a_comparison_to_which_nobody_listens_is_interrupted_as_well() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
-    let (name, value) = mark.split_once('=').unwrap();
     let options = ["--only", "mine", "--lines", "4k d1", "--seconds", "600"];
     let mut child = command(&dir, &options)
-        .env(name, value)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let is_client = |line: &String| line.contains("--rw=rand");
-    until("no client", || started_with(&mark).iter().any(is_client));
+    until("no client", || has_client(&dir));
     drop(child.stderr.take());
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    until("a client goes on", || {
-        !started_with(&mark).iter().any(is_client)
-    });
+    until("a client goes on", || !has_client(&dir));
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]
 fn a_comparison_ends_after_its_warden() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let mark = format!("TAIPAN_COMPARED={}", dir.path().display());
-    let (name, value) = mark.split_once('=').unwrap();
     let mut child = command(&dir, &["--only", "mine", "--lines", "randread 4k d1"])
-        .env(name, value)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut report = BufReader::new(child.stdout.take().unwrap());
     let is_warden = |line: &str| line.split('\0').nth(1) == Some("warden");
     let warden = || {
-        processes_of(&mark)
+        processes_of(&dir)
             .into_iter()
             .find(|found| is_warden(&found.1))
     };

@@ -22,6 +22,7 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 
 /// Longest wait for the children of a program that has ended, asked and then killed.
 const CHILDREN_MAX: Duration = Duration::from_secs(2);
+/// Between two looks at processes that are to end.
 const BREATH: Duration = Duration::from_millis(10);
 
 /// The comparison's end of the pipe to the warden.
@@ -145,7 +146,7 @@ impl Process {
                 if self.has_ended() {
                     break;
                 }
-                thread::sleep(Duration::from_millis(10));
+                thread::sleep(BREATH);
             }
         }
         // Children that did not hear of it, or do not want to.
