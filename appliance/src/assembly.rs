@@ -20,6 +20,7 @@ use taipan_engine::wal::LogConfig;
 use taipan_engine::wal::files::WalFiles;
 use taipan_engine::wal::region_files::boot_id;
 
+use crate::batch_memory;
 use crate::boot::{Arrivals, BootVolume, Recovered};
 use crate::budget::{MemoryBudget, machine_memory_bytes};
 use crate::caretaker::{Caretaker, Lacking, Left, Unlisted};
@@ -39,12 +40,9 @@ use crate::sync_mode::SyncChoice;
 use crate::tail::LiveLogs;
 use crate::tls::TlsService;
 use crate::uploader::{
-    Calendar, UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState, give_way,
+    Calendar, UploadVolume, Uploader, UploaderAddress, UploaderParts, UploaderState,
 };
 use crate::watchdog::Watchdog;
-
-/// Batch memory is cleared in steps of this.
-const POPULATE_BYTES: usize = 1 << 20;
 
 /// A running data core.
 type CoreThread = std::thread::JoinHandle<std::io::Result<()>>;
@@ -90,7 +88,7 @@ impl Assembly {
         let fetcher = self.start_fetcher(config, &parts.budget)?;
         let (addresses, data) =
             self.start_cores(config, cores, &fetcher, &uploader, &mut watchdog)?;
-        populate(&arenas, &addresses);
+        batch_memory::prepare(&arenas, &addresses);
         let state = Arc::new(UploaderState::default());
         let upload_parts = self.uploader_parts(
             config,
@@ -370,35 +368,6 @@ fn let_in(
         acceptor: Some(Acceptor::start(arrivals.listeners, cores, metrics)?),
         ..Threads::default()
     })
-}
-
-/// Clears the pages of batch memory beside the first requests: otherwise each first write to a page
-/// waits for that. In small steps, taking turns among the shards, as they fill alike. Then the
-/// cores' rings hold on to them.
-fn populate(arenas: &[ArenaReader], cores: &[CoreAddress]) {
-    let (arenas, cores) = (arenas.to_vec(), cores.to_vec());
-    let clear = move || {
-        give_way();
-        let longest = arenas.iter().map(ArenaReader::bytes_len).max().unwrap_or(0);
-        for offset in (0..longest).step_by(POPULATE_BYTES) {
-            for arena in arenas.iter().filter(|arena| offset < arena.bytes_len()) {
-                let len = POPULATE_BYTES.min(arena.bytes_len() - offset);
-                if let Err(error) = arena.populate(offset, len) {
-                    tracing::info!(%error, "batch memory is cleared when it is first used");
-                    return;
-                }
-            }
-        }
-        for (shard, arena) in ShardId::all().zip(&arenas) {
-            cores[shard.core(cores.len())].send(CoreMessage::Pin(arena.whole()));
-        }
-    };
-    if let Err(error) = std::thread::Builder::new()
-        .name("populate".to_owned())
-        .spawn(clear)
-    {
-        tracing::warn!(%error, "batch memory is cleared when it is first used");
-    }
 }
 
 struct BuiltCore {

@@ -7,6 +7,7 @@ pub mod access;
 pub mod activation;
 mod assembly;
 mod backend_check;
+mod batch_memory;
 pub mod boot;
 pub mod budget;
 mod caretaker;

@@ -35,6 +35,9 @@ use crate::identity::BatchNum;
 
 use hazard::Hazards;
 
+/// Size and alignment of a huge page; mappings of files are aligned to it.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// The mapping itself; unmapped when the last handle is gone.
 #[derive(Debug)]
 struct Mapping {
@@ -85,18 +88,7 @@ impl Arena {
                 "a region of {present} bytes cannot hold {bytes}"
             )));
         }
-        // SAFETY: a fresh mapping at an address the kernel chooses; the file is long enough, so
-        // no access faults as long as nobody truncates it, which only the owner's lock holder may.
-        let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                file,
-                0,
-            )
-        };
+        let base = map_aligned(file, bytes);
         Self::over(base, bytes)
     }
 
@@ -205,6 +197,39 @@ impl Mapping {
     }
 }
 
+/// Maps the beginning of a file, which is that long, at a multiple of [`HUGE_PAGE_BYTES`].
+fn map_aligned(file: &File, bytes: usize) -> rustix::io::Result<*mut std::ffi::c_void> {
+    let reserved = bytes + HUGE_PAGE_BYTES;
+    // SAFETY: a fresh mapping at an address the kernel chooses, for its addresses alone.
+    let start = unsafe {
+        let (nothing, own) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, nothing, own)?
+    };
+    let before = (start as usize).next_multiple_of(HUGE_PAGE_BYTES) - start as usize;
+    let base = start.wrapping_byte_add(before);
+    // SAFETY: it replaces a part of what was reserved, which nobody else knows; the file is long
+    // enough, so no access faults as long as nobody truncates it, which only the owner's lock
+    // holder may.
+    let mapped = unsafe {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let place = MapFlags::SHARED | MapFlags::FIXED;
+        rustix::mm::mmap(base, bytes, access, place, file, 0)
+    };
+    let rest = match mapped {
+        Ok(_) => [
+            (start, before),
+            (base.wrapping_byte_add(bytes), reserved - before - bytes),
+        ],
+        Err(_) => [(start, reserved), (start, 0)],
+    };
+    for (unused, len) in rest.into_iter().filter(|(_, len)| *len > 0) {
+        // SAFETY: parts of what was reserved, whole pages, in which nothing was mapped.
+        let unmapped = unsafe { rustix::mm::munmap(unused, len) };
+        debug_assert!(unmapped.is_ok());
+    }
+    mapped
+}
+
 fn check_length(bytes: usize) -> Result<()> {
     if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) {
         return Err(Error::invalid(format!("{bytes} bytes are not whole pages")));
@@ -257,6 +282,22 @@ impl ArenaReader {
         // SAFETY: in bounds of a live mapping; populating only faults pages in.
         unsafe { rustix::mm::madvise(from.cast(), len, rustix::mm::Advice::LinuxPopulateWrite) }
             .map_err(|e| Error::io("populating batch memory", e.into()))
+    }
+
+    /// Puts a range of [`HUGE_PAGE_BYTES`] at a multiple of that into one huge page, wherever the
+    /// kernel's settings leave tmpfs: random blocks then cost fewer walks of the page tables.
+    /// Content stays as it is. Advisory. Source: madvise(2), `MADV_COLLAPSE`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the kernel has no such pages for this memory and will not have them;
+    /// anything else holds for this range at this moment.
+    pub fn collapse(&self, offset: usize) -> std::io::Result<()> {
+        let from = self.shared.mapping.at(offset, HUGE_PAGE_BYTES);
+        // SAFETY: in bounds of a live mapping; the kernel moves what is there and keeps its bytes.
+        match unsafe { libc::madvise(from.cast(), HUGE_PAGE_BYTES, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
     }
 
     /// Bytes of the mapping.

@@ -17,6 +17,31 @@ fn a_file_mapping_outlives_its_arena() {
 }
 
 #[test]
+fn memory_that_was_put_into_huge_pages_holds_what_it_held() {
+    // On tmpfs, as in production.
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let bytes = 3 * HUGE_PAGE_BYTES;
+    file.set_len(bytes as u64).unwrap();
+    let mut arena = Arena::map_file(&file, bytes).unwrap();
+    let pattern = |page: usize| [page as u8, (page >> 8) as u8, 0xA5];
+    for page in 0..bytes / PAGE_BYTES {
+        arena
+            .bytes_mut(page * PAGE_BYTES, 3)
+            .copy_from_slice(&pattern(page));
+    }
+    let reader = arena.reader();
+    for offset in (0..bytes).step_by(HUGE_PAGE_BYTES) {
+        // A kernel may have none.
+        let _ = reader.collapse(offset);
+    }
+    for page in 0..bytes / PAGE_BYTES {
+        assert_eq!(arena.bytes(page * PAGE_BYTES, 3), pattern(page));
+    }
+    let aligned = arena.io_slice(0, 1).as_ptr() as usize;
+    assert!(aligned.is_multiple_of(HUGE_PAGE_BYTES), "{aligned:x}");
+}
+
+#[test]
 fn a_short_file_or_odd_length_is_refused() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(4096).unwrap();
