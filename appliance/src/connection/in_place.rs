@@ -1,22 +1,40 @@
-//! Long reads whose blocks are in batch memory: their bytes go to the socket from there.
+//! Reads whose blocks are in batch memory: their bytes go to the socket from there.
 
 use std::io::{ErrorKind, IoSlice, Write};
 use std::os::fd::AsFd;
 
 use taipan_engine::block::PAGE_BYTES;
-use taipan_nbd::ReplyTo;
+use taipan_nbd::protocol::command;
+use taipan_nbd::{Command, ReplyHead, ReplyTo, Request};
 
-use super::replies::data_head;
+use super::replies::{Answer, data_head};
+use super::requests::{Asked, InFlight};
+use super::throttled::Toll;
 use super::wire::{Socket, Wire};
-use super::{Connection, Phase, Surroundings, pieces};
+use super::{Connection, Phase, REQUESTS_PER_TURN, Surroundings, pieces};
+use crate::metrics::RequestKind;
 
-/// Shorter reads are copied: several replies then go in one piece.
-const READ_BYTES_MIN: u32 = 64 << 10;
+/// From here on a READ goes alone, and holes in it are left out.
+const LONG_BYTES: u32 = 64 << 10;
 /// Longer ones would keep others waiting.
 const READ_BYTES_MAX: u32 = 1 << 20;
-/// The kernel takes 1,024 slices: what waits, the head, and blocks of which the first and the last
-/// are partly wanted.
-const _: () = assert!(READ_BYTES_MAX as usize / PAGE_BYTES + 3 <= 1024);
+/// Most bytes of short ones that go together: a connection that holds nothing may always have so
+/// many.
+const RUN_BYTES_MAX: u64 = 128 << 10;
+/// Most slices of one call of the kernel.
+const SLICES_MAX: usize = 1024;
+/// What waits, a head, and blocks of which the first and the last are partly wanted.
+const _: () = assert!(READ_BYTES_MAX as usize / PAGE_BYTES + 3 <= SLICES_MAX);
+/// The same of short ones, each with a head.
+const _: () = assert!(REQUESTS_PER_TURN * (LONG_BYTES as usize / PAGE_BYTES + 2) < SLICES_MAX);
+
+/// A READ of a run.
+struct Taken {
+    request: InFlight,
+    head: ReplyHead,
+    /// Where its pieces end among those of the run.
+    end: usize,
+}
 
 impl Connection {
     /// Answers a READ of (offset, length) with what is in memory, and sends that at once. False,
@@ -28,22 +46,25 @@ impl Connection {
         around: &mut Surroundings<'_>,
     ) -> bool {
         let may_send = !self.unread && matches!(self.wire, Wire::Clear);
-        if !may_send || !(READ_BYTES_MIN..=READ_BYTES_MAX).contains(&len) {
+        if !may_send || !(LONG_BYTES..=READ_BYTES_MAX).contains(&len) {
             return false;
         }
         let Phase::Transmission(session) = &self.phase else {
             return false;
         };
         let range = (offset, u64::from(len));
-        let Some(content) = around.core.resident(session.volume.slot, range) else {
+        let mut content = Vec::with_capacity(len as usize / PAGE_BYTES + 2);
+        let slot = session.volume.slot;
+        if !around.core.resident(slot, range, &mut content) {
             return false;
-        };
+        }
         if !df && !to.is_simple() && content.iter().any(|piece| pieces::has_zeros(piece)) {
             return false;
         }
-        let head = data_head(to, (offset, len), df);
         let blocks = content.len();
-        self.send_pieces(head.as_bytes(), &content);
+        let head = data_head(to, (offset, len), df);
+        content.insert(0, head.as_bytes());
+        self.send_pieces(&content);
         around.core.count_resident(blocks);
         if self.broken {
             self.gone(around);
@@ -51,12 +72,102 @@ impl Connection {
         true
     }
 
-    /// Sends what waits and then a reply; keeps what the socket does not take.
-    fn send_pieces(&mut self, head: &[u8], content: &[&[u8]]) {
+    /// Takes up to `most` short READs that are next in the receive buffer and answers them with
+    /// what is in memory, in one piece; the number of them. What is not all there, or to be
+    /// answered in another form, ends the run and is left to the ordinary way.
+    pub(super) fn answer_run(&mut self, most: usize, around: &mut Surroundings<'_>) -> usize {
+        let may_send = !self.unread && self.toll == Toll::Unknown;
+        if !may_send || !matches!(self.wire, Wire::Clear) || !self.next_is_read() {
+            return 0;
+        }
+        // In case that the socket takes none of it.
+        if !self.admits(RUN_BYTES_MAX) {
+            return 0;
+        }
+        let (mut run, mut content) = (Vec::with_capacity(most), Vec::new());
+        let bytes = self.take_run(&mut run, &mut content, most, around);
+        if run.is_empty() {
+            return 0;
+        }
+        let (mut pieces, mut from) = (Vec::with_capacity(content.len() + run.len()), 0);
+        for taken in &run {
+            pieces.push(taken.head.as_bytes());
+            pieces.extend_from_slice(&content[from..taken.end]);
+            from = taken.end;
+        }
+        let blocks = content.len();
+        self.send_pieces(&pieces);
+        self.input.consume(bytes);
+        around.core.count_resident(blocks);
+        if let Phase::Transmission(session) = &mut self.phase {
+            for taken in &run {
+                session.book(&taken.request, &self.peer, around);
+            }
+        }
+        if self.broken {
+            self.gone(around);
+        }
+        run.len()
+    }
+
+    /// Finds the READs of a run and their bytes; the length of their headers.
+    fn take_run<'a>(
+        &self,
+        run: &mut Vec<Taken>,
+        content: &mut Vec<&'a [u8]>,
+        most: usize,
+        around: &'a Surroundings<'_>,
+    ) -> usize {
+        let Phase::Transmission(session) = &self.phase else {
+            return 0;
+        };
+        if session.volume.throttle.is_on() {
+            return 0;
+        }
+        let style = session.terms.headers();
+        let (mut rest, mut room) = (self.input.bytes(), RUN_BYTES_MAX);
+        while run.len() < most
+            && let Ok(Some(request)) = Request::parse(style, rest)
+            && let Ok(Command::Read { offset, len, df }) =
+                session.terms.validate(&request, &session.info)
+            && (1..LONG_BYTES).contains(&len)
+            && let Some(left) = room.checked_sub(u64::from(len))
+        {
+            let (range, before) = ((offset, u64::from(len)), content.len());
+            if !around.core.resident(session.volume.slot, range, content) {
+                break;
+            }
+            let asked = Asked { style, request };
+            let to = ReplyTo::new(style, &request);
+            let is_whole = df || to.is_simple();
+            if !is_whole && content[before..].iter().all(|piece| pieces::is_zero(piece)) {
+                content.truncate(before);
+                break;
+            }
+            let kind = (RequestKind::Read, Answer::Content { df });
+            run.push(Taken {
+                request: InFlight::new(asked, kind, around.now_ns),
+                head: data_head(to, (offset, len), df),
+                end: content.len(),
+            });
+            rest = &rest[style.request_bytes()..];
+            room = left;
+        }
+        run.len() * style.request_bytes()
+    }
+
+    /// Whether a READ is next in the receive buffer, as far as a glance tells.
+    fn next_is_read(&self) -> bool {
+        const COMMAND: std::ops::Range<usize> = 6..8;
+        self.input.bytes().get(COMMAND) == Some(&command::READ.to_be_bytes()[..])
+    }
+
+    /// Sends what waits and then the pieces of replies; keeps what the socket does not take.
+    fn send_pieces(&mut self, pieces: &[&[u8]]) {
         let waiting = &self.output[self.sent..];
-        let mut slices = Vec::with_capacity(content.len() + 2);
-        slices.extend([waiting, head].map(IoSlice::new));
-        slices.extend(content.iter().map(|piece| IoSlice::new(piece)));
+        let mut slices = Vec::with_capacity(pieces.len() + 1);
+        slices.push(IoSlice::new(waiting));
+        slices.extend(pieces.iter().map(|piece| IoSlice::new(piece)));
         let mut taken = loop {
             match Socket(self.socket.as_fd()).write_vectored(&slices) {
                 Ok(taken) => break taken,
@@ -77,7 +188,7 @@ impl Connection {
             self.output.clear();
             self.sent = 0;
         }
-        for piece in [head].iter().chain(content) {
+        for piece in pieces {
             let of_piece = taken.min(piece.len());
             taken -= of_piece;
             self.output.extend_from_slice(&piece[of_piece..]);

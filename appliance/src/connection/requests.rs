@@ -217,7 +217,11 @@ impl Requests {
 }
 
 impl InFlight {
-    fn new(asked: Asked, (kind, answer): (RequestKind, Answer), started_ns: u64) -> Self {
+    pub(super) fn new(
+        asked: Asked,
+        (kind, answer): (RequestKind, Answer),
+        started_ns: u64,
+    ) -> Self {
         let len = asked.request.length;
         let held = match kind {
             RequestKind::Read | RequestKind::Write => len,
@@ -331,6 +335,13 @@ impl Connection {
                 continue;
             }
             let style = session.terms.headers();
+            match self.answer_run(REQUESTS_PER_TURN + 1 - looks, around) {
+                0 => {}
+                answered => {
+                    looks += answered - 1;
+                    continue;
+                }
+            }
             let request = match Request::parse(style, self.input.bytes()) {
                 Ok(Some(request)) => request,
                 Ok(None) => break,
@@ -349,7 +360,7 @@ impl Connection {
     }
 
     /// Whether there is memory for so many bytes more.
-    fn admits(&mut self, bytes: u64) -> bool {
+    pub(super) fn admits(&mut self, bytes: u64) -> bool {
         let need = Need {
             bytes,
             held: self.held(),

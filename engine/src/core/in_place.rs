@@ -6,13 +6,22 @@ use crate::block::BlockNum;
 use crate::shard::{Found, VolumeSlot};
 
 impl Core {
-    /// The `len` bytes at `offset`, piece after piece, if each of them is in batch memory of this
-    /// core. They stay what they are until the core is called again, which the borrow says.
-    /// `None`: some are elsewhere, or nowhere; [`Core::read`] finds them.
-    pub fn resident(&self, slot: VolumeSlot, (offset, len): (u64, u64)) -> Option<Vec<&[u8]>> {
-        let span = self.served(slot)?.span(offset, len);
+    /// Appends the `len` bytes at `offset` to `out`, piece after piece, if each of them is in batch
+    /// memory of this core. They stay what they are until the core is called again, which the
+    /// borrow says. False, and nothing is appended: some are elsewhere, or nowhere; [`Core::read`]
+    /// finds them.
+    pub fn resident<'a>(
+        &'a self,
+        slot: VolumeSlot,
+        (offset, len): (u64, u64),
+        out: &mut Vec<&'a [u8]>,
+    ) -> bool {
+        let Some(volume) = self.served(slot) else {
+            return false;
+        };
+        let span = volume.span(offset, len);
         if len == 0 || self.cores > 1 {
-            return None;
+            return false;
         }
         let piece = |number| {
             let block = BlockNum(number);
@@ -27,7 +36,15 @@ impl Core {
                 Found::Zero | Found::Wal(_) | Found::Chunk(_) => None,
             }
         };
-        (span.first().0..=span.last().0).map(piece).collect()
+        let before = out.len();
+        for number in span.first().0..=span.last().0 {
+            let Some(piece) = piece(number) else {
+                out.truncate(before);
+                return false;
+            };
+            out.push(piece);
+        }
+        true
     }
 
     /// So many blocks of [`Core::resident`] were used.

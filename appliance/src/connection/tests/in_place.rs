@@ -1,4 +1,4 @@
-//! Long reads that are sent from where their blocks are.
+//! Reads that are sent from where their blocks are.
 
 use super::*;
 
@@ -20,6 +20,15 @@ impl Rig {
         rig
     }
 
+    /// Requests answered, and bytes read.
+    fn answered(&self) -> [u64; 2] {
+        let Phase::Transmission(session) = &self.connection.phase else {
+            panic!("not in transmission");
+        };
+        let [requests, _, read_bytes, _] = session.tally.counts();
+        [requests, read_bytes]
+    }
+
     fn sent_in_place(&self) -> usize {
         self.connection.sent_in_place
     }
@@ -39,12 +48,76 @@ fn a_long_read_of_memory_is_sent_in_the_turn_that_takes_it() {
 }
 
 #[test]
+fn short_reads_of_memory_go_together_in_the_turn_that_takes_them() {
+    let mut rig = Rig::filled(Wishes::default());
+    let blocks = rig.core.counters().memory_blocks;
+    let (mut asked, mut expected) = (Vec::new(), Vec::new());
+    for (offset, len) in [
+        (OFFSET, 600),
+        (3 * BLOCK + 4000, 4096),
+        (OFFSET + 9, 60_000),
+    ] {
+        asked.extend(rig.header(command::READ, 0, (offset, len as u64)));
+        expected.extend(simple_reply(None, 77));
+        expected.extend(pattern(offset, len));
+    }
+    // In no place: it ends the run.
+    asked.extend(rig.header(command::READ, 0, (BLOCK, 7)));
+    rig.client.write_all(&asked).unwrap();
+    rig.turn();
+    assert_eq!(rig.sent_in_place(), expected.len());
+    expected.extend([&simple_reply(None, 77)[..], &[0; 7]].concat());
+    assert_eq!(rig.received(), expected);
+    assert_eq!(rig.core.counters().memory_blocks - blocks, 1 + 2 + 15);
+    // The first was the write.
+    assert_eq!(rig.answered(), [1 + 4, 600 + 4096 + 60_000 + 7]);
+}
+
+#[test]
+fn a_run_is_no_longer_than_what_a_connection_may_always_hold() {
+    let mut rig = Rig::filled(Wishes::default());
+    let read = rig.header(command::READ, 0, (OFFSET, 60_000));
+    rig.client.write_all(&read.repeat(4)).unwrap();
+    let expected = [&simple_reply(None, 77)[..], &pattern(OFFSET, 60_000)].concat();
+    assert_eq!(rig.received(), expected.repeat(4));
+    rig.client.write_all(&read.repeat(3)).unwrap();
+    rig.connection.unread = true;
+    rig.turn();
+    assert_eq!(rig.sent_in_place(), 0, "the socket is known to be full");
+}
+
+#[test]
+fn a_short_read_of_zeros_among_others_goes_as_a_hole() {
+    for extended in [false, true] {
+        let mut rig = Rig::filled(wishes(extended));
+        let zeros = (4 * BLOCK, BLOCK);
+        let written = rig.chunks(command::WRITE, 0, zeros, &[0; BLOCK as usize]);
+        assert_eq!(written, [Seen::Success]);
+        let seen = rig.chunks(command::READ, 0, zeros, &[]);
+        assert_eq!(seen, [Seen::Hole(zeros.0, BLOCK as u32)]);
+        let seen = rig.chunks(command::READ, command_flag::DF, zeros, &[]);
+        assert_eq!(seen, [Seen::Data(zeros.0, BLOCK as usize, 0)]);
+    }
+}
+
+#[test]
+fn short_reads_wait_for_their_turn_where_the_volume_has_limits() {
+    let mut rig = Rig::filled(Wishes::default());
+    rig.limit(2, 0);
+    rig.now_ns = 50_000_000_000;
+    let read = rig.header(command::READ, 0, (OFFSET, 10));
+    rig.client.write_all(&read.repeat(6)).unwrap();
+    let reply = [&simple_reply(None, 77)[..], &pattern(OFFSET, 10)].concat();
+    assert_eq!(rig.received(), reply.repeat(3), "the burst, and one");
+}
+
+#[test]
 fn replies_stay_in_order_and_whole_whatever_the_client_takes() {
     let mut rig = Rig::filled(Wishes::default());
     let mut expected = Vec::new();
     let mut asked = Vec::new();
-    // Short ones are copied and wait for the end of the turn.
-    for (nth, len) in [600, LEN, 70_000, 4096, LEN, 65_536, 1, LEN, LEN]
+    // Short ones go together, long ones alone; of those in a hole a copy waits for the next.
+    for (nth, len) in [600, LEN, 70_000, 4096, 9000, 5, LEN, 65_536, 1, LEN, LEN]
         .iter()
         .enumerate()
     {
@@ -52,6 +125,8 @@ fn replies_stay_in_order_and_whole_whatever_the_client_takes() {
         asked.extend(rig.header(command::READ, 0, (offset, *len as u64)));
         expected.extend(simple_reply(None, 77));
         expected.extend(pattern(offset, *len));
+        asked.extend(rig.header(command::READ, 0, (0, 512)));
+        expected.extend([&simple_reply(None, 77)[..], &[0; 512]].concat());
     }
     rig.client.write_all(&asked).unwrap();
     let (mut got, mut in_place, mut partly) = (Vec::new(), 0, 0);

@@ -5,7 +5,7 @@ use super::*;
 const SECOND: u64 = 1_000_000_000;
 
 impl Rig {
-    fn limit(&self, iops: u64, bandwidth_bytes: u64) {
+    pub(super) fn limit(&self, iops: u64, bandwidth_bytes: u64) {
         let volume = self.directory.resolve("vol0").unwrap();
         let settings = VolumeSettings {
             iops,

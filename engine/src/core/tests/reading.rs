@@ -103,8 +103,10 @@ fn what_is_in_memory_can_be_taken_from_there() {
     let range = (4 * BLOCK + 9, 3 * BLOCK);
     let content = rig.data(range.0, range.1);
     let resident = |rig: &Rig, range| {
-        let pieces = rig.cores[0].resident(slot, range);
-        pieces.map(|pieces| pieces.concat())
+        let mut pieces = vec![&b"before"[..]];
+        let is_there = rig.cores[0].resident(slot, range, &mut pieces);
+        assert_eq!(is_there, pieces.len() > 1, "all of it or nothing");
+        is_there.then(|| pieces[1..].concat())
     };
     assert_eq!(resident(&rig, range), Some(content));
     assert_eq!(
