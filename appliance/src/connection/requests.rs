@@ -335,7 +335,7 @@ impl Connection {
                 continue;
             }
             let style = session.terms.headers();
-            match self.answer_run(REQUESTS_PER_TURN + 1 - looks, around) {
+            match self.answer_run((REQUESTS_PER_TURN + 1).saturating_sub(looks), around) {
                 0 => {}
                 answered => {
                     looks += answered - 1;

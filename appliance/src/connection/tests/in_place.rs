@@ -74,6 +74,23 @@ fn short_reads_of_memory_go_together_in_the_turn_that_takes_them() {
 }
 
 #[test]
+fn a_refused_request_behind_a_run_is_answered_whatever_its_place() {
+    for reads in 0..2 * REQUESTS_PER_TURN {
+        let mut rig = Rig::filled(Wishes::default());
+        let read = rig.header(command::READ, 0, (OFFSET, 9));
+        let beyond = rig.header(command::READ, 0, (SIZE, 1));
+        let asked = [&read.repeat(reads)[..], &beyond].concat();
+        rig.client.write_all(&asked).unwrap();
+        let reply = [&simple_reply(None, 77)[..], &pattern(OFFSET, 9)].concat();
+        let refusal = simple_reply(Some(Errno::Inval), 77);
+        assert_eq!(
+            rig.received(),
+            [&reply.repeat(reads)[..], &refusal].concat()
+        );
+    }
+}
+
+#[test]
 fn a_run_is_no_longer_than_what_a_connection_may_always_hold() {
     let mut rig = Rig::filled(Wishes::default());
     let read = rig.header(command::READ, 0, (OFFSET, 60_000));
