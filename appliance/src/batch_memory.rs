@@ -52,49 +52,52 @@ fn populate(arenas: &[ArenaReader]) -> bool {
     true
 }
 
+/// So many refusals in a row from the first step on, and there are no huge pages here.
+const REFUSALS_MAX: usize = 8;
+
 /// How many steps became huge pages.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct HugePages {
     got: usize,
     refused: usize,
-    /// The kernel has none for this memory.
-    none: bool,
 }
 
 impl HugePages {
     fn try_one(&mut self, collapse: impl FnOnce() -> std::io::Result<()>) {
-        if !self.none {
-            match collapse() {
-                Ok(()) => {
-                    self.got += 1;
-                    return;
-                }
-                Err(error) => self.none = error.kind() == std::io::ErrorKind::InvalidInput,
-            }
+        let are_none = self.got == 0 && self.refused >= REFUSALS_MAX;
+        if !are_none && collapse().is_ok() {
+            self.got += 1;
+        } else {
+            self.refused += 1;
         }
-        self.refused += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Error, ErrorKind};
-
     use super::*;
 
+    fn refuse() -> std::io::Result<()> {
+        Err(std::io::ErrorKind::InvalidInput.into())
+    }
+
     #[test]
-    fn a_kernel_without_huge_pages_is_asked_once_and_a_busy_range_is_passed_over() {
+    fn what_is_refused_is_passed_over() {
         let mut pages = HugePages::default();
+        pages.try_one(refuse);
         pages.try_one(|| Ok(()));
-        pages.try_one(|| Err(ErrorKind::ResourceBusy.into()));
+        (0..2 * REFUSALS_MAX).for_each(|_| pages.try_one(refuse));
         pages.try_one(|| Ok(()));
-        pages.try_one(|| Err(Error::from_raw_os_error(22)));
+        let (got, refused) = (2, 1 + 2 * REFUSALS_MAX);
+        assert_eq!(pages, HugePages { got, refused });
+    }
+
+    #[test]
+    fn a_kernel_that_has_none_is_not_asked_again_and_again() {
+        let mut pages = HugePages::default();
+        (0..REFUSALS_MAX).for_each(|_| pages.try_one(refuse));
         pages.try_one(|| panic!("asked again"));
-        let expected = HugePages {
-            got: 2,
-            refused: 3,
-            none: true,
-        };
-        assert_eq!(pages, expected);
+        let (got, refused) = (0, REFUSALS_MAX + 1);
+        assert_eq!(pages, HugePages { got, refused });
     }
 }

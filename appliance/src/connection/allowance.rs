@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A request up to this size is always taken if its connection holds nothing.
-const ALWAYS_BYTES: u64 = 128 << 10;
+pub(super) const ALWAYS_BYTES: u64 = 128 << 10;
 /// A connection that holds no more may use what is left to nobody else.
 pub const MODEST_BYTES: u64 = 256 << 10;
 /// One connection may hold this part of what is free: many that come at once leave each other

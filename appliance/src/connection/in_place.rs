@@ -7,6 +7,7 @@ use taipan_engine::block::PAGE_BYTES;
 use taipan_nbd::protocol::command;
 use taipan_nbd::{Command, ReplyHead, ReplyTo, Request};
 
+use super::allowance::ALWAYS_BYTES;
 use super::replies::{Answer, data_head};
 use super::requests::{Asked, InFlight};
 use super::throttled::Toll;
@@ -19,8 +20,11 @@ const LONG_BYTES: u32 = 64 << 10;
 /// Longer ones would keep others waiting.
 const READ_BYTES_MAX: u32 = 1 << 20;
 /// Most bytes of short ones that go together: a connection that holds nothing may always have so
-/// many.
+/// many, so that asking for them takes nothing from others.
 const RUN_BYTES_MAX: u64 = 128 << 10;
+const _: () = assert!(RUN_BYTES_MAX <= ALWAYS_BYTES);
+/// No holes are left out of short ones.
+const _: () = assert!(LONG_BYTES as usize <= pieces::READ_BYTES_MIN);
 /// Most slices of one call of the kernel.
 const SLICES_MAX: usize = 1024;
 /// What waits, a head, and blocks of which the first and the last are partly wanted.
@@ -76,7 +80,7 @@ impl Connection {
     /// what is in memory, in one piece; the number of them. What is not all there, or to be
     /// answered in another form, ends the run and is left to the ordinary way.
     pub(super) fn answer_run(&mut self, most: usize, around: &mut Surroundings<'_>) -> usize {
-        let may_send = !self.unread && self.toll == Toll::Unknown;
+        let may_send = !self.unread && self.toll == Toll::Unknown && around.core.cores() == 1;
         if !may_send || !matches!(self.wire, Wire::Clear) || !self.next_is_read() {
             return 0;
         }

@@ -5,7 +5,7 @@
 use taipan_nbd::{ReadReply, ReplyHead, ReplyTo};
 
 /// READs that are shorter are answered in one piece.
-const READ_BYTES_MIN: usize = 64 << 10;
+pub(super) const READ_BYTES_MIN: usize = 64 << 10;
 /// Fewer zeros are sent.
 const HOLE_BYTES_MIN: usize = 32 << 10;
 /// Holes begin and end at multiples of this in the volume, or at the ends of the READ.

@@ -215,13 +215,9 @@ fn map_aligned(file: &File, bytes: usize) -> rustix::io::Result<*mut std::ffi::c
         let place = MapFlags::SHARED | MapFlags::FIXED;
         rustix::mm::mmap(base, bytes, access, place, file, 0)
     };
-    let rest = match mapped {
-        Ok(_) => [
-            (start, before),
-            (base.wrapping_byte_add(bytes), reserved - before - bytes),
-        ],
-        Err(_) => [(start, reserved), (start, 0)],
-    };
+    // If that failed the middle stays as it is: addresses alone, and perhaps not ours any more.
+    let after = base.wrapping_byte_add(bytes);
+    let rest = [(start, before), (after, reserved - before - bytes)];
     for (unused, len) in rest.into_iter().filter(|(_, len)| *len > 0) {
         // SAFETY: parts of what was reserved, whole pages, in which nothing was mapped.
         let unmapped = unsafe { rustix::mm::munmap(unused, len) };
@@ -289,8 +285,8 @@ impl ArenaReader {
     /// Content stays as it is. Advisory. Source: madvise(2), `MADV_COLLAPSE`.
     ///
     /// # Errors
-    /// `InvalidInput` if the kernel has no such pages for this memory and will not have them;
-    /// anything else holds for this range at this moment.
+    /// `InvalidInput` from a kernel that has none for this memory (before 6.1, or by its settings),
+    /// rarely for one range alone; anything else holds for this range at this moment.
     pub fn collapse(&self, offset: usize) -> std::io::Result<()> {
         let from = self.shared.mapping.at(offset, HUGE_PAGE_BYTES);
         // SAFETY: in bounds of a live mapping; the kernel moves what is there and keeps its bytes.

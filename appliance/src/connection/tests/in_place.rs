@@ -29,6 +29,16 @@ impl Rig {
         [requests, read_bytes]
     }
 
+    /// How many of the requests are answered as one run.
+    fn run(&mut self, asked: &[u8]) -> usize {
+        self.client.write_all(asked).unwrap();
+        self.with(|connection, around| {
+            connection.notice(false);
+            connection.receive(around);
+            connection.answer_run(REQUESTS_PER_TURN, around)
+        })
+    }
+
     fn sent_in_place(&self) -> usize {
         self.connection.sent_in_place
     }
@@ -63,8 +73,7 @@ fn short_reads_of_memory_go_together_in_the_turn_that_takes_them() {
     }
     // In no place: it ends the run.
     asked.extend(rig.header(command::READ, 0, (BLOCK, 7)));
-    rig.client.write_all(&asked).unwrap();
-    rig.turn();
+    assert_eq!(rig.run(&asked), 3);
     assert_eq!(rig.sent_in_place(), expected.len());
     expected.extend([&simple_reply(None, 77)[..], &[0; 7]].concat());
     assert_eq!(rig.received(), expected);
@@ -94,13 +103,11 @@ fn a_refused_request_behind_a_run_is_answered_whatever_its_place() {
 fn a_run_is_no_longer_than_what_a_connection_may_always_hold() {
     let mut rig = Rig::filled(Wishes::default());
     let read = rig.header(command::READ, 0, (OFFSET, 60_000));
-    rig.client.write_all(&read.repeat(4)).unwrap();
+    assert_eq!(rig.run(&read.repeat(4)), 2);
     let expected = [&simple_reply(None, 77)[..], &pattern(OFFSET, 60_000)].concat();
     assert_eq!(rig.received(), expected.repeat(4));
-    rig.client.write_all(&read.repeat(3)).unwrap();
     rig.connection.unread = true;
-    rig.turn();
-    assert_eq!(rig.sent_in_place(), 0, "the socket is known to be full");
+    assert_eq!(rig.run(&read), 0, "the socket is known to be full");
 }
 
 #[test]
@@ -114,6 +121,11 @@ fn a_short_read_of_zeros_among_others_goes_as_a_hole() {
         assert_eq!(seen, [Seen::Hole(zeros.0, BLOCK as u32)]);
         let seen = rig.chunks(command::READ, command_flag::DF, zeros, &[]);
         assert_eq!(seen, [Seen::Data(zeros.0, BLOCK as usize, 0)]);
+        let ranges = [(OFFSET, 600), (6 * BLOCK, 9000), zeros, (7 * BLOCK, 5)];
+        let alone = ranges.map(|range| rig.ask(command::READ, 0, range, &[]));
+        let together = ranges.map(|range| rig.header(command::READ, 0, range));
+        assert_eq!(rig.run(&together.concat()), 2, "the zeros end it");
+        assert_eq!(rig.received(), alone.concat());
     }
 }
 
@@ -133,17 +145,19 @@ fn replies_stay_in_order_and_whole_whatever_the_client_takes() {
     let mut rig = Rig::filled(Wishes::default());
     let mut expected = Vec::new();
     let mut asked = Vec::new();
-    // Short ones go together, long ones alone; of those in a hole a copy waits for the next.
-    for (nth, len) in [600, LEN, 70_000, 4096, 9000, 5, LEN, 65_536, 1, LEN, LEN]
-        .iter()
-        .enumerate()
-    {
+    // Short ones go together, long ones alone; one in a hole is copied and waits for the next.
+    const LENGTHS: [usize; 16] = [
+        600, LEN, 70_000, 4096, 9000, 5, LEN, 65_536, 1, 30_000, 40_000, 50_000, 8, LEN, 2, LEN,
+    ];
+    for (nth, len) in LENGTHS.iter().enumerate() {
         let offset = OFFSET + (nth as u64 * 37).min((LEN - len) as u64);
         asked.extend(rig.header(command::READ, 0, (offset, *len as u64)));
         expected.extend(simple_reply(None, 77));
         expected.extend(pattern(offset, *len));
-        asked.extend(rig.header(command::READ, 0, (0, 512)));
-        expected.extend([&simple_reply(None, 77)[..], &[0; 512]].concat());
+        if nth % 5 == 4 {
+            asked.extend(rig.header(command::READ, 0, (0, 512)));
+            expected.extend([&simple_reply(None, 77)[..], &[0; 512]].concat());
+        }
     }
     rig.client.write_all(&asked).unwrap();
     let (mut got, mut in_place, mut partly) = (Vec::new(), 0, 0);
