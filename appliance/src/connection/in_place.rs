@@ -162,6 +162,7 @@ impl Connection {
 
     /// Whether a READ is next in the receive buffer, as far as a glance tells.
     fn next_is_read(&self) -> bool {
+        // In headers of both styles, behind magic and flags.
         const COMMAND: std::ops::Range<usize> = 6..8;
         self.input.bytes().get(COMMAND) == Some(&command::READ.to_be_bytes()[..])
     }
