@@ -49,8 +49,7 @@ impl Connection {
         (offset, len, df): (u64, u32, bool),
         around: &mut Surroundings<'_>,
     ) -> bool {
-        let may_send = !self.unread && matches!(self.wire, Wire::Clear);
-        if !may_send || !(LONG_BYTES..=READ_BYTES_MAX).contains(&len) {
+        if !self.may_send_at_once() || !(LONG_BYTES..=READ_BYTES_MAX).contains(&len) {
             return false;
         }
         let Phase::Transmission(session) = &self.phase else {
@@ -80,8 +79,8 @@ impl Connection {
     /// what is in memory, in one piece; the number of them. What is not all there, or to be
     /// answered in another form, ends the run and is left to the ordinary way.
     pub(super) fn answer_run(&mut self, most: usize, around: &mut Surroundings<'_>) -> usize {
-        let may_send = !self.unread && self.toll == Toll::Unknown && around.core.cores() == 1;
-        if !may_send || !matches!(self.wire, Wire::Clear) || !self.next_is_read() {
+        let may_begin = self.toll == Toll::Unknown && around.core.cores() == 1;
+        if !may_begin || !self.may_send_at_once() || !self.next_is_read() {
             return 0;
         }
         // In case that the socket takes none of it.
@@ -158,6 +157,11 @@ impl Connection {
             room = left;
         }
         run.len() * style.request_bytes()
+    }
+
+    /// Whether the socket takes bytes as they are, and is not known to be full.
+    fn may_send_at_once(&self) -> bool {
+        !self.unread && matches!(self.wire, Wire::Clear)
     }
 
     /// Whether a READ is next in the receive buffer, as far as a glance tells.
