@@ -46,7 +46,7 @@ use joining::Inquiry;
 use outbox::Outbox;
 use parking::Parking;
 use publish::Published;
-use vigil::{Vigil, Watch};
+use vigil::{Awaited, Vigil, Watch};
 
 /// Submission entries of the ring.
 const RING_ENTRIES: u32 = 512;
@@ -696,9 +696,10 @@ impl DataCore {
         if self.carrier.take_made_durable() {
             self.vigil.slowed();
         }
-        // Only clients and other cores answer so soon, not disks.
-        let awake = self.core.unanswered() == 0;
-        if awake && self.await_event()? {
+        let awaited = self.awaited();
+        if let Some(awaited) = awaited
+            && self.await_event(awaited)?
+        {
             return Ok(());
         }
         self.bell.flag().prepare();
@@ -707,16 +708,26 @@ impl DataCore {
             let timeout = Duration::from_millis(timeout_ms);
             let timeout = self.nap().map_or(timeout, |nap| nap.min(timeout));
             self.ring.wait(timeout)?;
-            if awake {
-                self.vigil.slept(begin.elapsed());
+            if let Some(awaited) = awaited {
+                self.vigil.slept(awaited, begin.elapsed());
             }
         }
         self.bell.flag().clear();
         Ok(())
     }
 
+    /// Who may have something for the core so soon that staying awake is worth it: not a disk that
+    /// writes, nor a backend.
+    fn awaited(&self) -> Option<Awaited> {
+        match self.core.unanswered() {
+            _ if self.carrier.reads_disk() => Some(Awaited::Disk),
+            0 => Some(Awaited::Clients),
+            _ => None,
+        }
+    }
+
     /// Stays awake for a moment if an event is likely; true if one came.
-    fn await_event(&mut self) -> std::io::Result<bool> {
+    fn await_event(&mut self, awaited: Awaited) -> std::io::Result<bool> {
         if !self.vigil.is_due() {
             return Ok(false);
         }
@@ -730,7 +741,7 @@ impl DataCore {
                 self.vigil.seen(since_look);
                 return Ok(true);
             }
-            if self.vigil.looked(since_look, now - begin) == Watch::Over {
+            if self.vigil.looked(awaited, since_look, now - begin) == Watch::Over {
                 return Ok(false);
             }
             std::hint::spin_loop();

@@ -59,6 +59,8 @@ pub(super) struct Carrier {
     wal_files: Vec<Arc<File>>,
     pace: BarrierPace,
     spare: Vec<AlignedBuf>,
+    /// Reads of the WAL under way.
+    wal_reads: usize,
     /// Something was made durable since [`Carrier::take_made_durable`].
     made_durable: bool,
 }
@@ -85,6 +87,7 @@ impl Carrier {
             wal_files,
             pace: BarrierPace::new(),
             spare: Vec::new(),
+            wal_reads: 0,
             made_durable: false,
         }
     }
@@ -92,6 +95,11 @@ impl Carrier {
     /// Whether something was made durable since the last call.
     pub(super) fn take_made_durable(&mut self) -> bool {
         std::mem::take(&mut self.made_durable)
+    }
+
+    /// Whether reads of this machine's disk are under way.
+    pub(super) fn reads_disk(&self) -> bool {
+        self.wal_reads > 0 || self.nearby.is_reading()
     }
 
     /// Whether [`Carrier::deliver`] has something to do.
@@ -175,6 +183,7 @@ impl Carrier {
                     return;
                 }
                 self.run(op, Kind::Read, len, 1);
+                self.wal_reads += 1;
                 let buffer = match self.spare.pop() {
                     Some(buffer) if buffer.len() >= len => buffer,
                     _ => AlignedBuf::zeroed(len),
@@ -271,8 +280,10 @@ impl Carrier {
         let running = slot.take().expect("looked at above");
         let result = running.failure.map_or(Ok(()), Err);
         let took = running.started.elapsed();
-        if running.kind == Kind::Barrier && result.is_ok() {
-            self.pace.note_ring(took);
+        match running.kind {
+            Kind::Barrier if result.is_ok() => self.pace.note_ring(took),
+            Kind::Read => self.wal_reads -= 1,
+            Kind::Write | Kind::Barrier => {}
         }
         self.count(running.kind, running.expected, took, result.is_err());
         if let Err(error) = &result {

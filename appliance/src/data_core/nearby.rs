@@ -102,6 +102,11 @@ impl Nearby {
         self.fetcher.submit(fetch, chunk, self.own.clone());
     }
 
+    /// Whether reads are under way.
+    pub(super) fn is_reading(&self) -> bool {
+        self.free.len() < self.reading.len()
+    }
+
     /// Whether a read is short, of this chunk, and not one of many in order.
     fn suits(&mut self, fetch: &Fetch, chunk: &ChunkRef) -> bool {
         let in_order = self.places.note(chunk.key, fetch.first_slot, fetch.slots);

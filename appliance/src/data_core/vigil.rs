@@ -11,6 +11,9 @@ const SHORT_BEFORE_MAX: u32 = 16;
 const TRUSTED_AFTER: u32 = 256;
 /// What a vain wait costs: so many must be short again.
 const IN_VAIN: u32 = 4;
+/// A disk with many reads answers them in bunches, and between two of these is more time than
+/// between two requests of a client: so many times as long is it waited for.
+const DISK_FACTOR: u32 = 4;
 /// Between two looks of a core that stays awake. More is an interrupt, or that the CPU was taken
 /// from it for another thread: the kernel is asked which.
 const LOOK_MAX: Duration = Duration::from_micros(8);
@@ -28,6 +31,15 @@ pub(super) struct Vigil {
     ask: fn() -> u64,
 }
 
+/// Who is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// Clients and other cores.
+    Clients,
+    /// Reads of this machine's disk, and perhaps clients and other cores.
+    Disk,
+}
+
 /// What became of staying awake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
@@ -38,8 +50,8 @@ pub(super) enum Watch {
 }
 
 impl Vigil {
-    /// Stays awake for at most `longest`; zero: never. `ask` says how often this thread lost its
-    /// CPU to another one.
+    /// Stays awake for at most `longest` for clients, a few times as long for a disk; zero: never.
+    /// `ask` says how often this thread lost its CPU to another one.
     pub(super) fn new(longest: Duration, ask: fn() -> u64) -> Self {
         Self {
             longest,
@@ -57,11 +69,16 @@ impl Vigil {
     }
 
     /// A look in vain, `since_look` after the one before and `waited` after the first.
-    pub(super) fn looked(&mut self, since_look: Duration, waited: Duration) -> Watch {
+    pub(super) fn looked(
+        &mut self,
+        awaited: Awaited,
+        since_look: Duration,
+        waited: Duration,
+    ) -> Watch {
         if since_look > LOOK_MAX && self.was_in_the_way() {
             return Watch::Over;
         }
-        if waited >= self.longest {
+        if waited >= self.longest_for(awaited) {
             self.short = self.short.saturating_sub(IN_VAIN);
             return Watch::Over;
         }
@@ -100,11 +117,18 @@ impl Vigil {
 
     /// The core slept and something came after `slept`. Half of that may have been the two
     /// wake-ups, the client's and the core's own, of which being awake spares one.
-    pub(super) fn slept(&mut self, slept: Duration) {
-        if slept <= self.longest * 2 {
+    pub(super) fn slept(&mut self, awaited: Awaited, slept: Duration) {
+        if slept <= self.longest_for(awaited) * 2 {
             self.short = (self.short + 1).min(self.short_before);
         } else {
             self.short = 0;
+        }
+    }
+
+    fn longest_for(&self, awaited: Awaited) -> Duration {
+        match awaited {
+            Awaited::Clients => self.longest,
+            Awaited::Disk => self.longest * DISK_FACTOR,
         }
     }
 }
@@ -131,7 +155,7 @@ mod tests {
     fn sleeps_until_due(vigil: &mut Vigil) -> u32 {
         let mut waits = 0;
         while !vigil.is_due() {
-            vigil.slept(LONGEST * 2);
+            vigil.slept(Awaited::Clients, LONGEST * 2);
             waits += 1;
         }
         waits
@@ -142,11 +166,14 @@ mod tests {
         let mut vigil = Vigil::new(LONGEST, alone);
         assert_eq!(sleeps_until_due(&mut vigil), SHORT_BEFORE);
         for _ in 0..1000 {
-            assert_eq!(vigil.looked(SHORT, LONGEST / 2), Watch::On);
+            assert_eq!(
+                vigil.looked(Awaited::Clients, SHORT, LONGEST / 2),
+                Watch::On
+            );
             vigil.seen(SHORT);
             assert!(vigil.is_due());
         }
-        vigil.slept(LONGEST * 3);
+        vigil.slept(Awaited::Clients, LONGEST * 3);
         assert!(!vigil.is_due(), "it paused");
     }
 
@@ -154,7 +181,7 @@ mod tests {
     fn a_client_just_too_slow_costs_one_vain_wait_in_several_requests() {
         let mut vigil = Vigil::new(LONGEST, alone);
         sleeps_until_due(&mut vigil);
-        assert_eq!(vigil.looked(SHORT, LONGEST), Watch::Over);
+        assert_eq!(vigil.looked(Awaited::Clients, SHORT, LONGEST), Watch::Over);
         assert!(!vigil.is_due());
         assert_eq!(sleeps_until_due(&mut vigil), IN_VAIN);
     }
@@ -181,9 +208,33 @@ mod tests {
     fn an_interrupt_is_not_taken_for_somebody_else() {
         let mut vigil = Vigil::new(LONGEST, alone);
         sleeps_until_due(&mut vigil);
-        assert_eq!(vigil.looked(LOOK_MAX * 2, LOOK_MAX * 2), Watch::On);
+        assert_eq!(
+            vigil.looked(Awaited::Clients, LOOK_MAX * 2, LOOK_MAX * 2),
+            Watch::On
+        );
         vigil.seen(LOOK_MAX * 2);
         assert!(vigil.is_due());
+    }
+
+    #[test]
+    fn a_disk_is_awaited_longer_than_a_client() {
+        let mut vigil = Vigil::new(LONGEST, alone);
+        let between = LONGEST * DISK_FACTOR;
+        for _ in 0..SHORT_BEFORE {
+            vigil.slept(Awaited::Disk, between);
+        }
+        assert!(vigil.is_due());
+        assert_eq!(
+            vigil.looked(Awaited::Disk, SHORT, between - SHORT),
+            Watch::On
+        );
+        assert_eq!(vigil.looked(Awaited::Disk, SHORT, between), Watch::Over);
+        for _ in 0..IN_VAIN {
+            vigil.slept(Awaited::Disk, between);
+        }
+        assert_eq!(vigil.looked(Awaited::Clients, SHORT, LONGEST), Watch::Over);
+        vigil.slept(Awaited::Disk, between * 3);
+        assert!(!vigil.is_due(), "a slow disk is not");
     }
 
     #[test]
@@ -192,7 +243,7 @@ mod tests {
         sleeps_until_due(&mut vigil);
         vigil.slowed();
         for _ in 1..SHORT_BEFORE {
-            vigil.slept(LONGEST);
+            vigil.slept(Awaited::Clients, LONGEST);
             assert!(!vigil.is_due());
         }
     }
@@ -201,7 +252,7 @@ mod tests {
     fn zero_never_stays_awake() {
         let mut vigil = Vigil::new(Duration::ZERO, alone);
         for _ in 0..100 {
-            vigil.slept(Duration::ZERO);
+            vigil.slept(Awaited::Clients, Duration::ZERO);
         }
         assert!(!vigil.is_due());
     }
