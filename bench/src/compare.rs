@@ -18,7 +18,7 @@ use clap::Args;
 use taipan_engine::size::ByteSize;
 
 use self::clients::{Clients, write_data};
-use self::lines::{Line, NULL, OURS, Prepare, RAW, Sizes, Suite, WITH_IDLE, lines};
+use self::lines::{LOG_ONLY, Line, NULL, OURS, Prepare, RAW, Sizes, Suite, WITH_IDLE, lines};
 use self::peers::{Peer, Texts, Transport};
 use self::results::{Comparison, Left, Sample, Settings, TargetFacts};
 use self::server::{Server, Site};
@@ -353,7 +353,7 @@ impl<'a> Course<'a> {
         let all = self.lines.clone().into_iter();
         let (standing, fresh): (Vec<_>, Vec<_>) = all.partition(|line| line.fresh.is_none());
         if !standing.is_empty() {
-            let mut targets = self.start_all(standing.iter().any(|line| line.idle_volumes));
+            let mut targets = self.start_all(&standing);
             for line in &standing {
                 eprintln!("{}", line.name);
                 self.standing_line(line, &mut targets);
@@ -374,13 +374,16 @@ impl<'a> Course<'a> {
     }
 
     /// Starts all servers; one that does not start is said and left out.
-    fn start_all(&mut self, idle_volumes: bool) -> Vec<Target> {
+    fn start_all(&mut self, lines: &[Line]) -> Vec<Target> {
         let mut peers = self.peers.clone();
-        if idle_volumes && let Some(ours) = peers.iter().find(|peer| peer.name == OURS) {
-            let mut more = ours.clone();
-            more.name = WITH_IDLE.to_owned();
-            more.idle_volumes = self.args.idle_volumes;
-            peers.push(more);
+        let is_subject = |name| lines.iter().any(|line| line.subject == name);
+        if let Some(ours) = peers.iter().find(|peer| peer.name == OURS).cloned() {
+            if is_subject(WITH_IDLE) {
+                peers.push(ours.clone().with_idle_volumes(self.args.idle_volumes));
+            }
+            if is_subject(LOG_ONLY) {
+                peers.push(ours.without_commits(self.sizes.disk()));
+            }
         }
         let mut targets = Vec::new();
         for peer in peers {
@@ -454,15 +457,9 @@ impl<'a> Course<'a> {
 
     /// A line on servers that stay: all rounds of all targets that can do it.
     fn standing_line(&mut self, line: &Line, targets: &mut [Target]) {
-        let takes_part = |target: &Target| match target.name() {
-            RAW => line.raw,
-            NULL => line.ceiling,
-            WITH_IDLE => line.idle_volumes,
-            name => !line.idle_volumes || name == OURS,
-        };
         let mut those: Vec<usize> = Vec::new();
         for (index, target) in targets.iter().enumerate() {
-            if !takes_part(target) {
+            if !line.is_for(target.name()) {
                 continue;
             }
             match self.prepare(line, target) {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::lines::{LOG_ONLY, WITH_IDLE};
+
 /// The servers that are known.
 const BUILT_IN: &str = include_str!("peers.toml");
 
@@ -59,6 +61,32 @@ impl Peer {
             Transport::Tcp => (&self.tcp, &self.uri_tcp),
         };
         Some(([&self.command[..], more].concat(), uri.as_deref()?))
+    }
+
+    /// The same with volumes that nobody uses.
+    pub(crate) fn with_idle_volumes(mut self, count: u32) -> Self {
+        self.name = WITH_IDLE.to_owned();
+        self.idle_volumes = count;
+        self
+    }
+
+    /// The same, but so many written bytes stay in the WAL alone: nothing commits them.
+    pub(crate) fn without_commits(mut self, bytes: u64) -> Self {
+        self.name = LOG_ONLY.to_owned();
+        // Half of the WAL may be pending at most, and what begins a commit is to be out of reach.
+        let (pending, wal) = (2 * bytes, 4 * bytes);
+        let commits =
+            format!("--set commit.interval_seconds=3600 --set commit.pending_size={pending}");
+        let more = format!("--wal-size {wal} {commits}");
+        let options = self.command.iter().position(|word| word == "--wal-size");
+        if let Some(at) = options {
+            self.command.drain(at..at + 2);
+        }
+        self.command
+            .extend(more.split_whitespace().map(str::to_owned));
+        // Comparisons have what is pending committed over it.
+        self.control = None;
+        self
     }
 
     /// The program, if it is there.
