@@ -1,6 +1,7 @@
 """The clients that load a server, and the keeping of what they measured."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -130,6 +131,10 @@ class Bench:
         result.update(line=line, client=client, target=target.name)
         self.results.append(result)
         note(f"  {target.name:14} {client:5} {result['iops']:9.0f} IOPS")
+        if self.options.drain:
+            # What it does behind its answers is not to be in the way of the next target.
+            target.settle()
+            os.sync()
         return result
 
     def rounds(self, line, client, targets, load):

@@ -5,7 +5,7 @@ mod lines;
 mod peers;
 mod results;
 mod server;
-mod statistics;
+pub(crate) mod statistics;
 mod warden;
 
 use std::fs;
@@ -305,6 +305,12 @@ impl<'a> Course<'a> {
                 .with_context(|| format!("--variant {variant}: it is NAME=OPTIONS"))?;
             let mut peer = ours.clone().context("there is no peer named taipand")?;
             peer.name = format!("{OURS}, {name}");
+            let reserved = [WITH_IDLE, LOG_ONLY].contains(&peer.name.as_str());
+            ensure!(
+                !reserved,
+                "--variant {variant}: there is a {} already",
+                peer.name
+            );
             peer.command
                 .extend(options.split_whitespace().map(str::to_owned));
             peers.push(peer);
@@ -462,11 +468,14 @@ impl<'a> Course<'a> {
             if !line.is_for(target.name()) {
                 continue;
             }
-            match self.prepare(line, target) {
+            if let Some(why) = results::cannot(line, target) {
+                self.leave_out(&line.name, target.name(), why, false);
+                continue;
+            }
+            match self.prepare(line, target).and_then(|()| finish(target)) {
                 Ok(()) => those.push(index),
                 Err(error) => {
-                    let name = target.name().to_owned();
-                    self.leave_out(&line.name, &name, &format!("{error:#}"), false);
+                    self.leave_out(&line.name, target.name(), &format!("{error:#}"), true);
                 }
             }
         }
@@ -512,11 +521,22 @@ impl<'a> Course<'a> {
                             self.comparison.targets.push(facts);
                         }
                         let mut target = Target::Running(Box::new(server));
+                        if let Some(why) = results::cannot(line, &target) {
+                            return Ok(Some(why));
+                        }
                         self.prepare(line, &target)?;
-                        self.measure(line, &mut target, round)
+                        self.measure(line, &mut target, round).map(|()| None)
                     });
-                if let Err(error) = measured {
-                    self.leave_out(&line.name, &peer.name, &format!("{error:#}"), true);
+                match measured {
+                    Ok(None) => {}
+                    // Said once.
+                    Ok(Some(why)) if round == 0 => {
+                        self.leave_out(&line.name, &peer.name, why, false);
+                    }
+                    Ok(Some(_)) => {}
+                    Err(error) => {
+                        self.leave_out(&line.name, &peer.name, &format!("{error:#}"), true);
+                    }
                 }
                 self.tidy_up(&peer.name);
                 if interruption::asked() {
@@ -540,9 +560,6 @@ impl<'a> Course<'a> {
     }
 
     fn prepare(&self, line: &Line, target: &Target) -> Result<()> {
-        if let Some(why) = results::cannot(line, target) {
-            anyhow::bail!(why);
-        }
         match (&line.prepare, target) {
             (Prepare::Nothing, _) | (_, Target::Raw(_)) => Ok(()),
             (Prepare::Fill(bytes) | Prepare::Cold(bytes), _) => {
@@ -581,8 +598,16 @@ impl<'a> Course<'a> {
             results::shown(line.unit, sample.value)
         );
         self.comparison.samples.push(sample);
-        Ok(())
+        finish(target)
     }
+}
+
+/// Waits until a target has done what it does behind its answers, so that this is not in the way of
+/// the next one: packing and uploading, and what the kernel has still to write.
+fn finish(target: &Target) -> Result<()> {
+    target.settle()?;
+    rustix::fs::sync();
+    Ok(())
 }
 
 /// The warden's process.

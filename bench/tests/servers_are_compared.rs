@@ -277,18 +277,18 @@ fn an_interrupted_comparison_drains_no_more() {
             .spawn()
             .unwrap();
         let drained = || drains.load(Ordering::SeqCst);
-        until("no drain", || drained() == 1);
+        until("no drain", || drained() > 0);
         if answers {
             until("no client", || has_client(&dir));
         }
-        let begin = Instant::now();
+        let (begin, before) = (Instant::now(), drained());
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         while child.try_wait().unwrap().is_none() {
             assert!(begin.elapsed() < Duration::from_secs(60), "it goes on");
             thread::sleep(Duration::from_millis(10));
         }
         assert_eq!(child.wait().unwrap().code(), Some(130));
-        assert_eq!(drained(), 1, "it answers: {answers}");
+        assert_eq!(drained(), before, "it answers: {answers}");
     }
 }
 

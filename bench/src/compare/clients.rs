@@ -63,7 +63,8 @@ impl Clients {
             Load::Jobs { text, kind } => {
                 let file = self.dir.join("jobs");
                 std::fs::write(&file, text)?;
-                let outcome = self.bench(vec![format!("--job-file={}", file.display())], target)?;
+                let file = format!("--job-file={}", file.display());
+                let outcome = self.bench(vec![file, format!("--seed={seed}")], target)?;
                 let last = outcome.jobs.last().context("no job was reported")?;
                 let mut found = of_kind(&last.sums, kind, kind, unit)?;
                 found.requests = outcome.sums.requests as f64;

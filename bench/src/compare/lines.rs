@@ -230,9 +230,28 @@ impl Line {
             NULL => self.ceiling,
             WITH_IDLE | LOG_ONLY => self.subject == target,
             OURS => self.subject != LOG_ONLY,
-            // Variants that the user added are as the subject but for their options.
+            // Variants that the user added stand beside taipand itself.
             name if name.starts_with(OURS) => self.subject == OURS,
             _ => self.subject != WITH_IDLE,
+        }
+    }
+
+    /// What the client does, in words that can be given to it.
+    pub(crate) fn load_words(&self) -> String {
+        match &self.load {
+            Load::Own { flags, .. } => format!("taipan-bench run {}", flags.join(" ")),
+            Load::Jobs { text, .. } => {
+                let words: Vec<_> = text.split_whitespace().collect();
+                format!("taipan-bench run with the job file {}", words.join(" "))
+            }
+            Load::QemuBench { write, area_bytes } => format!(
+                "qemu-img bench -d 16 -s 4096{} over {area_bytes} bytes",
+                if *write { " -w" } else { "" }
+            ),
+            Load::Upload { bytes } => format!("nbdcopy --flush of {bytes} bytes"),
+            Load::Download { bytes } => format!("nbdcopy of {bytes} bytes to null:"),
+            Load::Convert { bytes } => format!("qemu-img convert -n of a sparse {bytes} bytes"),
+            Load::Map => "nbdinfo --map".to_owned(),
         }
     }
 

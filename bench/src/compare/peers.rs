@@ -80,7 +80,8 @@ impl Peer {
         let more = format!("--wal-size {wal} {commits}");
         let options = self.command.iter().position(|word| word == "--wal-size");
         if let Some(at) = options {
-            self.command.drain(at..at + 2);
+            let end = self.command.len().min(at + 2);
+            self.command.drain(at..end);
         }
         self.command
             .extend(more.split_whitespace().map(str::to_owned));

@@ -112,6 +112,13 @@ pub(crate) struct Comparison {
     pub(crate) lines: Vec<Line>,
 }
 
+/// What the client does on a line.
+#[derive(Serialize)]
+struct LoadTold<'a> {
+    line: &'a str,
+    load: String,
+}
+
 fn names<S: serde::Serializer>(lines: &[Line], to: S) -> Result<S::Ok, S::Error> {
     to.collect_seq(lines.iter().map(|line| &line.name))
 }
@@ -184,6 +191,8 @@ impl TargetFacts {
     }
 }
 
+const NO_FLUSH: &str = "the export offers no FLUSH";
+
 /// Why a line cannot be measured on a target, by the flags of its export.
 pub(crate) fn cannot(line: &Line, target: &Target) -> Option<&'static str> {
     let Target::Running(server) = target else {
@@ -194,7 +203,8 @@ pub(crate) fn cannot(line: &Line, target: &Target) -> Option<&'static str> {
         return Some("its data does not outlive a restart");
     }
     let Load::Own { flags, .. } = &line.load else {
-        return None;
+        let flushes = matches!(line.load, Load::Upload { .. });
+        return (flushes && !facts.flush).then_some(NO_FLUSH);
     };
     let has = |words: &str| flags.iter().any(|flag| flag.starts_with(words));
     let several = flags
@@ -203,7 +213,7 @@ pub(crate) fn cannot(line: &Line, target: &Target) -> Option<&'static str> {
         .is_some_and(|count| count != "1");
     let flushes = has("--fsync=") || has("--end-fsync");
     match () {
-        () if flushes && !facts.flush => Some("the export offers no FLUSH"),
+        () if flushes && !facts.flush => Some(NO_FLUSH),
         () if has("--fua") && !facts.fua => Some("the export offers no FUA"),
         () if several && flushes && !facts.multi_conn => {
             Some("the export does not promise that its connections agree")
@@ -401,8 +411,13 @@ impl Comparison {
         struct Told<'a> {
             #[serde(flatten)]
             comparison: &'a Comparison,
+            loads: Vec<LoadTold<'a>>,
             bars: Vec<BarTold<'a>>,
         }
+        let loads = self.lines.iter().map(|line| LoadTold {
+            line: &line.name,
+            load: line.load_words(),
+        });
         let bars = self.lines.iter().flat_map(|line| {
             let told = |verdict: Verdict| BarTold {
                 line: &line.name,
@@ -413,6 +428,7 @@ impl Comparison {
         });
         serde_json::to_string_pretty(&Told {
             comparison: self,
+            loads: loads.collect(),
             bars: bars.collect(),
         })
     }
@@ -427,7 +443,7 @@ impl Comparison {
         );
         table(&mut out, &TARGET_HEAD, &self.target_rows());
         for line in &self.lines {
-            out += &format!("\n### {}\n\n", line.name);
+            out += &format!("\n### {}\n\n`{}`\n\n", line.name, line.load_words());
             table(&mut out, &line_head(line), &self.line_rows(line));
             for verdict in self.verdicts(line) {
                 out += &format!("\n* {}", verdict.sentence());
@@ -461,6 +477,7 @@ impl Comparison {
         cells(&mut page, &TARGET_HEAD, self.target_rows());
         for line in &self.lines {
             page.heading(&line.name);
+            page.paragraph(&line.load_words());
             cells(&mut page, &line_head(line), self.line_rows(line));
             for verdict in self.verdicts(line) {
                 match verdict.reached {
