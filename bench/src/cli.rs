@@ -10,6 +10,7 @@ use crate::compare::CompareArgs;
 use crate::core_model::CoreModelArgs;
 use crate::fake_s3_command::FakeS3Args;
 use crate::hot_path::HotPathArgs;
+use crate::index_lookup::IndexLookupArgs;
 use crate::job_file::{self, NamedJob, Settings};
 use crate::null_server::NullServerArgs;
 use crate::options::{JobOptions, duration};
@@ -43,6 +44,9 @@ pub(crate) enum Command {
     /// Run one hot path of the product so many times, for counting its instructions
     #[command(name = "hot-path")]
     HotPath(HotPathArgs),
+    /// Measure lookups in the index of a volume of which much is mapped
+    #[command(name = "index-lookup")]
+    IndexLookup(IndexLookupArgs),
     /// Tell how throughput grows with the number of data cores, from measured costs
     #[command(name = "core-model")]
     CoreModel(CoreModelArgs),

@@ -25,7 +25,7 @@ impl Machine {
         Self {
             cpu: after("/proc/cpuinfo", "model name").unwrap_or_else(|| text(uname.machine())),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory_bytes(),
+            memory_bytes: memory("MemTotal"),
             kernel: format!("{} {}", text(uname.sysname()), text(uname.release())),
             governor: governor.ok().map(|name| name.trim().to_owned()),
         }
@@ -39,8 +39,13 @@ fn after(path: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-fn memory_bytes() -> u64 {
-    let kib = after("/proc/meminfo", "MemTotal");
+/// Bytes of memory that programs may still take.
+pub(crate) fn memory_available() -> u64 {
+    memory("MemAvailable")
+}
+
+fn memory(key: &str) -> u64 {
+    let kib = after("/proc/meminfo", key);
     let kib = kib.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) << 10
 }
@@ -86,6 +91,7 @@ mod tests {
     fn the_machine_has_a_processor_memory_and_a_kernel() {
         let machine = Machine::here();
         assert!(machine.cpus > 0 && machine.memory_bytes > 1 << 20);
+        assert!((1 << 20..machine.memory_bytes).contains(&memory_available()));
         assert!(!machine.cpu.is_empty());
         assert!(machine.kernel.starts_with("Linux "), "{}", machine.kernel);
         assert!(disk_of(Path::new("/proc")).starts_with("proc on "));

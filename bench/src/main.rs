@@ -9,6 +9,7 @@ mod file_target;
 mod glommio_file;
 mod glommio_nbd;
 mod hot_path;
+mod index_lookup;
 mod inspect;
 mod interruption;
 mod job;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         },
         Command::NullServer(args) => exit_code(null_server::serve(&args)),
         Command::CoreModel(args) => exit_code(core_model::run(&args)),
+        Command::IndexLookup(args) => exit_code(index_lookup::run(&args)),
         Command::HotPath(args) => exit_code(hot_path::run(&args)),
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
         #[cfg(feature = "s3-loop")]
