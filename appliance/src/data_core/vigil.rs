@@ -115,10 +115,14 @@ impl Vigil {
         self.short = 0;
     }
 
-    /// The core slept and something came after `slept`. Half of that may have been the two
-    /// wake-ups, the client's and the core's own, of which being awake spares one.
+    /// The core slept and something came after `slept`. For a client, half of that may have been
+    /// the two wake-ups, the client's and the core's own, of which being awake spares one.
     pub(super) fn slept(&mut self, awaited: Awaited, slept: Duration) {
-        if slept <= self.longest_for(awaited) * 2 {
+        let short = match awaited {
+            Awaited::Clients => self.longest * 2,
+            Awaited::Disk => self.longest_for(awaited),
+        };
+        if slept <= short {
             self.short = (self.short + 1).min(self.short_before);
         } else {
             self.short = 0;
@@ -233,7 +237,7 @@ mod tests {
             vigil.slept(Awaited::Disk, between);
         }
         assert_eq!(vigil.looked(Awaited::Clients, SHORT, LONGEST), Watch::Over);
-        vigil.slept(Awaited::Disk, between * 3);
+        vigil.slept(Awaited::Disk, between + SHORT);
         assert!(!vigil.is_due(), "a slow disk is not");
     }
 
