@@ -1,6 +1,7 @@
 //! Requests whose shards live on several cores.
 
 use super::rig::{BLOCK, Rig, SLOT, is_barrier, is_write};
+use crate::block::BlockNum;
 use crate::core::{Failure, Progress};
 use crate::wal::MarkKind;
 
@@ -44,6 +45,34 @@ fn unaligned_writes_zeroes_and_reads_agree_with_a_model_on_one_to_five_cores() {
         }
         assert!(rig.data(0, 64 * BLOCK) == model);
         assert!(rig.cores.iter().all(|core| core.unanswered() == 0));
+    }
+}
+
+/// What the model of throughput over cores counts (docs/internals/performance.md).
+#[test]
+fn a_request_of_another_cores_shard_takes_two_messages_and_no_other_takes_any() {
+    const REQUESTS: usize = 1600;
+    for cores in [1, 2, 4, 8, 16] {
+        let mut rig = Rig::new(cores);
+        let mut seed = 0x8765_4321_u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let (before, mut crossing) = (rig.messages, 0);
+        for request in 0..REQUESTS {
+            let (core, block) = (request % cores, next(64));
+            crossing += usize::from(BlockNum(block).shard().core(cores) != core);
+            match next(2) {
+                0 => rig.read_on(core, block * BLOCK, BLOCK),
+                _ => rig.write_on(core, block * BLOCK, &[1; BLOCK as usize], false),
+            };
+            rig.settle();
+        }
+        assert_eq!(rig.messages - before, 2 * crossing, "{cores} cores");
+        let share = crossing as f64 / REQUESTS as f64;
+        let expected = 1.0 - 1.0 / cores as f64;
+        assert!((share - expected).abs() < 0.05, "{cores} cores: {share}");
     }
 }
 

@@ -78,6 +78,8 @@ pub(super) struct Rig {
     pub(super) loads: Vec<CoreLoad>,
     pub(super) applied: usize,
     pub(super) wants: Vec<(VolumeId, Epoch)>,
+    /// Messages between cores so far.
+    pub(super) messages: usize,
     next_ticket: u64,
     pub(super) now_ms: u64,
 }
@@ -119,6 +121,7 @@ impl Rig {
             loads: Vec::new(),
             applied: 0,
             wants: Vec::new(),
+            messages: 0,
             next_ticket: 0,
             now_ms: 0,
         };
@@ -177,6 +180,7 @@ impl Rig {
             if messages.is_empty() {
                 return;
             }
+            self.messages += messages.len();
             for (from, to, message) in messages {
                 self.cores[to].peer(from, message);
             }
