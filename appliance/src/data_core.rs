@@ -693,9 +693,6 @@ impl DataCore {
             || !self.inquiries.is_empty();
         let due_ms = if looks_again { 5 } else { TURN_MS_MAX };
         let timeout_ms = self.core.deadline_ms().unwrap_or(due_ms).clamp(1, due_ms);
-        if self.carrier.take_made_durable() {
-            self.vigil.slowed();
-        }
         let awaited = self.awaited();
         if let Some(awaited) = awaited
             && self.await_event(awaited)?
@@ -716,11 +713,12 @@ impl DataCore {
         Ok(())
     }
 
-    /// Who may have something for the core so soon that staying awake is worth it: not a disk that
-    /// writes, nor a backend.
+    /// Who may have something for the core so soon that staying awake is worth it: not a backend,
+    /// nor the disk if several requests wait for what it writes: nothing was won by that.
     fn awaited(&self) -> Option<Awaited> {
         match self.core.unanswered() {
             _ if self.carrier.reads_disk() => Some(Awaited::Disk),
+            0 | 1 if self.carrier.writes_wal() => Some(Awaited::Disk),
             0 => Some(Awaited::Clients),
             _ => None,
         }

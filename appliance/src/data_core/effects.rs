@@ -59,10 +59,9 @@ pub(super) struct Carrier {
     wal_files: Vec<Arc<File>>,
     pace: BarrierPace,
     spare: Vec<AlignedBuf>,
-    /// Reads of the WAL under way.
+    /// Reads and writes of the WAL under way.
     wal_reads: usize,
-    /// Something was made durable since [`Carrier::take_made_durable`].
-    made_durable: bool,
+    wal_writes: usize,
 }
 
 impl Carrier {
@@ -88,18 +87,18 @@ impl Carrier {
             pace: BarrierPace::new(),
             spare: Vec::new(),
             wal_reads: 0,
-            made_durable: false,
+            wal_writes: 0,
         }
-    }
-
-    /// Whether something was made durable since the last call.
-    pub(super) fn take_made_durable(&mut self) -> bool {
-        std::mem::take(&mut self.made_durable)
     }
 
     /// Whether reads of this machine's disk are under way.
     pub(super) fn reads_disk(&self) -> bool {
         self.wal_reads > 0 || self.nearby.is_reading()
+    }
+
+    /// Whether writes of the WAL are under way.
+    pub(super) fn writes_wal(&self) -> bool {
+        self.wal_writes > 0
     }
 
     /// Whether [`Carrier::deliver`] has something to do.
@@ -167,9 +166,9 @@ impl Carrier {
                     return;
                 }
                 self.run(op, Kind::Write, slice.len(), 1);
+                self.wal_writes += 1;
                 let file = self.files[shard.index() / cores];
                 let (offset, dsync) = (write.file_offset, write.dsync);
-                self.made_durable |= dsync;
                 ring.write_arena(file, slice, offset, dsync, token::OP | u64::from(op.0));
             }
             Io::WalRead {
@@ -192,7 +191,6 @@ impl Carrier {
                 ring.read(file, buffer, len, file_offset, token::OP | u64::from(op.0));
             }
             Io::Barrier { op, shards } => {
-                self.made_durable = true;
                 if let Err(error) = failpoint::hit("wal.barrier") {
                     self.refuse(op, error);
                     return;
@@ -283,7 +281,8 @@ impl Carrier {
         match running.kind {
             Kind::Barrier if result.is_ok() => self.pace.note_ring(took),
             Kind::Read => self.wal_reads -= 1,
-            Kind::Write | Kind::Barrier => {}
+            Kind::Write => self.wal_writes -= 1,
+            Kind::Barrier => {}
         }
         self.count(running.kind, running.expected, took, result.is_err());
         if let Err(error) = &result {
