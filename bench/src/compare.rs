@@ -472,7 +472,7 @@ impl<'a> Course<'a> {
                 self.leave_out(&line.name, target.name(), why, false);
                 continue;
             }
-            match self.prepare(line, target).and_then(|()| finish(target)) {
+            match self.prepare(line, target) {
                 Ok(()) => those.push(index),
                 Err(error) => {
                     self.leave_out(&line.name, target.name(), &format!("{error:#}"), true);
@@ -482,7 +482,10 @@ impl<'a> Course<'a> {
         for round in 0..self.args.rounds {
             for which in order(round as usize, those.len()) {
                 let target = &mut targets[those[which]];
-                if let Err(error) = self.measure(line, target, round) {
+                let measured = self.measure(line, target, round);
+                // Also behind one that failed.
+                let finished = finish(target);
+                if let Err(error) = measured.and(finished) {
                     let name = target.name().to_owned();
                     self.leave_out(&line.name, &name, &format!("{error:#}"), true);
                 }
@@ -525,7 +528,9 @@ impl<'a> Course<'a> {
                             return Ok(Some(why));
                         }
                         self.prepare(line, &target)?;
-                        self.measure(line, &mut target, round).map(|()| None)
+                        let measured = self.measure(line, &mut target, round);
+                        let finished = finish(&target);
+                        measured.and(finished).map(|()| None)
                     });
                 match measured {
                     Ok(None) => {}
@@ -561,18 +566,19 @@ impl<'a> Course<'a> {
 
     fn prepare(&self, line: &Line, target: &Target) -> Result<()> {
         match (&line.prepare, target) {
-            (Prepare::Nothing, _) | (_, Target::Raw(_)) => Ok(()),
+            (Prepare::Nothing, _) | (_, Target::Raw(_)) => {}
             (Prepare::Fill(bytes) | Prepare::Cold(bytes), _) => {
-                self.clients.fill(&target.address(), *bytes)
+                self.clients.fill(&target.address(), *bytes)?;
             }
             (Prepare::Scatter { bytes, area_bytes }, _) => {
-                self.clients.scatter(&target.address(), *bytes, *area_bytes)
+                self.clients
+                    .scatter(&target.address(), *bytes, *area_bytes)?;
             }
         }
+        finish(target)
     }
 
     fn measure(&mut self, line: &Line, target: &mut Target, round: u32) -> Result<()> {
-        target.settle()?;
         if let (Prepare::Cold(_), Target::Running(server)) = (&line.prepare, &mut *target) {
             server.restart()?;
             server.settle()?;
@@ -598,7 +604,7 @@ impl<'a> Course<'a> {
             results::shown(line.unit, sample.value)
         );
         self.comparison.samples.push(sample);
-        finish(target)
+        Ok(())
     }
 }
 

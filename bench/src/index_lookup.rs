@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
-use taipan_engine::block::BlockNum;
+use taipan_engine::block::{BlockNum, SHARD_COUNT};
 use taipan_engine::index::{
     ChunkLoc, ChunkOrdinal, LEAF_BLOCKS, Leaf, LeafEntry, LeafKey, ShardBase,
 };
@@ -19,7 +19,7 @@ use crate::machine::memory_available;
 use crate::random::SplitMix64;
 
 const BLOCK: u64 = 4096;
-const SHARDS: u64 = 16;
+const SHARDS: u64 = SHARD_COUNT as u64;
 /// Blocks of a chunk of 4 MiB.
 const CHUNK_SLOTS: u64 = 1021;
 /// Most memory of the index for a mapped block.

@@ -11,8 +11,8 @@ const SHORT_BEFORE_MAX: u32 = 16;
 const TRUSTED_AFTER: u32 = 256;
 /// What a vain wait costs: so many must be short again.
 const IN_VAIN: u32 = 4;
-/// A disk with many reads answers them in bunches, and between two of these is more time than
-/// between two requests of a client: so many times as long is it waited for.
+/// A disk takes longer than a client between two requests, with a durable write or from one bunch
+/// of many reads to the next: so many times as long is it waited for.
 const DISK_FACTOR: u32 = 4;
 /// Between two looks of a core that stays awake. More is an interrupt, or that the CPU was taken
 /// from it for another thread: the kernel is asked which.
