@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArgs;
-use crate::core_model::CoreModelArgs;
 use crate::fake_s3_command::FakeS3Args;
 use crate::hot_path::HotPathArgs;
 use crate::index_lookup::IndexLookupArgs;
@@ -47,9 +46,6 @@ pub(crate) enum Command {
     /// Measure lookups in the index of a volume of which much is mapped
     #[command(name = "index-lookup")]
     IndexLookup(IndexLookupArgs),
-    /// Tell how throughput grows with the number of data cores, from measured costs
-    #[command(name = "core-model")]
-    CoreModel(CoreModelArgs),
     /// Serve S3 from memory, with conditional writes and scripted faults
     #[command(name = "fake-s3")]
     FakeS3(FakeS3Args),
@@ -69,6 +65,10 @@ pub(crate) struct RunArgs {
     /// nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or a file or block device
     #[arg(value_name = "TARGET", conflicts_with = "filename")]
     pub(crate) target: Option<Address>,
+
+    /// Name of the job in reports; the default is its kind of workload
+    #[arg(long, conflicts_with = "job_file")]
+    pub(crate) name: Option<String>,
 
     /// The options of the job, or what goes before the job file
     #[command(flatten)]
@@ -129,10 +129,10 @@ impl RunArgs {
             let mut options = self.job.clone();
             options.filename = options.filename.or_else(|| self.target.clone());
             options.validate()?;
-            let name = if options.verify_only && options.state.is_some() {
-                "verify".to_owned()
-            } else {
-                options.rw.to_string()
+            let name = match &self.name {
+                Some(name) => name.clone(),
+                None if options.verify_only && options.state.is_some() => "verify".to_owned(),
+                None => options.rw.to_string(),
             };
             return Ok(vec![NamedJob { name, options }]);
         };

@@ -2,6 +2,7 @@
 
 mod clients;
 mod lines;
+mod names;
 mod peers;
 mod results;
 mod server;
@@ -18,7 +19,11 @@ use clap::Args;
 use taipan_engine::size::ByteSize;
 
 use self::clients::{Clients, write_data};
-use self::lines::{LOG_ONLY, Line, NULL, OURS, Prepare, RAW, Sizes, Suite, WITH_IDLE, lines};
+use self::lines::{
+    FEW_CPUS, LOG_ONLY, Line, NULL, ONE_CORE, OURS, Prepare, RAW, Sizes, Suite, TWO_CORES,
+    WITH_IDLE, lines,
+};
+use self::names::{lines_meant, names_in};
 use self::peers::{Peer, Texts, Transport};
 use self::results::{Comparison, Left, Sample, Settings, TargetFacts};
 use self::server::{Server, Site};
@@ -41,8 +46,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "kvm,commit")]
     suite: Vec<Suite>,
 
-    /// Only lines whose names have one of these words in them
-    #[arg(long, value_delimiter = ',', value_name = "WORD")]
+    /// Only lines of these names, or with one of these words in their names, with commas between
+    #[arg(long, value_name = "WORDS")]
     lines: Vec<String>,
 
     /// Only these targets (names of peers and variants, raw, null server), with commas between them
@@ -305,7 +310,7 @@ impl<'a> Course<'a> {
                 .with_context(|| format!("--variant {variant}: it is NAME=OPTIONS"))?;
             let mut peer = ours.clone().context("there is no peer named taipand")?;
             peer.name = format!("{OURS}, {name}");
-            let reserved = [WITH_IDLE, LOG_ONLY].contains(&peer.name.as_str());
+            let reserved = [WITH_IDLE, LOG_ONLY, ONE_CORE, TWO_CORES].contains(&peer.name.as_str());
             ensure!(
                 !reserved,
                 "--variant {variant}: there is a {} already",
@@ -325,9 +330,8 @@ impl<'a> Course<'a> {
             if !self.wanted(&peer.name) {
                 continue;
             }
-            if peer.program(&self.texts).is_none() {
-                let why = format!("{} is not there", self.texts.fill(&peer.command[0]));
-                self.leave_out("all lines", &peer.name, &why, false);
+            if let Err(error) = peer.program(&self.texts) {
+                self.leave_out("all lines", &peer.name, &error.to_string(), false);
             } else if peer.over(self.args.transport).is_none() {
                 let why = format!("it is not reached over {:?}", self.args.transport);
                 self.leave_out("all lines", &peer.name, &why, false);
@@ -387,10 +391,15 @@ impl<'a> Course<'a> {
             if is_subject(WITH_IDLE) {
                 peers.push(ours.clone().with_idle_volumes(self.args.idle_volumes));
             }
+            if is_subject(TWO_CORES) {
+                peers.push(ours.clone().with_cores(ONE_CORE, "0"));
+                peers.push(ours.clone().with_cores(TWO_CORES, FEW_CPUS));
+            }
             if is_subject(LOG_ONLY) {
                 peers.push(ours.without_commits(self.sizes.disk()));
             }
         }
+        peers.retain(|peer| lines.iter().any(|line| line.is_for(&peer.name)));
         let mut targets = Vec::new();
         for peer in peers {
             // A disk image or memory is as large as a line needs, a volume costs nothing.
@@ -409,7 +418,7 @@ impl<'a> Course<'a> {
                 Err(error) => self.leave_out("all lines", &peer.name, &format!("{error:#}"), true),
             }
         }
-        if self.wanted(RAW) {
+        if self.wanted(RAW) && lines.iter().any(|line| line.raw) {
             match self.raw() {
                 Ok(path) => {
                     self.comparison.targets.push(TargetFacts::raw());
@@ -432,10 +441,7 @@ impl<'a> Course<'a> {
 
     fn start(&self, peer: &Peer, size_bytes: u64, wal_bytes: u64) -> Result<Server> {
         interruption::check()?;
-        let place = format!(
-            "{}-{size_bytes}",
-            peer.name.replace(|c: char| !c.is_alphanumeric(), "-")
-        );
+        let place = format!("{}-{}", short(&peer.name), size_bytes / MIB);
         let dir = self.home.join(&place);
         let disk = self.home.join(place + ".disk");
         if peer.disk && fs::metadata(&disk).map_or(0, |found| found.len()) != size_bytes {
@@ -449,7 +455,10 @@ impl<'a> Course<'a> {
                 size_bytes,
                 wal_bytes,
                 disk: peer.disk.then_some(disk.as_path()),
-                cpus: self.server_cpus.as_deref(),
+                cpus: match peer.name.as_str() {
+                    ONE_CORE | TWO_CORES => Some(FEW_CPUS),
+                    _ => self.server_cpus.as_deref(),
+                },
                 texts: &self.texts,
                 warden: &self.clients.warden,
             },
@@ -553,7 +562,7 @@ impl<'a> Course<'a> {
 
     /// Removes the data of taipand's kind, which would otherwise be found by the next start.
     fn tidy_up(&self, name: &str) {
-        let start = name.replace(|c: char| !c.is_alphanumeric(), "-");
+        let start = short(name);
         let entries = fs::read_dir(self.home).into_iter().flatten().flatten();
         for entry in entries {
             let path = entry.path();
@@ -589,9 +598,8 @@ impl<'a> Course<'a> {
             Target::Running(server) => (server.usage(), server.wal_bytes()?),
             Target::Raw(_) => Default::default(),
         };
-        let found = self
-            .clients
-            .load(&target.address(), &line.load, line.unit, self.seed)?;
+        let clients = self.clients.on(line.client_cpus());
+        let found = clients.load(&target.address(), &line.load, line.unit, self.seed)?;
         let (after, wal_after) = match target {
             Target::Running(server) => (server.usage(), server.wal_bytes()?),
             Target::Raw(_) => Default::default(),
@@ -606,6 +614,11 @@ impl<'a> Course<'a> {
         self.comparison.samples.push(sample);
         Ok(())
     }
+}
+
+/// Stands for a target in paths: those of sockets are short.
+fn short(name: &str) -> String {
+    format!("{:08x}", crc32c::crc32c(name.as_bytes()))
 }
 
 /// Waits until a target has done what it does behind its answers, so that this is not in the way of
@@ -638,36 +651,15 @@ fn settings(args: &CompareArgs) -> Settings {
 /// The lines that are asked for.
 fn wanted_lines(args: &CompareArgs, sizes: &Sizes) -> Result<Vec<Line>> {
     let mut all = lines(&args.suite, sizes);
-    let words = &args.lines;
-    all.retain(|line| words.is_empty() || words.iter().any(|word| line.name.contains(word)));
+    let names: Vec<_> = all.iter().map(|line| line.name.as_str()).collect();
+    let chosen = lines_meant(&args.lines, &names);
+    all.retain(|line| chosen.contains(&line.name));
     ensure!(
         !all.is_empty(),
         "no line of the suites has one of these words in its name: {}",
-        words.join(", ")
+        args.lines.join(", ")
     );
     Ok(all)
-}
-
-/// The names in lists with commas between them. Names may have commas, too: the longest is meant.
-fn names_in(lists: &[String], known: &[&str]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for list in lists {
-        let words: Vec<_> = list.split(',').collect();
-        let mut rest = &words[..];
-        while !rest.is_empty() {
-            let found = (1..=rest.len()).rev().find_map(|count| {
-                let name = rest[..count].join(",").trim().to_owned();
-                known.contains(&name.as_str()).then_some((count, name))
-            });
-            let (count, name) = found.with_context(|| {
-                let (name, known) = (rest[0].trim(), known.join("; "));
-                format!("there is no target {name:?}; there are {known}")
-            })?;
-            names.push(name);
-            rest = &rest[count..];
-        }
-    }
-    Ok(names)
 }
 
 /// The null server as a peer.
@@ -676,6 +668,7 @@ fn null_peer() -> Peer {
     Peer {
         name: NULL.to_owned(),
         command: words("{bench} null-server --size {size}"),
+        needs: Vec::new(),
         unix: words("--socket {socket}"),
         tcp: words("--listen 127.0.0.1:{port}"),
         uri_unix: Some("nbd+unix:///?socket={socket}".to_owned()),
@@ -712,27 +705,5 @@ fn forget_pages() {
     rustix::fs::sync();
     if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "1") {
         eprintln!("  the page cache was not dropped: {error}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_named_in_lists_although_names_have_commas() {
-        let known = ["taipand", "taipand, two cores", "raw", "two cores"];
-        let names = |lists: &[&str]| {
-            let lists: Vec<_> = lists.iter().map(|&list| list.to_owned()).collect();
-            names_in(&lists, &known).map_err(|error| error.to_string())
-        };
-        let both = Ok(vec!["raw".to_owned(), "taipand, two cores".to_owned()]);
-        assert_eq!(names(&["raw,taipand, two cores"]), both);
-        assert_eq!(names(&["raw", "taipand, two cores"]), both);
-        assert_eq!(names(&["taipand, raw"]).unwrap(), ["taipand", "raw"]);
-        assert_eq!(names(&[]).unwrap().len(), 0);
-        let error = names(&["raw,rwa"]).unwrap_err();
-        assert!(error.contains("\"rwa\"") && error.contains("taipand, two cores; raw"));
-        assert!(names(&[""]).is_err());
     }
 }

@@ -112,9 +112,6 @@ fn options(settings: &Settings) -> Result<JobOptions> {
 fn setting(key: &str, value: Option<&str>) -> Result<(String, String)> {
     let command = vocabulary();
     let wanted = key.replace('_', "-");
-    if wanted == "direct" {
-        bail!("{key} is not needed: files are always opened with O_DIRECT");
-    }
     let found = command.get_arguments().find(|option| {
         let mut names = option.get_long_and_visible_aliases().unwrap_or_default();
         names.extend(option.get_all_aliases().unwrap_or_default());
@@ -185,6 +182,8 @@ mod tests {
 ; two jobs beside each other, then one alone
 [global]
 filename=nbd+unix:///vol0?socket=s
+direct=1
+group_reporting
 bs=16k
 time_based
 runtime=5
@@ -258,8 +257,8 @@ percentile_list=50:99.9
             ("size=0", "line 1: job [a]: --size is at least one byte"),
             ("ramptime=3", "did you mean ramp_time?"),
             (
-                "group_reporting",
-                "line 3: unknown key \"group_reporting\"; the keys are",
+                "thinktime_blocks",
+                "line 3: unknown key \"thinktime_blocks\"; the keys are",
             ),
             (
                 "iodepth=many",
@@ -267,7 +266,11 @@ percentile_list=50:99.9
             ),
             ("iodepth", "line 3: a value is required for '--iodepth"),
             ("rw=randwrong", "line 3: invalid value 'randwrong'"),
-            ("direct=1", "always opened with O_DIRECT"),
+            (
+                "direct=0",
+                "line 3: invalid value '0' for '--direct[=<DIRECT>]': there is no other",
+            ),
+            ("group_reporting=0", "there is no other way"),
             ("[b", "line 3: a section is [NAME]"),
             (
                 "ioengine=nbd",

@@ -3,7 +3,6 @@
 mod cli;
 mod compare;
 mod connection;
-mod core_model;
 mod fake_s3_command;
 mod file_target;
 mod glommio_file;
@@ -82,7 +81,6 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
         Command::NullServer(args) => exit_code(null_server::serve(&args)),
-        Command::CoreModel(args) => exit_code(core_model::run(&args)),
         Command::IndexLookup(args) => exit_code(index_lookup::run(&args)),
         Command::HotPath(args) => exit_code(hot_path::run(&args)),
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),

@@ -28,6 +28,18 @@ pub(crate) struct JobOptions {
     #[arg(long, value_enum)]
     pub(crate) ioengine: Option<IoEngine>,
 
+    /// Files are opened with O_DIRECT: always, so only 1 is taken
+    #[arg(long, value_parser = certainty,
+          num_args = 0..=1, require_equals = true,
+          default_value = "1", default_missing_value = "1")]
+    pub(crate) direct: bool,
+
+    /// The threads of a job are told together: always, so only 1 is taken
+    #[arg(long, alias = "group_reporting", value_parser = certainty,
+          num_args = 0..=1, require_equals = true,
+          default_value = "1", default_missing_value = "1")]
+    pub(crate) group_reporting: bool,
+
     /// Kind of workload
     #[arg(long, alias = "readwrite", value_enum, default_value_t = Rw::RandRead)]
     pub(crate) rw: Rw,
@@ -92,7 +104,7 @@ pub(crate) struct JobOptions {
           default_value = "0", default_missing_value = "1")]
     pub(crate) end_fsync: bool,
 
-    /// Writes carry FUA (RWF_DSYNC on files)
+    /// Writes carry FUA (on files RWF_DSYNC, or fdatasync behind each with glommio)
     #[arg(long, value_parser = truth,
           num_args = 0..=1, require_equals = true,
           default_value = "0", default_missing_value = "1")]
@@ -289,6 +301,12 @@ fn truth(text: &str) -> Result<bool> {
         "0" | "false" | "no" => Ok(false),
         _ => bail!("1 or 0, not {text:?}"),
     }
+}
+
+/// What holds whether or not it is asked for.
+fn certainty(text: &str) -> Result<bool> {
+    ensure!(truth(text)?, "there is no other way");
+    Ok(true)
 }
 
 fn bytes(text: &str) -> Result<u64> {

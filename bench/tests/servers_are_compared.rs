@@ -130,6 +130,30 @@ fn a_users_server_is_measured_in_turn_with_the_null_server() {
 }
 
 #[test]
+fn every_known_server_is_measured_with_sixteen_clients() {
+    let known = ["nbdkit memory", "nbdkit file", "qemu-nbd", "nbd-server"];
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let json = dir.path().join("json");
+    let only = known.join(",");
+    let line = ["--suite", "commit", "--lines", "write 4k, 16 connections"];
+    let place = ["--only", &only, "--json", json.to_str().unwrap()];
+    let output = compare(&dir, &[line, place].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert_eq!(found["left"].as_array().unwrap().len(), 0, "{found}");
+    for name in known {
+        let samples = found["samples"].as_array().unwrap().iter();
+        let its: Vec<_> = samples.filter(|s| s["target"] == name).collect();
+        assert_eq!(its.len(), 2, "{name}");
+        for sample in its {
+            let cpu = sample["server_us_per_request"].as_f64();
+            assert!(cpu.is_some_and(|us| us > 0.0), "{name}: {sample}");
+        }
+    }
+    assert_eq!(started_in(&dir), [""; 0]);
+}
+
+#[test]
 fn a_server_that_does_not_start_is_a_failure_with_its_words() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let output = compare(&dir, &["--only", "broken", "--lines", "randread 4k d1"]);

@@ -43,6 +43,7 @@ mod promises_change_while_in_use;
 mod quiet_volumes_cost_nothing;
 mod rules_say_who_may_use_a_volume;
 mod slow_readers_hurt_only_themselves;
+mod the_bench_compares_the_daemon;
 mod the_bucket_brings_everything_back;
 mod the_bucket_holds_a_cut;
 mod the_command_copies_and_inspects;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lines::{Load, Unit};
+use super::lines::{ALL_KINDS, Load, Unit};
 use super::server::{children_cpu_seconds, pinned};
 use super::warden::Warden;
 use crate::interruption;
@@ -22,6 +22,7 @@ const QEMU_DEPTH: u32 = 16;
 const QEMU_BYTES: u64 = 4096;
 
 /// Clients on their CPUs.
+#[derive(Clone)]
 pub(crate) struct Clients {
     pub(crate) bench: PathBuf,
     pub(crate) cpus: Option<String>,
@@ -47,6 +48,13 @@ pub(crate) struct Found {
 }
 
 impl Clients {
+    /// The same on other CPUs, if some are named.
+    pub(crate) fn on(&self, cpus: Option<&str>) -> Self {
+        let mut other = self.clone();
+        other.cpus = cpus.map(str::to_owned).or(other.cpus);
+        other
+    }
+
     /// Loads `target`, a URI or a path.
     pub(crate) fn load(&self, target: &str, load: &Load, unit: Unit, seed: u64) -> Result<Found> {
         let cpu = children_cpu_seconds();
@@ -240,11 +248,16 @@ pub(crate) fn write_data(path: &Path, bytes: u64, every: u64) -> Result<()> {
 fn of_kind(sums: &Sums, kind: &str, latency: &str, unit: Unit) -> Result<Found> {
     ensure!(sums.ok, "a request failed: {:?}", sums.errors);
     let find = |name: &str| sums.kinds.iter().find(|found| found.kind == name);
-    let found = find(kind).with_context(|| format!("no {kind} was answered"))?;
+    let (rate, megabytes) = if kind == ALL_KINDS {
+        (sums.iops, sums.megabytes_per_second)
+    } else {
+        let found = find(kind).with_context(|| format!("no {kind} was answered"))?;
+        (found.iops, found.megabytes_per_second)
+    };
     Ok(Found {
         value: match unit {
-            Unit::Megabytes => found.megabytes_per_second,
-            Unit::Requests => found.iops,
+            Unit::Megabytes => megabytes,
+            Unit::Requests => rate,
             Unit::Seconds => sums.elapsed_seconds,
         },
         requests: sums.requests as f64,

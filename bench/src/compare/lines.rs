@@ -26,6 +26,8 @@ pub(crate) enum Suite {
     Scale,
     /// Ten times the WAL, with everything else going on
     Sustained,
+    /// Two data cores beside one, on two CPUs that the client shares
+    Cores,
 }
 
 /// Sizes and times that lines are made of.
@@ -87,7 +89,8 @@ impl Unit {
 /// What loads a target.
 #[derive(Clone, Debug)]
 pub(crate) enum Load {
-    /// `taipan-bench run` with these options; rates of one kind, latencies of another.
+    /// `taipan-bench run` with these options; rates of one kind or [`ALL_KINDS`], latencies of
+    /// perhaps another.
     Own {
         flags: Vec<String>,
         kind: &'static str,
@@ -164,6 +167,9 @@ pub(crate) struct Line {
     pub(crate) wal_share: bool,
 }
 
+/// The rate of reads, writes and whatever else there is, together.
+pub(crate) const ALL_KINDS: &str = "all";
+
 pub(crate) const OURS: &str = "taipand";
 pub(crate) const NULL: &str = "null server";
 pub(crate) const RAW: &str = "raw";
@@ -171,6 +177,11 @@ pub(crate) const RAW: &str = "raw";
 pub(crate) const WITH_IDLE: &str = "taipand, idle volumes beside";
 /// That commits nothing: what is not in memory is in its WAL alone.
 pub(crate) const LOG_ONLY: &str = "taipand, commits off";
+/// With as many data cores, on the CPUs that its clients have, too.
+pub(crate) const ONE_CORE: &str = "taipand, 1 data core";
+pub(crate) const TWO_CORES: &str = "taipand, 2 data cores";
+/// A machine of few CPUs, for taipand with so many data cores and its clients.
+pub(crate) const FEW_CPUS: &str = "0,1";
 const MEMORY: &str = "nbdkit memory";
 const FILE: &str = "nbdkit file";
 const QEMU: &str = "qemu-nbd";
@@ -229,11 +240,18 @@ impl Line {
             RAW => self.raw,
             NULL => self.ceiling,
             WITH_IDLE | LOG_ONLY => self.subject == target,
+            ONE_CORE | TWO_CORES => self.suite == Suite::Cores,
+            _ if self.suite == Suite::Cores => false,
             OURS => self.subject != LOG_ONLY,
             // Variants that the user added stand beside taipand itself.
             name if name.starts_with(OURS) => self.subject == OURS,
             _ => self.subject != WITH_IDLE,
         }
+    }
+
+    /// CPUs of its client, if not those of all.
+    pub(crate) fn client_cpus(&self) -> Option<&'static str> {
+        (self.suite == Suite::Cores).then_some(FEW_CPUS)
     }
 
     /// What the client does, in words that can be given to it.
@@ -326,6 +344,7 @@ pub(crate) fn lines(suites: &[Suite], sizes: &Sizes) -> Vec<Line> {
         Suite::Burst => burst(sizes),
         Suite::Scale => scale(sizes),
         Suite::Sustained => sustained(sizes),
+        Suite::Cores => cores(sizes),
     };
     let mut lines: Vec<Line> = suites.iter().flat_map(of).collect();
     if sizes.transport == Transport::Tcp {
@@ -465,18 +484,20 @@ fn mixed(sizes: &Sizes) -> Vec<Line> {
     let hot = sizes.hot();
     let timed = timed(sizes, hot);
     let base = format!("--rw=randrw --rwmixread=70 --bs=4k {timed}");
-    let line =
-        |name: &str, more: &str| Line::own(Suite::Mixed, name, &format!("{base} {more}")).fill(hot);
+    let line = |name: &str, more: &str| {
+        let mut line = Line::own(Suite::Mixed, name, &format!("{base} {more}")).fill(hot);
+        if let Load::Own { kind, .. } = &mut line.load {
+            *kind = ALL_KINDS;
+        }
+        line
+    };
     vec![
-        line("reads of 70/30 4k d16", "--iodepth=16"),
+        line("70/30 4k d16", "--iodepth=16"),
         line(
-            "reads of 70/30 4k d16 zipf",
+            "70/30 4k d16 zipf",
             "--iodepth=16 --random-distribution=zipf:1.1",
         ),
-        line(
-            "reads of 70/30 4k d16, 4 connections",
-            "--iodepth=16 --numjobs=4",
-        ),
+        line("70/30 4k d16, 4 connections", "--iodepth=16 --numjobs=4"),
     ]
 }
 
@@ -558,6 +579,38 @@ fn scale(sizes: &Sizes) -> Vec<Line> {
     lines
 }
 
+fn cores(sizes: &Sizes) -> Vec<Line> {
+    let hot = sizes.hot();
+    let own = |rw: &str, depth: u32, connections: u32| {
+        let flags = format!(
+            "--rw={rw} --bs=4k --iodepth={depth} --numjobs={connections} {}",
+            timed(sizes, hot)
+        );
+        let name = format!("few CPUs: {rw} 4k d{depth}, connections: {connections}");
+        Line::own(Suite::Cores, name, &flags)
+    };
+    let qemu = |word: &str, write| {
+        let name = format!("few CPUs: qemu-img bench {word} 4k d16");
+        let area_bytes = hot;
+        Line::new(Suite::Cores, name, Load::QemuBench { write, area_bytes })
+    };
+    let lines = vec![
+        own("randread", 32, 1).fill(hot),
+        own("randwrite", 32, 1),
+        own("randread", 16, 4).fill(hot),
+        own("randwrite", 16, 4),
+        qemu("read", false).fill(hot),
+        qemu("write", true),
+    ];
+    let held = |line: Line| Line {
+        subject: TWO_CORES,
+        raw: false,
+        ceiling: false,
+        ..line.bar(ONE_CORE, 0.9)
+    };
+    lines.into_iter().map(held).collect()
+}
+
 fn sustained(sizes: &Sizes) -> Vec<Line> {
     let wal = (sizes.wal_bytes / 16).max(128 << 20);
     let bytes = 10 * wal;
@@ -610,16 +663,20 @@ mod tests {
     #[test]
     fn servers_take_part_where_they_say_something() {
         let lines = lines(Suite::value_variants(), &sizes());
-        let all = [OURS, "taipand, two cores", WITH_IDLE, LOG_ONLY, QEMU];
+        const VARIANT: &str = "taipand, two cores";
+        let all = [
+            OURS, VARIANT, WITH_IDLE, LOG_ONLY, QEMU, ONE_CORE, TWO_CORES,
+        ];
         let who = |word: &str| -> Vec<_> {
             let line = lines.iter().find(|line| line.name.contains(word));
             let line = line.unwrap_or_else(|| panic!("a line with {word:?}"));
             let those = all.iter().copied();
             those.filter(|name| line.is_for(name)).collect()
         };
-        assert_eq!(who("4k d1"), [OURS, "taipand, two cores", QEMU]);
+        assert_eq!(who("4k d1"), [OURS, VARIANT, QEMU]);
         assert_eq!(who("the WAL"), [LOG_ONLY, QEMU]);
         assert_eq!(who("idle volumes"), [OURS, WITH_IDLE]);
+        assert_eq!(who("few CPUs"), [ONE_CORE, TWO_CORES]);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(crate) struct Peer {
     pub(crate) name: String,
     pub(crate) command: Vec<String>,
     #[serde(default)]
+    pub(crate) needs: Vec<String>,
+    #[serde(default)]
     pub(crate) unix: Vec<String>,
     #[serde(default)]
     pub(crate) tcp: Vec<String>,
@@ -70,6 +72,14 @@ impl Peer {
         self
     }
 
+    /// The same with so many data cores.
+    pub(crate) fn with_cores(mut self, name: &str, cores: &str) -> Self {
+        self.name = name.to_owned();
+        let more = ["--cores", cores].map(str::to_owned);
+        self.command.extend(more);
+        self
+    }
+
     /// The same, but so many written bytes stay in the WAL alone: nothing commits them.
     pub(crate) fn without_commits(mut self, bytes: u64) -> Self {
         self.name = LOG_ONLY.to_owned();
@@ -90,19 +100,16 @@ impl Peer {
         self
     }
 
-    /// The program, if it is there.
-    pub(crate) fn program(&self, texts: &Texts) -> Option<PathBuf> {
-        let name = texts.fill(self.command.first()?);
-        if name.contains('/') {
-            return Some(PathBuf::from(name)).filter(|path| path.is_file());
+    /// Where its program is.
+    ///
+    /// # Errors
+    /// One of its programs is not there.
+    pub(crate) fn program(&self, texts: &Texts) -> Result<PathBuf> {
+        let first = self.command.first().context("no command")?;
+        for name in &self.needs {
+            found(&texts.fill(name))?;
         }
-        let folders = std::env::var_os("PATH")?;
-        // Servers often lie where only root looks.
-        let more = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-        std::env::split_paths(&folders)
-            .chain(more)
-            .map(|folder| folder.join(&name))
-            .find(|path| path.is_file())
+        found(&texts.fill(first))
     }
 
     fn validate(&self) -> Result<()> {
@@ -165,6 +172,22 @@ impl Texts {
     }
 }
 
+/// A program by its path, or by its name.
+fn found(name: &str) -> Result<PathBuf> {
+    let path = if name.contains('/') {
+        Some(PathBuf::from(name)).filter(|path| path.is_file())
+    } else {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        // Servers often lie where only root looks.
+        let more = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+        std::env::split_paths(&folders)
+            .chain(more)
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file())
+    };
+    path.with_context(|| format!("{name} is not there"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,8 +245,17 @@ mod tests {
         let command: Vec<_> = command.iter().map(|word| texts.fill(word)).collect();
         assert_eq!(command, ["no-such-program-here", "--size", "4096", "/s"]);
         assert_eq!(texts.fill(uri), "nbd+unix:///?socket=/s");
-        assert!(mine.program(&texts).is_none() && qemu.program(&texts).is_some());
+        assert!(mine.program(&texts).is_err() && qemu.program(&texts).is_ok());
         assert!(mine.over(Transport::Tcp).is_none());
+    }
+
+    #[test]
+    fn a_peer_lacks_what_its_command_takes() {
+        let mut peer = all(None).unwrap().remove(4);
+        peer.command[0] = "sh".to_owned();
+        peer.needs = vec!["sh".to_owned(), "no-such-program-here".to_owned()];
+        let error = peer.program(&Texts::default()).unwrap_err().to_string();
+        assert_eq!(error, "no-such-program-here is not there");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use taipan_nbd::TransmissionFlags;
 
 use super::Target;
 use super::clients::Found;
-use super::lines::{Bar, Base, LOG_ONLY, Line, Load, NULL, Prepare, RAW, Unit, WITH_IDLE};
+use super::lines::{
+    Bar, Base, LOG_ONLY, Line, Load, NULL, Prepare, RAW, TWO_CORES, Unit, WITH_IDLE,
+};
 use super::server::{Server, Usage};
 use super::statistics::Spread;
 use crate::machine::Machine;
@@ -584,6 +586,7 @@ fn line_head(line: &Line) -> [&'static str; 8] {
         match line.subject {
             WITH_IDLE => "with idle volumes / target",
             LOG_ONLY => "with commits off / target",
+            TWO_CORES => "two data cores / target",
             _ => "taipand / target",
         },
         "p50 / p99 / p99.9 µs",

@@ -1,5 +1,6 @@
 //! A server that runs for a comparison: started on its CPUs, watched, stopped.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -101,7 +102,7 @@ impl Server {
             .over(site.transport)
             .with_context(|| format!("{} has no way to do that", peer.name))?;
         let mut command: Vec<String> = command.iter().map(|word| texts.fill(word)).collect();
-        let program = peer.program(&texts).context("the program is not there")?;
+        let program = peer.program(&texts)?;
         command[0] = program.display().to_string();
         let command = pinned(command, site.cpus);
         let uri = texts.fill(uri);
@@ -293,27 +294,38 @@ fn http(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> 
     Ok(body.to_owned())
 }
 
-/// Sums over all processes of a group; those that end meanwhile are left out.
+/// Sums over all processes of a group and all that they have started; of those that have ended, if
+/// they were waited for.
 fn usage(group: u32) -> Usage {
     let mut sum = Usage::default();
     let Ok(entries) = fs::read_dir("/proc") else {
         return sum;
     };
-    for entry in entries.flatten() {
-        let Some(stat) = read_stat(&entry.path().join("stat")) else {
-            continue;
-        };
-        if stat.group != group {
-            continue;
+    let found = entries.flatten().filter_map(|entry| {
+        let number: u32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((number, read_stat(&entry.path().join("stat"))?))
+    });
+    let all: HashMap<u32, Stat> = found.collect();
+    let is_of_group = |number: &u32| {
+        let mut at = *number;
+        // As many steps as there are processes, should they change meanwhile.
+        for _ in 0..all.len() {
+            match all.get(&at) {
+                Some(stat) if stat.group == group => return true,
+                Some(stat) => at = stat.parent,
+                None => return false,
+            }
         }
-        sum.cpu_seconds += stat.seconds;
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        false
+    };
+    for number in all.keys().filter(|number| is_of_group(number)) {
+        sum.cpu_seconds += all[number].seconds + all[number].children_seconds;
+        let path = PathBuf::from(format!("/proc/{number}"));
+        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = resident.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
         sum.resident_bytes += kib.unwrap_or(0) << 10;
-        let threads = fs::read_dir(entry.path().join("task"))
-            .into_iter()
-            .flatten();
+        let threads = fs::read_dir(path.join("task")).into_iter().flatten();
         for thread in threads.flatten() {
             sum.data_seconds += data_core_seconds(&thread.path()).unwrap_or(0.0);
         }
@@ -332,6 +344,7 @@ fn data_core_seconds(thread: &Path) -> Option<f64> {
 }
 
 struct Stat {
+    parent: u32,
     group: u32,
     /// CPU time of the process.
     seconds: f64,
@@ -345,6 +358,7 @@ fn read_stat(path: &Path) -> Option<Stat> {
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
     Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
         group: fields.get(2)?.parse().ok()?,
         seconds: (ticks(11)? + ticks(12)?) / TICKS,
         children_seconds: (ticks(13)? + ticks(14)?) / TICKS,
@@ -380,6 +394,25 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(children_cpu_seconds() > before);
+    }
+
+    #[test]
+    fn a_daemon_that_has_left_its_session_still_counts() {
+        let mut leaves = Command::new("sh");
+        let busy = "setpriv --pdeathsig KILL setsid sh -c 'while :; do :; done' & wait";
+        leaves.args(["-c", busy]).process_group(0);
+        let mut child = leaves.spawn().unwrap();
+        let begin = Instant::now();
+        // The shell itself does next to nothing.
+        while usage(child.id()).cpu_seconds < 0.2 {
+            assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "no CPU time is seen"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

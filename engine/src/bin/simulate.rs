@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use taipan_engine::sim::model::{Scenario, explore};
+use taipan_engine::sim::throughput::{Costs, Load, simulate};
 use taipan_engine::sim::{
     Coverage, EVENTS, FAMILY_EVENTS, Outcome, RACE_EVENTS, Violation, run, run_aloud, run_family,
     run_family_aloud, run_race, run_race_aloud,
@@ -17,6 +18,7 @@ use taipan_engine::sim::{
 const USAGE: &str = "usage: tools/simulate [--seeds N] [--start S] [--jobs J] [--races|--families]
        tools/simulate --seed X [--trace] [--races|--families]
        tools/simulate --model [--deep]
+       tools/simulate --throughput CONNECTION SHARD MESSAGE
        tools/simulate --help";
 /// What each kind of run covers.
 const HELP: &str = "
@@ -27,11 +29,16 @@ the bucket may lack. 10000 seeds take about 5 minutes on 2 CPUs.
 backend, lost disks, old copies of data directories. 1000 take about a minute on 2 CPUs.
 --families: volumes that are written, cloned to any depth, rolled back, compacted, swept, deleted
 and freed in random order, by writers that die before any step.
+--throughput: what 1 to 16 data cores serve if a request costs CONNECTION nanoseconds of CPU on the
+core of its connection, SHARD on the core of its shard, and a message between two MESSAGE on both
+together: by a formula, and by production's cores on a clock that charges this. Seconds.
 --model: every order of the requests of two writers of one volume, with a lost answer, a crash, a
 lost or restored disk; seconds. --deep: the same with two more cuts or crashes each; at most 10
 minutes on one CPU.";
 /// More states than any scenario has.
 const STATES_MAX: usize = 20_000_000;
+/// A millisecond: no request costs as much.
+const COST_NS_MAX: u64 = 1_000_000;
 /// How often the progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -260,6 +267,53 @@ fn explore_model(deep: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Prints what 1 to 16 cores serve.
+fn tell_throughput(costs: &[String]) -> Result<(), String> {
+    let number = |text: &String| match text.parse() {
+        Ok(ns @ 0..=COST_NS_MAX) => Ok(ns),
+        _ => Err(format!(
+            "{text:?} is no cost in nanoseconds, of at most {COST_NS_MAX}"
+        )),
+    };
+    let [connection, shard, message] = costs else {
+        return Err("--throughput needs three costs".to_owned());
+    };
+    let costs = Costs {
+        connection_ns: number(connection)?,
+        shard_ns: number(shard)?,
+        message_ns: number(message)?,
+    };
+    if costs.connection_ns == 0 || costs.shard_ns == 0 {
+        return Err("a request takes time on both cores".to_owned());
+    }
+    println!("thousand requests a second of 4 KiB, 32 under way on a connection");
+    println!("       4 connections for each core           one connection");
+    println!("cores  formula     read    write  messages   formula     read    write");
+    for cores in [1, 2, 4, 8, 16] {
+        let found = |connections, writes| {
+            let load = Load {
+                cores,
+                connections,
+                depth: 32,
+                writes,
+            };
+            simulate(costs, load)
+        };
+        let (reads, writes) = (found(4 * cores, false), found(4 * cores, true));
+        println!(
+            "{cores:>5} {:>8.0} {:>8.0} {:>8.0}  {:>8.2}  {:>8.0} {:>8.0} {:>8.0}",
+            costs.of_all(cores) / 1e3,
+            reads.rate / 1e3,
+            writes.rate / 1e3,
+            reads.messages,
+            costs.of_one_connection(cores) / 1e3,
+            found(1, false).rate / 1e3,
+            found(1, true).rate / 1e3,
+        );
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "--help") {
@@ -269,12 +323,22 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "--model") {
         return explore_model(arguments.iter().any(|flag| flag == "--deep"));
     }
+    let misused = |why: String| {
+        eprintln!("{why}\n{USAGE}");
+        ExitCode::from(4)
+    };
+    if arguments
+        .first()
+        .is_some_and(|first| first == "--throughput")
+    {
+        return match tell_throughput(&arguments[1..]) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => misused(why),
+        };
+    }
     let wanted = match parse(arguments.into_iter()) {
         Ok(wanted) => wanted,
-        Err(why) => {
-            eprintln!("{why}\n{USAGE}");
-            return ExitCode::from(4);
-        }
+        Err(why) => return misused(why),
     };
     let kind = wanted.kind;
     let told = std::panic::take_hook();

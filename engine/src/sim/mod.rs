@@ -32,6 +32,7 @@ mod room;
 mod serve;
 mod snapshots;
 mod sweep;
+pub mod throughput;
 mod uploader;
 mod workload;
 mod world;
