@@ -4,7 +4,10 @@ use taipan_engine::arena::{ArenaReader, HUGE_PAGE_BYTES};
 use taipan_engine::block::ShardId;
 
 use crate::inbox::{CoreAddress, CoreMessage};
-use crate::uploader::give_way;
+use crate::uploader::shares_cpus;
+
+/// Priority of the thread on machines of one or two CPUs: the first requests go first.
+const NICE_WHEN_SHARED: i32 = 10;
 
 /// Clears the pages of batch memory, on a thread of its own: otherwise each first write to a page
 /// waits for that. In small steps, taking turns among the shards, as they fill alike; each step
@@ -12,7 +15,10 @@ use crate::uploader::give_way;
 pub(crate) fn prepare(arenas: &[ArenaReader], cores: &[CoreAddress]) {
     let (arenas, cores) = (arenas.to_vec(), cores.to_vec());
     let work = move || {
-        give_way();
+        if shares_cpus() {
+            // Refused at worst, and then the work is done at full priority.
+            let _ = rustix::process::setpriority_process(None, NICE_WHEN_SHARED);
+        }
         if !populate(&arenas) {
             return;
         }

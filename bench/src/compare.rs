@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use taipan_engine::size::ByteSize;
 
-use self::clients::{Clients, write_data};
+use self::clients::{Clients, Unable, write_data};
 use self::lines::{
     FEW_CPUS, LOG_ONLY, Line, NULL, ONE_CORE, OURS, Prepare, RAW, Sizes, Suite, TWO_CORES,
     WITH_IDLE, lines,
@@ -359,6 +359,15 @@ impl<'a> Course<'a> {
         });
     }
 
+    /// The same after an attempt. What a target is unable to do is said once, and is no failure.
+    fn leave_out_after(&mut self, line: &str, target: &str, error: &anyhow::Error) {
+        let failed = error.downcast_ref::<Unable>().is_none();
+        let is_it = |left: &Left| left.line == line && left.target == target && !left.failed;
+        if failed || !self.comparison.left.iter().any(is_it) {
+            self.leave_out(line, target, &format!("{error:#}"), failed);
+        }
+    }
+
     fn run(&mut self) {
         let all = self.lines.clone().into_iter();
         let (standing, fresh): (Vec<_>, Vec<_>) = all.partition(|line| line.fresh.is_none());
@@ -496,7 +505,7 @@ impl<'a> Course<'a> {
                 let finished = finish(target);
                 if let Err(error) = measured.and(finished) {
                     let name = target.name().to_owned();
-                    self.leave_out(&line.name, &name, &format!("{error:#}"), true);
+                    self.leave_out_after(&line.name, &name, &error);
                 }
                 if interruption::asked() {
                     return;
@@ -548,9 +557,7 @@ impl<'a> Course<'a> {
                         self.leave_out(&line.name, &peer.name, why, false);
                     }
                     Ok(Some(_)) => {}
-                    Err(error) => {
-                        self.leave_out(&line.name, &peer.name, &format!("{error:#}"), true);
-                    }
+                    Err(error) => self.leave_out_after(&line.name, &peer.name, &error),
                 }
                 self.tidy_up(&peer.name);
                 if interruption::asked() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use taipan_engine::ring::{AlignedBuf, FileSlot, Ring};
 
@@ -67,7 +67,14 @@ impl Target for FileTarget {
                     .write_buffer(self.file, take()?, len, op.offset, self.fua, token);
             }
             Kind::Flush => self.ring.fdatasync(self.file, token),
-            Kind::Trim | Kind::Zeroes => bail!("trim of a file is not supported"),
+            Kind::Trim | Kind::Zeroes => {
+                let range = (op.offset, op.len.into());
+                state.expected = 0;
+                match op.kind {
+                    Kind::Trim => self.ring.punch_hole(self.file, range, token),
+                    _ => self.ring.zero_range(self.file, range, token),
+                }
+            }
         }
         Ok(())
     }

@@ -114,7 +114,7 @@ impl Target for GlommioFile {
                 (slot, flushed.map(|()| None).map_err(io::Error::from))
             }
             .boxed_local(),
-            Kind::Trim | Kind::Zeroes => bail!("trim of a file is not supported"),
+            Kind::Trim | Kind::Zeroes => bail!("glommio neither trims nor zeroes a file"),
         };
         self.running.push(running);
         Ok(())

@@ -2,15 +2,18 @@
 //! instructions. `bench/instructions` compares the counts with those that are recorded.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use taipan_engine::arena::Arena;
 use taipan_engine::block::{BlockSize, LocalBlock, ShardId};
 use taipan_engine::checksum::crc32c;
+use taipan_engine::core::{Core, EpochClock, Io, Origin, Progress, Ticket, WritePolicy};
 use taipan_engine::identity::{BatchNum, Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, ShardBase};
 use taipan_engine::shard::{Found, Shard, VolumeSlot};
+use taipan_engine::volume::VolumeSettings;
 use taipan_engine::wal::{BootId, LogConfig, LogIdentity, Recovered, ShardLog, WalId};
 use taipan_nbd::{ExportInfo, HeaderStyle, Request, RequestHeader, Session, simple_reply};
 
@@ -24,6 +27,11 @@ const BATCH_BLOCKS: u64 = 16;
 const WRITTEN: u64 = 4096;
 const WAL_BYTES: u64 = 1 << 30;
 const MEMORY_BYTES: usize = 128 << 20;
+/// Each shard of a whole data core has so much.
+const CORE_WAL_BYTES: u64 = 512 << 20;
+const CORE_MEMORY_BYTES: usize = 32 << 20;
+/// Requests of a data core between two of its turns.
+const CORE_TURN: u64 = 4;
 const SLOT: VolumeSlot = VolumeSlot(0);
 /// What is written.
 static SOURCE: [u8; BLOCK] = [0x5A; BLOCK];
@@ -53,6 +61,14 @@ enum HotPath {
     Crc,
     /// A batch of one record is framed, closed, handed out for writing and made durable
     Batch,
+    /// A data core answers a read whose block it has in memory, with a copy
+    CoreRead,
+    /// A data core tells where a block in memory is, to be sent from there
+    CoreResident,
+    /// A data core answers a write; after four of them it starts what is to be written
+    CoreWrite,
+    /// A data core answers a write and a FLUSH, with the batch and the barrier that this takes
+    CoreFlush,
 }
 
 /// Runs the path.
@@ -78,6 +94,10 @@ pub(crate) fn run(args: &HotPathArgs) -> Result<()> {
                 make_durable(&mut shard);
             }
         }
+        HotPath::CoreRead => core_read(rounds)?,
+        HotPath::CoreResident => core_resident(rounds)?,
+        HotPath::CoreWrite => core_write(&mut core()?, rounds)?,
+        HotPath::CoreFlush => core_flush(rounds)?,
     }
     Ok(())
 }
@@ -99,20 +119,128 @@ fn requests(rounds: u64) {
 }
 
 fn shard() -> Result<Shard> {
-    let identity = LogIdentity {
-        wal: WalId(1),
-        shard: ShardId::all().next().context("there are shards")?,
-        incarnation: Incarnation(1),
-        boot: BootId([1; 16]),
-    };
-    let config = LogConfig::for_wal(WAL_BYTES, MEMORY_BYTES)?;
-    let arena = Arena::anonymous(config.arena_bytes)?;
-    let blank = Recovered::blank(&identity, &config);
-    let log = ShardLog::resume(identity, config, arena, &blank)?;
-    let mut shard = Shard::new(identity.shard, log, Lsn(1));
+    let id = ShardId::all().next().context("there are shards")?;
+    let mut shard = bare_shard(id, WAL_BYTES, MEMORY_BYTES)?;
     let (overlay, base) = (Overlay::new(), ShardBase::new());
     shard.add_volume(SLOT, VolumeId(1), BlockSize::MIN, overlay, base);
     Ok(shard)
+}
+
+/// A shard that serves no volume yet.
+fn bare_shard(id: ShardId, wal_bytes: u64, memory_bytes: usize) -> Result<Shard> {
+    let identity = LogIdentity {
+        wal: WalId(1),
+        shard: id,
+        incarnation: Incarnation(1),
+        boot: BootId([1; 16]),
+    };
+    let config = LogConfig::for_wal(wal_bytes, memory_bytes)?;
+    let arena = Arena::anonymous(config.arena_bytes)?;
+    let blank = Recovered::blank(&identity, &config);
+    let log = ShardLog::resume(identity, config, arena, &blank)?;
+    Ok(Shard::new(id, log, Lsn(1)))
+}
+
+/// The only data core, with a volume.
+fn core() -> Result<Core> {
+    let shard = |id| bare_shard(id, CORE_WAL_BYTES, CORE_MEMORY_BYTES);
+    let shards = ShardId::all().map(shard).collect::<Result<_>>()?;
+    let clock = Arc::new(EpochClock::new(Epoch(1)));
+    let mut core = Core::new(0, 1, clock, shards, WritePolicy::default());
+    let parts = ShardId::all().map(|id| (id, Overlay::new(), ShardBase::new()));
+    let settings = VolumeSettings::with_size(PLACES * BLOCK as u64);
+    core.add_volume(
+        SLOT,
+        VolumeId(1),
+        &settings,
+        false,
+        Epoch(0),
+        parts.collect(),
+    );
+    core.make_durable();
+    carry_on(&mut core);
+    Ok(core)
+}
+
+/// Lets a core work on a disk that takes no time; how many requests it has answered.
+fn carry_on(core: &mut Core) -> usize {
+    loop {
+        core.pump();
+        let started: Vec<_> = core.effects.io.drain(..).collect();
+        if started.is_empty() {
+            return core.effects.done.drain(..).count();
+        }
+        for io in started {
+            let (Io::WalWrite { op, .. } | Io::WalRead { op, .. } | Io::Barrier { op, .. }) = io;
+            core.io_done(op, Ok(()), &[]);
+        }
+    }
+}
+
+fn origin(round: u64) -> Origin {
+    Origin::Client(Ticket(round))
+}
+
+fn ask_to_write(core: &mut Core, round: u64) -> Result<()> {
+    let offset = place(round) * BLOCK as u64;
+    let progress = core.write(origin(round), SLOT, offset, black_box(&SOURCE), false);
+    ensure!(matches!(progress, Progress::Done), "a write waits");
+    Ok(())
+}
+
+fn core_write(core: &mut Core, rounds: u64) -> Result<()> {
+    for round in 0..rounds {
+        ask_to_write(core, round)?;
+        if round % CORE_TURN == CORE_TURN - 1 {
+            carry_on(core);
+        }
+    }
+    Ok(())
+}
+
+fn core_flush(rounds: u64) -> Result<()> {
+    let mut core = core()?;
+    for round in 0..rounds {
+        ask_to_write(&mut core, round)?;
+        let progress = core.flush(origin(round), SLOT);
+        ensure!(matches!(progress, Progress::Pending(_)), "nothing to flush");
+        ensure!(carry_on(&mut core) == 1, "the FLUSH was not answered");
+    }
+    Ok(())
+}
+
+fn core_read(rounds: u64) -> Result<()> {
+    let mut core = core()?;
+    core_write(&mut core, WRITTEN)?;
+    let mut out = Vec::with_capacity(BLOCK);
+    for round in 0..rounds {
+        out.clear();
+        let offset = place(round % WRITTEN) * BLOCK as u64;
+        let progress = core.read(origin(round), SLOT, offset, BLOCK as u64, &mut out);
+        ensure!(
+            matches!(progress, Progress::Done),
+            "a block is not in memory"
+        );
+        black_box(&out);
+        if round % CORE_TURN == CORE_TURN - 1 {
+            carry_on(&mut core);
+        }
+    }
+    Ok(())
+}
+
+fn core_resident(rounds: u64) -> Result<()> {
+    let mut core = core()?;
+    core_write(&mut core, WRITTEN)?;
+    for round in 0..rounds {
+        let mut pieces = Vec::with_capacity(1);
+        let offset = place(round % WRITTEN) * BLOCK as u64;
+        let is_resident = core.resident(SLOT, (offset, BLOCK as u64), &mut pieces);
+        ensure!(is_resident, "a block is not in memory");
+        black_box(&pieces);
+        core.count_resident(1);
+    }
+    Ok(())
 }
 
 fn place(round: u64) -> u64 {

@@ -42,7 +42,11 @@ pub(crate) fn inspect(
     let later = options.engine() == IoEngine::Glommio;
     let (abilities, opened) = match options.target()? {
         Address::File(path) => {
-            ensure!(rw.moves_data(), "trim of a file is not supported");
+            ensure!(
+                rw.moves_data() || !later,
+                "--ioengine glommio neither trims nor zeroes a file"
+            );
+            let writes = writes || !rw.moves_data();
             let access = match (writes, options.size) {
                 (true, Some(_)) => Access::Create,
                 (true, None) => Access::Write,
@@ -90,7 +94,7 @@ pub(crate) fn inspect(
     Ok((abilities, if later { Opened::Later } else { opened }))
 }
 
-/// Opens the target once more.
+/// Opens the target once more; `writes`: whether anything will be changed.
 pub(crate) fn open(options: &JobOptions, writes: bool) -> Result<Opened> {
     if options.engine() == IoEngine::Glommio {
         return Ok(Opened::Later);

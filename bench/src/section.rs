@@ -154,7 +154,8 @@ impl Section {
         );
         let mut opened = vec![first];
         for _ in 1..spec.jobs {
-            opened.push(inspect::open(&options, spec.rw.writes())?);
+            let changes = spec.rw.writes() || !spec.rw.moves_data();
+            opened.push(inspect::open(&options, changes)?);
         }
         Ok(Self {
             name,

@@ -454,8 +454,51 @@ fn a_file_is_laid_out_loaded_and_verified() {
     bytes.iter_mut().step_by(4096).for_each(|byte| *byte ^= 1);
     std::fs::write(path, bytes).unwrap();
     assert_fails(&bench(path, &check), 3, "expected write");
-    assert_fails(&bench(path, "--rw trim"), 1, "not supported");
     for odd in ["--rw read --bs 100", "--rw read --offset 100"] {
         assert_fails(&bench(path, odd), 1, "O_DIRECT takes multiples of");
+    }
+}
+
+#[test]
+fn ranges_of_a_file_are_zeroed_and_given_back() {
+    use std::os::unix::fs::MetadataExt;
+
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("disk");
+    let path = path.to_str().unwrap();
+    assert!(bench(path, "--rw write --size 1MiB").status.success());
+    let run = |options: &str| {
+        let output = bench(path, &format!("{options} --iodepth 4 --size 256KiB --json"));
+        assert!(output.status.success(), "{}", stderr(&output));
+        json(&output)["kinds"][0].clone()
+    };
+    let zeroed = run("--rw zeroes --bs 64k");
+    assert_eq!(
+        (&zeroed["kind"], &zeroed["requests"]),
+        (&"zeroes".into(), &4.into())
+    );
+    let blocks = std::fs::metadata(path).unwrap().blocks();
+    assert!(blocks * 512 >= MIB as u64, "its space is kept: {blocks}");
+    let trimmed = run("--rw trim --bs 64k --offset 512KiB --numjobs 2");
+    assert_eq!(
+        (&trimmed["kind"], &trimmed["requests"]),
+        (&"trim".into(), &4.into())
+    );
+    let blocks = std::fs::metadata(path).unwrap().blocks();
+    assert!(
+        blocks * 512 <= 3 * MIB as u64 / 4 + 65536,
+        "a quarter is free: {blocks}"
+    );
+    let bytes = std::fs::read(path).unwrap();
+    for (quarter, is_zero) in bytes.chunks(MIB / 4).zip([true, false, true, false]) {
+        assert_eq!(quarter.iter().all(|&byte| byte == 0), is_zero);
+    }
+    for (options, words) in [
+        ("--rw trim --ioengine glommio", "neither trims nor zeroes"),
+        ("--rw trim --fua", "needs a workload that writes"),
+    ] {
+        let output = bench(path, options);
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+        assert!(!output.status.success(), "{options}");
     }
 }

@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::fs::FallocateFlags;
 
 pub use buffer::AlignedBuf;
 pub use descriptor::descriptor;
-pub use preemption::involuntary_switches;
+pub use preemption::{involuntary_switches, take_short_slices};
 pub use tcp_health::{TcpHealth, tcp_health};
 
 use crate::arena::ArenaSlice;
@@ -294,6 +295,40 @@ impl Ring {
         let fd = types::Fd(self.files[file.0].as_raw_fd());
         let entry = opcode::Fsync::new(fd)
             .flags(types::FsyncFlags::DATASYNC)
+            .build();
+        self.push(
+            entry,
+            Slot {
+                token,
+                held: Held::Nothing,
+            },
+        );
+    }
+
+    /// Frees the space of a range of the file, which then reads as zeros (`fallocate(2)` with
+    /// `FALLOC_FL_PUNCH_HOLE`); the file keeps its length.
+    pub fn punch_hole(&mut self, file: FileSlot, range: (u64, u64), token: u64) {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(file, range, mode, token);
+    }
+
+    /// Makes a range of the file read as zeros and keeps its space (`FALLOC_FL_ZERO_RANGE`).
+    pub fn zero_range(&mut self, file: FileSlot, range: (u64, u64), token: u64) {
+        let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(file, range, mode, token);
+    }
+
+    fn fallocate(
+        &mut self,
+        file: FileSlot,
+        (offset, len): (u64, u64),
+        mode: FallocateFlags,
+        token: u64,
+    ) {
+        let fd = types::Fd(self.files[file.0].as_raw_fd());
+        let entry = opcode::Fallocate::new(fd, len)
+            .offset(offset)
+            .mode(mode.bits().cast_signed())
             .build();
         self.push(
             entry,

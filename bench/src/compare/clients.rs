@@ -1,5 +1,6 @@
 //! The clients that load a target: `taipan-bench run`, `qemu-img`, `nbdcopy`, `nbdinfo`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -20,6 +21,21 @@ const CLIENT_SECONDS_MAX: &str = "900";
 const TRIAL_REQUESTS: u64 = 20_000;
 const QEMU_DEPTH: u32 = 16;
 const QEMU_BYTES: u64 = 4096;
+
+/// What libnbd says of an export without `base:allocation`.
+const NO_MAP: &str = "does not support metadata context";
+
+/// A line is none for a target, which only shows when it is measured.
+#[derive(Debug)]
+pub(crate) struct Unable(&'static str);
+
+impl fmt::Display for Unable {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Unable {}
 
 /// Clients on their CPUs.
 #[derive(Clone)]
@@ -168,7 +184,11 @@ impl Clients {
     /// The map of the whole export; each of its extents counts as a request.
     fn map(&self, target: &str) -> Result<Found> {
         let begin = Instant::now();
-        let told = self.run(["nbdinfo", "--map", target].map(str::to_owned).to_vec())?;
+        let told = self.run(["nbdinfo", "--map", target].map(str::to_owned).to_vec());
+        let told = told.map_err(|error| match error.to_string().contains(NO_MAP) {
+            true => Unable("its export has no map").into(),
+            false => error,
+        })?;
         let seconds = begin.elapsed().as_secs_f64();
         let extents = told.lines().count() as u64;
         Ok(Found {
