@@ -280,7 +280,10 @@ fn give_way() {
     if !shares_cpus() {
         return;
     }
-    if let Err(error) = take_short_slices(NICE_WHEN_SHARED, SLICE_WHEN_SHARED) {
+    // Some sandboxes know only the older call.
+    let lowered = take_short_slices(NICE_WHEN_SHARED, SLICE_WHEN_SHARED)
+        .or_else(|_| rustix::process::setpriority_process(None, NICE_WHEN_SHARED));
+    if let Err(error) = lowered {
         tracing::warn!(%error, "the uploader's priority could not be lowered");
     }
 }

@@ -359,9 +359,10 @@ impl<'a> Course<'a> {
         });
     }
 
-    /// The same after an attempt. What a target is unable to do is said once, and is no failure.
+    /// The same after an attempt. What another one's target is unable to do is said once, and is no
+    /// failure.
     fn leave_out_after(&mut self, line: &str, target: &str, error: &anyhow::Error) {
-        let failed = error.downcast_ref::<Unable>().is_none();
+        let failed = target.starts_with(OURS) || error.downcast_ref::<Unable>().is_none();
         let is_it = |left: &Left| left.line == line && left.target == target && !left.failed;
         if failed || !self.comparison.left.iter().any(is_it) {
             self.leave_out(line, target, &format!("{error:#}"), failed);

@@ -468,8 +468,12 @@ fn ranges_of_a_file_are_zeroed_and_given_back() {
     let path = path.to_str().unwrap();
     assert!(bench(path, "--rw write --size 1MiB").status.success());
     let run = |options: &str| {
-        let output = bench(path, &format!("{options} --iodepth 4 --size 256KiB --json"));
+        let output = bench(
+            path,
+            &format!("{options} --name it --iodepth 4 --size 256KiB --json"),
+        );
         assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(json(&output)["jobs"][0]["name"], "it");
         json(&output)["kinds"][0].clone()
     };
     let zeroed = run("--rw zeroes --bs 64k");

@@ -256,7 +256,7 @@ impl Line {
 
     /// What the client does, in words that can be given to it.
     pub(crate) fn load_words(&self) -> String {
-        match &self.load {
+        let words = match &self.load {
             Load::Own { flags, .. } => format!("taipan-bench run {}", flags.join(" ")),
             Load::Jobs { text, .. } => {
                 let words: Vec<_> = text.split_whitespace().collect();
@@ -270,6 +270,10 @@ impl Line {
             Load::Download { bytes } => format!("nbdcopy of {bytes} bytes to null:"),
             Load::Convert { bytes } => format!("qemu-img convert -n of a sparse {bytes} bytes"),
             Load::Map => "nbdinfo --map".to_owned(),
+        };
+        match self.client_cpus() {
+            Some(cpus) => format!("{words}, it and the server on CPUs {cpus}"),
+            None => words,
         }
     }
 

@@ -1,6 +1,6 @@
 //! A server that runs for a comparison: started on its CPUs, watched, stopped.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -27,6 +27,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const CONTROL_MAX: Duration = Duration::from_secs(300);
 /// A server that uses less of a CPU than this is idle.
 const IDLE_SHARE: f64 = 0.07;
+/// Looks at the processes of a server, until two of them find the same.
+const LOOKS_MAX: u32 = 5;
 /// Clock ticks per second in /proc, the same on all of Linux's machines.
 const TICKS: f64 = 100.0;
 /// Size of the idle volumes.
@@ -294,32 +296,22 @@ fn http(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> 
     Ok(body.to_owned())
 }
 
-/// Sums over all processes of a group and all that they have started; of those that have ended, if
-/// they were waited for.
+/// Sums over the processes of a group and their descendants; of those that have ended, if they were
+/// waited for. Memory that several of them share counts for each.
 fn usage(group: u32) -> Usage {
     let mut sum = Usage::default();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return sum;
-    };
-    let found = entries.flatten().filter_map(|entry| {
-        let number: u32 = entry.file_name().to_str()?.parse().ok()?;
-        Some((number, read_stat(&entry.path().join("stat"))?))
-    });
-    let all: HashMap<u32, Stat> = found.collect();
-    let is_of_group = |number: &u32| {
-        let mut at = *number;
-        // As many steps as there are processes, should they change meanwhile.
-        for _ in 0..all.len() {
-            match all.get(&at) {
-                Some(stat) if stat.group == group => return true,
-                Some(stat) => at = stat.parent,
-                None => return false,
-            }
+    let mut members = members_of(group);
+    // One that ends between the looks at it and at its parent would count twice or not at all.
+    for _ in 0..LOOKS_MAX {
+        let again = members_of(group);
+        let is_steady = again.keys().eq(members.keys());
+        members = again;
+        if is_steady {
+            break;
         }
-        false
-    };
-    for number in all.keys().filter(|number| is_of_group(number)) {
-        sum.cpu_seconds += all[number].seconds + all[number].children_seconds;
+    }
+    for (number, stat) in members {
+        sum.cpu_seconds += stat.seconds + stat.children_seconds;
         let path = PathBuf::from(format!("/proc/{number}"));
         let status = fs::read_to_string(path.join("status")).unwrap_or_default();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -333,6 +325,30 @@ fn usage(group: u32) -> Usage {
     sum
 }
 
+/// The processes of a group and their descendants, by their numbers.
+fn members_of(group: u32) -> BTreeMap<u32, Stat> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let found = entries.filter_map(|entry| {
+        let number: u32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((number, read_stat(&entry.path().join("stat"))?))
+    });
+    let all: BTreeMap<u32, Stat> = found.collect();
+    let is_member = |number: &u32| {
+        let mut at = *number;
+        // As many steps as there are processes, should they change meanwhile.
+        for _ in 0..all.len() {
+            match all.get(&at) {
+                Some(stat) if stat.group == group => return true,
+                Some(stat) => at = stat.parent,
+                None => return false,
+            }
+        }
+        false
+    };
+    let members = all.iter().filter(|(number, _)| is_member(number));
+    members.map(|(&number, &stat)| (number, stat)).collect()
+}
+
 fn data_core_seconds(thread: &Path) -> Option<f64> {
     let name = fs::read_to_string(thread.join("comm")).ok()?;
     if !name.starts_with("data-") {
@@ -343,6 +359,7 @@ fn data_core_seconds(thread: &Path) -> Option<f64> {
     Some(ns / 1e9)
 }
 
+#[derive(Clone, Copy)]
 struct Stat {
     parent: u32,
     group: u32,

@@ -19,10 +19,12 @@ pub fn involuntary_switches() -> u64 {
 
 /// Lowers the priority of this thread to `nice`, and asks for slices of `slice` (0.1 to 100 ms):
 /// a thread that wakes waits for the end of the running one's, which else is some milliseconds
-/// (`sched_setattr(2)`; kernels before 6.12 keep to their own slices).
+/// (`sched_setattr(2)`; kernels before 6.12 keep to their own slices). Whatever class the thread
+/// was in, it is in that of ordinary threads then.
 ///
 /// # Errors
-/// The kernel refuses: the priority would be raised without the right to do so.
+/// The kernel refuses: for want of the right to raise the priority or to leave the idle class, or
+/// because a sandbox forbids the call.
 pub fn take_short_slices(nice: i32, slice: Duration) -> io::Result<()> {
     let attributes = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
@@ -83,11 +85,29 @@ mod tests {
 
     #[test]
     fn a_thread_gives_way_alone() {
-        let thread = std::thread::spawn(|| {
-            take_short_slices(19, Duration::from_micros(100)).unwrap();
-            rustix::process::getpriority_process(None).unwrap()
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let slice = Duration::from_micros(300);
+        let thread = std::thread::spawn(move || {
+            take_short_slices(19, slice).unwrap();
+            (nice(), own_slice())
         });
-        assert_eq!(thread.join().unwrap(), 19);
-        assert_eq!(rustix::process::getpriority_process(None).unwrap(), 0);
+        let (lowered, found) = thread.join().unwrap();
+        assert_eq!(lowered, 19);
+        // Zero: this kernel keeps to its own.
+        assert!(found == slice || found.is_zero(), "{found:?}");
+        assert_eq!(nice(), before);
+    }
+
+    /// What the kernel says of this thread's slices.
+    fn own_slice() -> Duration {
+        // SAFETY: all fields of the structure are integers, for which zeros are valid.
+        let mut found: libc::sched_attr = unsafe { std::mem::zeroed() };
+        let (size, flags) = (size_of::<libc::sched_attr>() as libc::c_uint, 0);
+        // SAFETY: the kernel writes at most `size` bytes to the place that it is given.
+        let failed =
+            unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut found, size, flags) };
+        assert_eq!(failed, 0);
+        Duration::from_nanos(found.sched_runtime)
     }
 }
