@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArgs;
 use crate::fake_s3_command::FakeS3Args;
+#[cfg(feature = "hot-path")]
 use crate::hot_path::HotPathArgs;
 use crate::index_lookup::IndexLookupArgs;
 use crate::job_file::{self, NamedJob, Settings};
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     #[command(name = "null-server")]
     NullServer(NullServerArgs),
     /// Run one hot path of the product so many times, for counting its instructions
+    #[cfg(feature = "hot-path")]
     #[command(name = "hot-path")]
     HotPath(HotPathArgs),
     /// Measure lookups in the index of a volume of which much is mapped

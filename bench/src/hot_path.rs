@@ -1,6 +1,8 @@
 //! `taipan-bench hot-path`: one hot path of the product so many times, for a tool that counts
 //! instructions. `bench/instructions` compares the counts with those that are recorded.
 
+mod connection;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use clap::{Args, ValueEnum};
 use taipan_engine::arena::Arena;
 use taipan_engine::block::{BlockSize, LocalBlock, ShardId};
 use taipan_engine::checksum::crc32c;
-use taipan_engine::core::{Core, EpochClock, Io, Origin, Progress, Ticket, WritePolicy};
+use taipan_engine::core::{Core, Done, EpochClock, Io, Origin, Progress, Ticket, WritePolicy};
 use taipan_engine::identity::{BatchNum, Epoch, Incarnation, Lsn, VolumeId};
 use taipan_engine::index::{Overlay, ShardBase};
 use taipan_engine::shard::{Found, Shard, VolumeSlot};
@@ -33,6 +35,7 @@ const CORE_MEMORY_BYTES: usize = 32 << 20;
 /// Requests of a data core between two of its turns.
 const CORE_TURN: u64 = 4;
 const SLOT: VolumeSlot = VolumeSlot(0);
+const VOLUME: VolumeId = VolumeId(1);
 /// What is written.
 static SOURCE: [u8; BLOCK] = [0x5A; BLOCK];
 
@@ -69,6 +72,11 @@ enum HotPath {
     CoreWrite,
     /// A data core answers a write and a FLUSH, with the batch and the barrier that this takes
     CoreFlush,
+    /// A read of a block in memory, from one end of a connection to the other and back, with what
+    /// the client does and without what the kernel does
+    ConnectionRead,
+    /// A write on the same way
+    ConnectionWrite,
 }
 
 /// Runs the path.
@@ -98,6 +106,8 @@ pub(crate) fn run(args: &HotPathArgs) -> Result<()> {
         HotPath::CoreResident => core_resident(rounds)?,
         HotPath::CoreWrite => core_write(&mut core()?, rounds)?,
         HotPath::CoreFlush => core_flush(rounds)?,
+        HotPath::ConnectionRead => connection::reads(rounds)?,
+        HotPath::ConnectionWrite => connection::writes(rounds)?,
     }
     Ok(())
 }
@@ -122,7 +132,7 @@ fn shard() -> Result<Shard> {
     let id = ShardId::all().next().context("there are shards")?;
     let mut shard = bare_shard(id, WAL_BYTES, MEMORY_BYTES)?;
     let (overlay, base) = (Overlay::new(), ShardBase::new());
-    shard.add_volume(SLOT, VolumeId(1), BlockSize::MIN, overlay, base);
+    shard.add_volume(SLOT, VOLUME, BlockSize::MIN, overlay, base);
     Ok(shard)
 }
 
@@ -149,26 +159,19 @@ fn core() -> Result<Core> {
     let mut core = Core::new(0, 1, clock, shards, WritePolicy::default());
     let parts = ShardId::all().map(|id| (id, Overlay::new(), ShardBase::new()));
     let settings = VolumeSettings::with_size(PLACES * BLOCK as u64);
-    core.add_volume(
-        SLOT,
-        VolumeId(1),
-        &settings,
-        false,
-        Epoch(0),
-        parts.collect(),
-    );
+    core.add_volume(SLOT, VOLUME, &settings, false, Epoch(0), parts.collect());
     core.make_durable();
     carry_on(&mut core);
     Ok(core)
 }
 
-/// Lets a core work on a disk that takes no time; how many requests it has answered.
-fn carry_on(core: &mut Core) -> usize {
+/// Lets a core work on a disk that takes no time; the requests that it has answered.
+fn carry_on(core: &mut Core) -> Vec<Done> {
     loop {
         core.pump();
         let started: Vec<_> = core.effects.io.drain(..).collect();
         if started.is_empty() {
-            return core.effects.done.drain(..).count();
+            return core.effects.done.drain(..).collect();
         }
         for io in started {
             let (Io::WalWrite { op, .. } | Io::WalRead { op, .. } | Io::Barrier { op, .. }) = io;
@@ -204,7 +207,7 @@ fn core_flush(rounds: u64) -> Result<()> {
         ask_to_write(&mut core, round)?;
         let progress = core.flush(origin(round), SLOT);
         ensure!(matches!(progress, Progress::Pending(_)), "nothing to flush");
-        ensure!(carry_on(&mut core) == 1, "the FLUSH was not answered");
+        ensure!(carry_on(&mut core).len() == 1, "the FLUSH was not answered");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod fake_s3_command;
 mod file_target;
 mod glommio_file;
 mod glommio_nbd;
+#[cfg(feature = "hot-path")]
 mod hot_path;
 mod index_lookup;
 mod inspect;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         },
         Command::NullServer(args) => exit_code(null_server::serve(&args)),
         Command::IndexLookup(args) => exit_code(index_lookup::run(&args)),
+        #[cfg(feature = "hot-path")]
         Command::HotPath(args) => exit_code(hot_path::run(&args)),
         Command::FakeS3(args) => exit_code(fake_s3_command::serve(&args)),
         #[cfg(feature = "s3-loop")]
