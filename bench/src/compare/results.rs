@@ -349,7 +349,7 @@ impl Comparison {
             let data = self.median(&line.name, line.subject, |s| s.data_core_us_per_request);
             let theirs = self.median(&line.name, MEMORY, |s| s.server_us_per_request);
             let part = data.zip(theirs).map(|(data, theirs)| data / theirs);
-            let found = part.map_or_else(|| "not measured".to_owned(), |part| format!("{part:.2}"));
+            let found = beside(part, most);
             verdicts.push(Verdict {
                 words: format!("CPU of data cores ≤ {most} × {MEMORY}: {found}"),
                 reached: part.map(|part| part <= most),
@@ -385,9 +385,7 @@ impl Comparison {
                     self.value(other, line.subject),
                 ),
             };
-            let found = value.map(|value| ours / value);
-            let found =
-                found.map_or_else(|| "not measured".to_owned(), |ratio| format!("{ratio:.2}"));
+            let found = beside(value.map(|value| ours / value), *factor);
             words.push(format!("≥ {factor} × {name}: {found}"));
             let floor = value.map(|value| value * factor);
             least = match (least, floor) {
@@ -579,6 +577,15 @@ const TARGET_HEAD: [&str; 7] = [
     "block sizes",
 ];
 
+/// A ratio beside its bar, with a digit more where it would look like the bar.
+fn beside(ratio: Option<f64>, bar: f64) -> String {
+    match ratio {
+        None => "not measured".to_owned(),
+        Some(ratio) if format!("{ratio:.2}") == format!("{bar:.2}") => format!("{ratio:.3}"),
+        Some(ratio) => format!("{ratio:.2}"),
+    }
+}
+
 fn line_head(line: &Line) -> [&'static str; 8] {
     [
         "target",
@@ -689,6 +696,13 @@ mod tests {
             let sample = Sample::new(&line, target, round, &found, usage, wal);
             comparison.samples.push(sample);
         }
+    }
+
+    #[test]
+    fn a_ratio_just_below_its_bar_does_not_look_like_it() {
+        let told = |ratio| beside(ratio, 1.1);
+        let told = [None, Some(1.097), Some(1.1), Some(1.09)].map(told);
+        assert_eq!(told, ["not measured", "1.097", "1.100", "1.09"]);
     }
 
     #[test]
