@@ -131,13 +131,23 @@ fn a_users_server_is_measured_in_turn_with_the_null_server() {
 
 #[test]
 fn every_known_server_is_measured_with_sixteen_clients() {
+    known_servers_are_measured("unix");
+}
+
+#[test]
+fn every_known_server_is_measured_over_tcp() {
+    known_servers_are_measured("tcp");
+}
+
+fn known_servers_are_measured(transport: &str) {
     let known = ["nbdkit memory", "nbdkit file", "qemu-nbd", "nbd-server"];
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let json = dir.path().join("json");
     let only = known.join(",");
     let line = ["--suite", "commit", "--lines", "write 4k, 16 connections"];
     let place = ["--only", &only, "--json", json.to_str().unwrap()];
-    let output = compare(&dir, &[line, place].concat());
+    let way = ["--transport", transport];
+    let output = compare(&dir, &[&line[..], &place, &way].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
     let found: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
     assert_eq!(found["left"].as_array().unwrap().len(), 0, "{found}");

@@ -1,5 +1,5 @@
 //! `taipan-bench compare` starts the daemon in every way that its lines ask for: as it is, without
-//! commits, with idle volumes beside, and with one and two data cores.
+//! commits, over TCP, with idle volumes beside, and with one and two data cores.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,13 +12,19 @@ use crate::harness::program::Program;
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Which targets measured a line.
+/// Which targets measured a line over unix sockets.
 fn targets_of(suite: &str, line: &str) -> BTreeSet<String> {
+    targets_over("unix", suite, line)
+}
+
+fn targets_over(transport: &str, suite: &str, line: &str) -> BTreeSet<String> {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let json = dir.path().join("found.json");
     Program::new(built("taipan-bench"), LIMIT)
         .args("compare --rounds 1 --seconds 0.3 --wal-size 256MiB --idle-volumes 2")
-        .args("--only taipand --suite")
+        .args("--only taipand --transport")
+        .arg(transport)
+        .arg("--suite")
         .arg(suite)
         .arg("--lines")
         .arg(line)
@@ -50,6 +56,12 @@ fn data_on_disk_is_read_from_the_log_and_from_chunks() {
         |what: &str| targets_of("kvm", &format!("randread 4k d32 from disk only: {what}"));
     assert_eq!(from_disk("the WAL"), names(["taipand, commits off"]));
     assert_eq!(from_disk("committed chunks"), names(["taipand"]));
+}
+
+#[test]
+fn tcp_is_measured_like_unix_sockets() {
+    let found = targets_over("tcp", "kvm", "randwrite 4k d16");
+    assert_eq!(found, names(["taipand"]));
 }
 
 #[test]
