@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use taipan_engine::block::PAGE_BYTES;
 use taipan_nbd::protocol::command;
-use taipan_nbd::{Command, ReplyHead, ReplyTo, Request};
+use taipan_nbd::{Command, HeaderStyle, ReplyHead, ReplyTo, Request};
 
 use super::allowance::ALWAYS_BYTES;
 use super::replies::{Answer, data_head};
@@ -17,14 +17,16 @@ use crate::metrics::RequestKind;
 
 /// From here on a READ goes alone, and holes in it are left out.
 const LONG_BYTES: u32 = 64 << 10;
-/// Longer ones would keep others waiting.
-const READ_BYTES_MAX: u32 = 1 << 20;
+/// What QEMU's tools read at once; longer ones would keep others waiting.
+const READ_BYTES_MAX: u32 = 2 << 20;
 /// Most bytes of short ones that go together: a connection that holds nothing may always have so
 /// many, so that asking for them takes nothing from others.
 const RUN_BYTES_MAX: u64 = 128 << 10;
 const _: () = assert!(RUN_BYTES_MAX <= ALWAYS_BYTES);
 /// No holes are left out of short ones.
 const _: () = assert!(LONG_BYTES as usize <= pieces::READ_BYTES_MIN);
+/// Most READs that wait for room in the socket: they are looked at in each turn.
+pub(super) const WAITING_READS_MAX: usize = 256;
 /// Most slices of one call of the kernel.
 const SLICES_MAX: usize = 1024;
 /// What waits, a head, and blocks of which the first and the last are partly wanted.
@@ -41,6 +43,40 @@ struct Taken {
 }
 
 impl Connection {
+    /// Whether a READ of (offset, length), which is next, waits for a socket that is full of
+    /// replies: what is all in memory is sent from there once it has room, and would be copied
+    /// now. Only while nothing but READs is behind it: a client that sends anything else may take
+    /// no reply before that is received.
+    pub(super) fn waits_for_room(
+        &self,
+        (offset, len): (u64, u32),
+        around: &Surroundings<'_>,
+    ) -> bool {
+        let is_long = (LONG_BYTES..=READ_BYTES_MAX).contains(&len);
+        if !self.unread || !is_long || !matches!(self.wire, Wire::Clear) {
+            return false;
+        }
+        let Phase::Transmission(session) = &self.phase else {
+            return false;
+        };
+        let (slot, range) = (session.volume.slot, (offset, u64::from(len)));
+        self.only_reads_wait(session.terms.headers())
+            && around.core.resident(slot, range, &mut Vec::new())
+    }
+
+    /// Whether the receive buffer holds nothing but READs, as far as they are there.
+    fn only_reads_wait(&self, style: HeaderStyle) -> bool {
+        let bytes = self.input.bytes();
+        let is_read = |header| match Request::parse(style, header) {
+            Ok(Some(request)) => request.command == command::READ,
+            // The rest of it comes, or does not.
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        bytes.len() <= WAITING_READS_MAX * style.request_bytes()
+            && bytes.chunks(style.request_bytes()).all(is_read)
+    }
+
     /// Answers a READ of (offset, length) with what is in memory, and sends that at once. False,
     /// and nothing has happened, if it is not all there, or to be answered in another form.
     pub(super) fn answer_in_place(
@@ -202,5 +238,6 @@ impl Connection {
             taken -= of_piece;
             self.output.extend_from_slice(&piece[of_piece..]);
         }
+        self.unread |= !self.output.is_empty();
     }
 }

@@ -384,6 +384,11 @@ impl Connection {
             Ok(command) => command,
             Err(refusal) => return self.refuse(asked, refusal, around),
         };
+        if let Command::Read { offset, len, .. } = command
+            && self.waits_for_room((offset, len), around)
+        {
+            return false;
+        }
         let in_one_piece = |len| self.is_in_one_piece(asked.header_bytes(), len as usize);
         let (bytes, maps) = match command {
             // The pieces of others are counted one by one.

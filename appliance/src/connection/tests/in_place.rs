@@ -1,5 +1,6 @@
 //! Reads that are sent from where their blocks are.
 
+use super::super::in_place::WAITING_READS_MAX;
 use super::*;
 
 const LEN: usize = 200_000;
@@ -55,6 +56,73 @@ fn a_long_read_of_memory_is_sent_in_the_turn_that_takes_it() {
     assert_eq!(rig.received(), expected);
     let counted = rig.core.counters().memory_blocks;
     assert_eq!(counted, (LEN as u64 + 100).div_ceil(BLOCK));
+}
+
+/// A client that asked for what is in memory more often than its socket takes, and has taken
+/// nothing; bytes that wait for it.
+fn full_of_long_reads(wishes: Wishes, reads: usize) -> (Rig, usize) {
+    let mut rig = Rig::filled(wishes);
+    sockopt::set_socket_send_buffer_size(&rig.connection.socket, 64 << 10).unwrap();
+    let read = rig.header(command::READ, 0, (OFFSET, LEN as u64));
+    rig.client.write_all(&read.repeat(reads)).unwrap();
+    while !rig.connection.unread {
+        rig.turn();
+        rig.flush();
+    }
+    let waiting = rig.connection.output.len();
+    (rig, waiting)
+}
+
+#[test]
+fn long_reads_of_memory_wait_until_the_socket_has_room() {
+    const READS: usize = 9;
+    for extended in [false, true] {
+        let (mut rig, waiting) = full_of_long_reads(wishes(extended), READS);
+        assert!((1..LEN + 64).contains(&waiting), "{waiting} bytes");
+        assert_eq!(rig.turn(), Outcome::Waiting);
+        assert_eq!(rig.connection.output.len(), waiting, "no further is copied");
+        let reply = Rig::filled(wishes(extended)).ask(command::READ, 0, (OFFSET, LEN as u64), &[]);
+        let (mut taken, mut piece) = (Vec::new(), vec![0; 16 << 10]);
+        while taken.len() < READS * reply.len() {
+            let n = rig.client.read(&mut piece).unwrap();
+            taken.extend_from_slice(&piece[..n]);
+            rig.flush();
+            rig.turn();
+            assert!(rig.connection.output.len() < LEN + 64);
+        }
+        assert_eq!(taken, reply.repeat(READS));
+        assert_eq!(rig.answered(), [1 + READS as u64, (READS * LEN) as u64]);
+    }
+}
+
+#[test]
+fn long_reads_do_not_wait_before_a_client_that_sends_anything_else() {
+    let payload = vec![9; 1 << 20];
+    for sent_of_it in [0, 4096] {
+        let (mut rig, waiting) = full_of_long_reads(Wishes::default(), 9);
+        let write = rig.header(command::WRITE, 0, (0, payload.len() as u64));
+        // Of a header that is not whole nothing is known.
+        rig.client.write_all(&write[..9]).unwrap();
+        rig.turn();
+        assert_eq!(rig.connection.output.len(), waiting);
+        rig.client.write_all(&write[9..]).unwrap();
+        rig.client.write_all(&payload[..sent_of_it]).unwrap();
+        for _ in 0..9 {
+            rig.turn();
+        }
+        assert_eq!(rig.answered(), [1 + 9, 9 * LEN as u64], "and a write");
+    }
+}
+
+#[test]
+fn more_long_reads_than_are_looked_at_do_not_wait() {
+    let reads = WAITING_READS_MAX + 9;
+    let (mut rig, waiting) = full_of_long_reads(Wishes::default(), reads);
+    while rig.turn() == Outcome::Ready {}
+    assert!(rig.connection.output.len() > waiting + LEN);
+    let left = rig.connection.input.bytes().len();
+    let header = rig.header(command::READ, 0, (OFFSET, LEN as u64)).len();
+    assert!(left <= WAITING_READS_MAX * header);
 }
 
 #[test]
