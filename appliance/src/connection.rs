@@ -410,6 +410,11 @@ impl Connection {
             }
             Received::Nothing => self.settle(Outcome::Waiting),
             Received::Interrupted => Outcome::Ready,
+            Received::End if self.unread && !self.hung_up && !self.wire.is_tls() => {
+                // READs that waited for room are taken first. The end is met again.
+                self.hung_up = true;
+                Outcome::Ready
+            }
             Received::End => self.gone(around),
         }
     }

@@ -44,16 +44,18 @@ struct Taken {
 
 impl Connection {
     /// Whether a READ of (offset, length), which is next, waits for a socket that is full of
-    /// replies: what is all in memory is sent from there once it has room, and would be copied
+    /// replies: what is all in memory can be sent from there once it has room, and would be copied
     /// now. Only while nothing but READs is behind it: a client that sends anything else may take
-    /// no reply before that is received.
+    /// no reply before that is received, and behind the end of a file nothing is taken any more.
     pub(super) fn waits_for_room(
         &self,
         (offset, len): (u64, u32),
         around: &Surroundings<'_>,
     ) -> bool {
-        let is_long = (LONG_BYTES..=READ_BYTES_MAX).contains(&len);
-        if !self.unread || !is_long || !matches!(self.wire, Wire::Clear) {
+        let may_wait = self.unread && !self.hung_up && matches!(self.wire, Wire::Clear);
+        // One that waits for the limits of its volume has its turn then.
+        let is_first = self.toll == Toll::Unknown;
+        if !may_wait || !is_first || !(LONG_BYTES..=READ_BYTES_MAX).contains(&len) {
             return false;
         }
         let Phase::Transmission(session) = &self.phase else {
