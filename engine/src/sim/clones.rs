@@ -105,6 +105,12 @@ impl Clones {
             .values()
             .any(|clone| clone.snapshot == Some(snapshot))
     }
+
+    /// Whether a clone of the snapshot was begun: it can be gone on with, so it keeps it as well.
+    pub(super) fn have_begun(&self, snapshot: SnapshotId) -> bool {
+        let mut unfinished = self.unfinished.iter();
+        unfinished.any(|creation| creation.snapshot.id == snapshot)
+    }
 }
 
 impl World {
@@ -369,12 +375,17 @@ impl World {
         }
     }
 
-    /// At the end of everything: what was begun is finished, and nothing is left of those that are
-    /// gone.
-    pub(super) fn settle_clones(&mut self, clones: &mut Clones) -> Result<(), String> {
+    /// Goes on with all deletions until they are done.
+    pub(super) fn finish_deletions(&mut self, clones: &mut Clones) {
         while let Some(id) = clones.dying.first().copied() {
             self.delete_or_finish(clones, id);
         }
+    }
+
+    /// At the end of everything: what was begun is finished, and nothing is left of those that are
+    /// gone.
+    pub(super) fn settle_clones(&mut self, clones: &mut Clones) -> Result<(), String> {
+        self.finish_deletions(clones);
         while !clones.zombies.is_empty() {
             self.haunt_one(clones, 1000);
         }

@@ -143,6 +143,8 @@ impl World {
     /// At the end of the run: what was begun of groups and clones is finished.
     pub(super) fn settle_space(&mut self) -> std::result::Result<(), String> {
         let snapshots = Rc::clone(&self.snapshots);
+        // One whose deletion was interrupted still keeps its snapshot.
+        self.finish_deletions(&mut snapshots.clones.borrow_mut());
         self.settle_groups(&snapshots)?;
         self.settle_clones(&mut snapshots.clones.borrow_mut())
     }

@@ -276,7 +276,8 @@ impl World {
                 None => return Err(format!("nobody has settled group {lead}")),
                 Some(GroupVerdict::GivenUp) => {
                     // Only a clone of it keeps what is left.
-                    if !snapshots.clones.borrow().need(snapshot.id) {
+                    let clones = snapshots.clones.borrow();
+                    if !clones.need(snapshot.id) && !clones.have_begun(snapshot.id) {
                         return Err(format!("volume {id} has a snapshot of broken group {lead}"));
                     }
                 }
