@@ -1,6 +1,7 @@
 //! Reads whose blocks are in batch memory: their bytes go to the socket from there.
 
 use std::io::{ErrorKind, IoSlice, Write};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 
 use taipan_engine::block::PAGE_BYTES;
@@ -19,6 +20,8 @@ use crate::metrics::RequestKind;
 const LONG_BYTES: u32 = 64 << 10;
 /// What QEMU's tools read at once; longer ones would keep others waiting.
 const READ_BYTES_MAX: u32 = 2 << 20;
+/// Those that go alone.
+const LONG: RangeInclusive<u32> = LONG_BYTES..=READ_BYTES_MAX;
 /// Most bytes of short ones that go together: a connection that holds nothing may always have so
 /// many, so that asking for them takes nothing from others.
 const RUN_BYTES_MAX: u64 = 128 << 10;
@@ -55,7 +58,7 @@ impl Connection {
         let may_wait = self.unread && !self.hung_up && matches!(self.wire, Wire::Clear);
         // One that waits for the limits of its volume has its turn then.
         let is_first = self.toll == Toll::Unknown;
-        if !may_wait || !is_first || !(LONG_BYTES..=READ_BYTES_MAX).contains(&len) {
+        if !may_wait || !is_first || !LONG.contains(&len) {
             return false;
         }
         let Phase::Transmission(session) = &self.phase else {
@@ -87,7 +90,7 @@ impl Connection {
         (offset, len, df): (u64, u32, bool),
         around: &mut Surroundings<'_>,
     ) -> bool {
-        if !self.may_send_at_once() || !(LONG_BYTES..=READ_BYTES_MAX).contains(&len) {
+        if !self.may_send_at_once() || !LONG.contains(&len) {
             return false;
         }
         let Phase::Transmission(session) = &self.phase else {

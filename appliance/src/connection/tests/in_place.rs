@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 
 use super::super::in_place::WAITING_READS_MAX;
+use super::throttled::SECOND;
 use super::*;
 
 const LEN: usize = 200_000;
@@ -112,7 +113,6 @@ fn long_reads_do_not_wait_before_a_client_that_sends_anything_else() {
 
 #[test]
 fn a_long_read_that_had_to_wait_for_limits_does_not_wait_for_room() {
-    const SECOND: u64 = 1_000_000_000;
     let mut rig = Rig::filled(Wishes::default());
     rig.limit(1, 0);
     rig.now_ns = 50 * SECOND;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 
 impl Rig {
     pub(super) fn limit(&self, iops: u64, bandwidth_bytes: u64) {
